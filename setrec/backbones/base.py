@@ -1,0 +1,43 @@
+"""The contract every backbone keeps."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module, ABC):
+    """Reads histories of item tokens and answers one set of K vectors for every prefix, in one forward pass.
+
+    The constructor only stores typed settings; `build` makes the layers. The two are apart because the command line
+    constructs everything before it knows whether a checkpoint will fill the weights.
+
+    What every backbone guarantees (tests/test_invariants.py):
+        - the slots of a history item are a set: permuting them permutes nothing in the answer,
+        - a query sees the text, the items before its prefix and itself; never another query, never a later item,
+        - padding and the other rows of the batch change nothing,
+        - all prefixes of a history answered at once equal one row per prefix.
+    """
+
+    width: int  # D, known after `build`
+    query_std: float  # scale of the backbone's own token embeddings; queries are drawn on that scale
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make the layers: load the pretrained weights, or draw random ones of the named shape.
+
+        Raises:
+            ConfigError: the pretrained model can't be found; the sentence names the flag for random weights.
+        """
+
+    @abstractmethod
+    def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
+        """Answer the queries of every prefix.
+
+        Args:
+            items: (B, L, K, D) float, the tokens of the history's items, padded at the end.
+            real: (B, L) bool, which items are not padding.
+            prefix: (B, P) int64, how many items query set p may see; -1 at padding.
+            queries: (K, D) float, the learned queries.
+
+        Returns (B, P, K, D) float. At padding the content has no meaning.
+        """

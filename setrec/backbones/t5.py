@@ -1,0 +1,213 @@
+"""T5 of any size as a backbone: its encoder reads the history under the set mask, its decoder answers the queries.
+
+The blocks are transformers' own; this module hands them masks and position biases and skips what the method makes
+superfluous: a decoder whose queries see only themselves needs no self-attention (softmax over one key is 1).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, T5Config, T5Model
+from transformers.models.t5.modeling_t5 import T5LayerCrossAttention, T5LayerFF, T5LayerSelfAttention
+
+from setrec.backbones.base import Backbone
+from setrec.errors import ConfigError
+from setrec.sequence import additive, bidirectional_mask, history_mask, history_positions, queries_see
+
+
+class Shape(NamedTuple):
+    """The numbers that size a T5."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    layers: int
+    heads: int
+
+
+SHAPES = {
+    "nano": Shape(d_model=32, d_kv=16, d_ff=64, layers=1, heads=2),
+    "tiny": Shape(d_model=128, d_kv=32, d_ff=512, layers=2, heads=4),
+    "small": Shape(d_model=512, d_kv=64, d_ff=2048, layers=6, heads=8),
+    "base": Shape(d_model=768, d_kv=64, d_ff=3072, layers=12, heads=12),
+    "large": Shape(d_model=1024, d_kv=64, d_ff=4096, layers=24, heads=16),
+}
+
+
+class T5Backbone(Backbone):
+    """T5, pretrained or from random weights.
+
+    Args:
+        pretrained: A Hugging Face name or a local folder of a T5 (paper: google-t5/t5-small). None: random weights of `shape`.
+        shape: Size of a T5 from random weights: nano (32 wide, for tests), tiny (128 wide, 2 + 2 layers, trains on two CPU cores),
+            small, base, large (the published sizes). Not used with `pretrained`.
+        mask: `set` is the paper's sparse mask (a history token sees the instruction, itself and earlier items).
+            `bidirectional` is what the released code does (every history token sees every other); it leaks later items into
+            earlier prefixes, so it needs --data.prefix_parallel false.
+        isolate_queries: True: a query never sees another query (the paper). False: the K queries of a prefix see each
+            other in the decoder's self-attention, as in effect they do in the released code.
+        recency_bias: Add a learned bias per head from the age of an item (prefix length minus its place) to the queries'
+            cross-attention, which otherwise can't tell the last item from the first. Off in the paper.
+        max_recency: Ages above this share one bias; items.
+        dropout: Probability of dropout in every layer; the T5 papers and the paper's code use 0.1.
+        instruction: Text before the history; tokenised with the pretrained tokenizer. Without one, learned tokens stand
+            in its place.
+        response: Text after the instruction that announces the answer. It stands before the items so that its position
+            doesn't depend on the length of the history.
+        n_prompt: Learned always-visible tokens in place of the text when there is no tokenizer; at least 1, because an
+            empty history must see something.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        shape: Literal["nano", "tiny", "small", "base", "large"] = "tiny",
+        mask: Literal["set", "bidirectional"] = "set",
+        isolate_queries: bool = True,
+        recency_bias: bool = False,
+        max_recency: int = 50,
+        dropout: float = 0.1,
+        instruction: str = "What would the user be likely to purchase next after buying the following items?",
+        response: str = "The user would purchase:",
+        n_prompt: int = 1,
+    ) -> None:
+        super().__init__()
+        if n_prompt < 1:
+            raise ConfigError(f"n_prompt is {n_prompt}: at least 1 token must be visible to an empty history.")
+        self.pretrained = pretrained
+        self.shape = shape
+        self.mask = mask
+        self.isolate_queries = isolate_queries
+        self.recency_bias = recency_bias
+        self.max_recency = max_recency
+        self.dropout = dropout
+        self.instruction = instruction
+        self.response = response
+        self.n_prompt = n_prompt
+        self.query_std = 1.0  # T5 draws its embeddings with standard deviation 1
+
+    def build(self) -> None:
+        """Make the layers; see `Backbone.build`."""
+        model, prompt = self._load() if self.pretrained else self._draw()
+        config = model.config
+        self.width = config.d_model
+        self.prompt = nn.Parameter(prompt)  # (n_text, D)
+        self.encoder = model.encoder.block
+        self.encoder_norm = model.encoder.final_layer_norm
+        self.decoder = model.decoder.block
+        self.decoder_norm = model.decoder.final_layer_norm
+        self.drop = nn.Dropout(self.dropout)
+        for index, block in enumerate(self.decoder):
+            attention = block.layer[0].SelfAttention
+            if self.isolate_queries:  # never used, and plain DDP refuses parameters without gradients
+                del attention.q, attention.k
+            if attention.has_relative_attention_bias:  # queries have no order
+                del attention.relative_attention_bias
+                attention.has_relative_attention_bias = False
+            assert isinstance(block.layer[1], T5LayerCrossAttention), f"decoder block {index} is not a T5 block"
+        if self.recency_bias:
+            self.recency = nn.Embedding(self.max_recency + 1, config.num_heads)
+            nn.init.zeros_(self.recency.weight)
+        self.train()  # from_pretrained returns eval(), and Lightning would keep it
+
+    def _draw(self) -> tuple[T5Model, Tensor]:
+        """Random weights of the named shape, and a random prompt (n_prompt, D)."""
+        size = SHAPES[self.shape]
+        config = T5Config(
+            vocab_size=2,  # items come as vectors: no word is ever looked up
+            d_model=size.d_model,
+            d_kv=size.d_kv,
+            d_ff=size.d_ff,
+            num_layers=size.layers,
+            num_decoder_layers=size.layers,
+            num_heads=size.heads,
+            dropout_rate=self.dropout,
+        )
+        config._attn_implementation = "sdpa"
+        return T5Model(config), torch.randn(self.n_prompt, size.d_model)  # (n_prompt, D)
+
+    def _load(self) -> tuple[T5Model, Tensor]:
+        """The pretrained weights in float32, and the embedded text (n_text, D)."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.pretrained)
+            model = T5Model.from_pretrained(
+                self.pretrained, dtype=torch.float32, dropout_rate=self.dropout, attn_implementation="sdpa"
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"The pretrained T5 {self.pretrained!r} is neither a folder here nor reachable on the model hub "
+                f"({str(error).splitlines()[0]}). For random weights instead: --model.backbone.pretrained null "
+                "(and --model.backbone.shape small)."
+            ) from error
+        words = tokenizer(f"{self.instruction} {self.response}", add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            return model, model.shared(words.input_ids[0]).clone()  # (n_text, D)
+
+    def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
+        """Answer the queries of every prefix; see `Backbone.forward`."""
+        history = self._encode(items, real)  # (B, T, D)
+        return self._answer(history, prefix, queries, n_items=items.shape[1])  # (B, P, K, D)
+
+    def _encode(self, items: Tensor, real: Tensor) -> Tensor:
+        """items (B, L, K, D), real (B, L) -> (B, T, D): the text, then the items' tokens, contextualised."""
+        n_batch, n_items, n_slots, width = items.shape
+        text = self.prompt.expand(n_batch, -1, -1)  # (B, n_text, D)
+        x = torch.cat([text, items.reshape(n_batch, n_items * n_slots, width)], dim=1)  # (B, T, D)
+        n_text = self.prompt.shape[0]
+        if self.mask == "set":
+            see = history_mask(n_text, n_items, n_slots, x.device)[None]  # (1, T, T)
+        else:
+            see = bidirectional_mask(n_text, n_slots, real)  # (B, T, T)
+        position = history_positions(n_text, n_items, n_slots, x.device)  # (T,)
+        mask = additive(see, x.dtype)[:, None]  # (1 or B, 1, T, T)
+        first = self.encoder[0].layer[0].SelfAttention
+        # T5's own bias for positions 0, 1, 2 ..., read at our positions, which the slots of an item share.
+        bias = first.compute_bias(n_text + n_items, n_text + n_items, device=x.device)  # (1, heads, n_text+L, n_text+L)
+        bias = bias[:, :, position][..., position].to(x.dtype)  # (1, heads, T, T)
+        bias = bias + mask  # (1 or B, heads, T, T): added once here, not anew in every layer
+        x = self.drop(x)
+        for block in self.encoder:
+            x, _, _ = block(x, position_bias=bias)  # (B, T, D)
+        return self.drop(self.encoder_norm(x))  # (B, T, D)
+
+    def _answer(self, history: Tensor, prefix: Tensor, queries: Tensor, n_items: int) -> Tensor:
+        """history (B, T, D), prefix (B, P), queries (K, D) -> (B, P, K, D)."""
+        n_batch, n_prefix = prefix.shape
+        n_slots, width = queries.shape
+        see = queries_see(prefix, self.prompt.shape[0], n_items, n_slots)  # (B, P, T)
+        bias = additive(see, history.dtype)[:, None]  # (B, 1, P, T)
+        if self.recency_bias:
+            bias = bias + self._recency(prefix, n_items, n_slots)  # (B, heads, P, T)
+        bias = bias.repeat_interleave(n_slots, dim=2)  # (B, 1 or heads, P * K, T)
+        x = queries.to(history.dtype).expand(n_batch, n_prefix, n_slots, width)  # (B, P, K, D)
+        x = self.drop(x.reshape(n_batch, n_prefix * n_slots, width))  # (B, P * K, D)
+        for block in self.decoder:
+            alone, cross, feed_forward = block.layer
+            x = self._queries_among_themselves(alone, x, n_slots)  # (B, P * K, D)
+            x, _, _ = cross(x, key_value_states=history, position_bias=bias)  # (B, P * K, D)
+            assert isinstance(feed_forward, T5LayerFF)
+            x = feed_forward(x)  # (B, P * K, D)
+        x = self.drop(self.decoder_norm(x))  # (B, P * K, D)
+        return x.view(n_batch, n_prefix, n_slots, width)  # (B, P, K, D)
+
+    def _queries_among_themselves(self, layer: T5LayerSelfAttention, x: Tensor, n_slots: int) -> Tensor:
+        """The decoder's self-attention. x and the result: (B, P * K, D).
+
+        Isolated queries attend to one key, themselves: the softmax is 1 whatever q and k are, so only the value path is left.
+        """
+        if self.isolate_queries:
+            attention = layer.SelfAttention
+            return x + layer.dropout(attention.o(attention.v(layer.layer_norm(x))))  # (B, P * K, D)
+        sets = x.reshape(-1, n_slots, x.shape[-1])  # (B * P, K, D)
+        zero = x.new_zeros(1, 1, 1, 1)
+        sets, _, _ = layer(sets, attention_mask=zero, position_bias=zero)  # (B * P, K, D)
+        return sets.reshape(x.shape)  # (B, P * K, D)
+
+    def _recency(self, prefix: Tensor, n_items: int, n_slots: int) -> Tensor:
+        """A bias from an item's age, prefix[p] - its place. Returns (B, heads, P, T), zero for the text."""
+        place = torch.arange(n_items, device=prefix.device)  # (L,)
+        age = (prefix[..., None] - place).clamp(0, self.max_recency)  # (B, P, L)
+        bias = self.recency(age).permute(0, 3, 1, 2)  # (B, heads, P, L)
+        bias = bias.repeat_interleave(n_slots, dim=-1)  # (B, heads, P, L * K)
+        return nn.functional.pad(bias, (self.prompt.shape[0], 0))  # (B, heads, P, T)

@@ -1,0 +1,72 @@
+"""Cross-entropy over the full catalogue, without ever holding the logits of a batch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_LOGITS = 4 * 1024 * 1024  # logits held at a time: 16 MiB in float32, small enough to stay near the caches
+
+
+class _CatalogueCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of (R, W) queries against an (N, W) table; gradients are made in the forward pass.
+
+    The softmax is needed for the loss and for the gradient. Taken a chunk of rows at a time, its gradient is folded into
+    (R, W) and (N, W) at once and the chunk is forgotten: three matrix products, no recomputation, O(chunk * N) memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        needs_queries, needs_table = ctx.needs_input_grad[:2]
+        n_rows, n_items = queries.shape[0], table.shape[0]
+        losses = torch.empty(n_rows, dtype=torch.float32, device=queries.device)  # (R,)
+        d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
+        d_table = torch.zeros_like(table) if needs_table else None  # (N, W)
+        step = max(1, CHUNK_LOGITS // max(1, n_items))
+        for start in range(0, n_rows, step):
+            rows = slice(start, min(start + step, n_rows))
+            logits = (queries[rows] @ table.T).float()  # (r, N)
+            wanted = target[rows, None]  # (r, 1)
+            norm = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
+            losses[rows] = (norm - logits.gather(1, wanted)).squeeze(1)
+            if not (needs_queries or needs_table):
+                continue
+            soft = logits.sub_(norm).exp_()  # (r, N) softmax, in place of the logits
+            soft.scatter_add_(1, wanted, soft.new_full(wanted.shape, -1.0))  # softmax - one hot
+            soft = soft.mul_(weight[rows, None]).to(table.dtype)  # (r, N)
+            if d_queries is not None:
+                d_queries[rows] = soft @ table  # (r, W)
+            if d_table is not None:
+                d_table.addmm_(soft.T, queries[rows])  # (N, W)
+        ctx.save_for_backward(d_queries, d_table)
+        ctx.mark_non_differentiable(losses)
+        return (losses * weight).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        d_queries, d_table = ctx.saved_tensors
+        scale = grad.to(d_queries.dtype if d_queries is not None else grad.dtype)
+        return (
+            None if d_queries is None else d_queries * scale,
+            None if d_table is None else d_table * scale,
+            None,
+            None,
+        )
+
+
+def catalogue_cross_entropy(
+    queries: Tensor, table: Tensor, target: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy of every query against every item.
+
+    Args:
+        queries: (R, W) float.
+        table: (N, W) float, one row an item.
+        target: (R,) int64, the right item's row in `table`.
+        weight: (R,) float, factors of the rows in the sum; ones if None.
+
+    Returns the weighted sum, a scalar with gradients, and the losses of the rows, (R,) float32 without.
+    """
+    if weight is None:
+        weight = torch.ones(queries.shape[0], dtype=torch.float32, device=queries.device)  # (R,)
+    return _CatalogueCrossEntropy.apply(queries, table, target, weight)

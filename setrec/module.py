@@ -1,0 +1,133 @@
+"""SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in ranking.py."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from setrec.backbones import Backbone, T5Backbone
+from setrec.grounding import Index, part_scores
+from setrec.hparams import plain_arguments
+from setrec.model import LossSums, SETRec
+from setrec.ranking import RankingModule
+from setrec.schemas import Batch
+
+BETAS = tuple(b / 10 for b in range(11))
+
+
+class SETRecModule(RankingModule):
+    """Trains SETRec and chooses beta on validation.
+
+    Args:
+        backbone: What reads the histories: T5Backbone (paper: T5-small). Default: a tiny T5 from random weights.
+        lr: Peak learning rate of AdamW (paper: 1e-3 for T5, 3e-4 for Qwen).
+        n_sem: Semantic slots an item; 0: collaborative only (paper: 4 for T5, 6 for Qwen).
+        n_cf: Collaborative slots an item, one for each CF matrix of the data; 0: semantic only (paper: 1).
+        alpha: Weight of the reconstruction of the history's text vectors (paper: 0.7 for T5, 0.5 for Qwen).
+        bottleneck: Width H of the semantic autoencoder's bottleneck (paper: 128).
+        trunk: Widths between the text vector and the bottleneck (paper: 512, 256).
+        missing_cf: CF vector of items absent from training: as_is, whatever the file holds (paper); zero, none.
+        warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
+        weight_decay: AdamW's (paper: 0, the default of the released training script).
+        filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. The paper ranks
+            them too (false); test reports both.
+        top_k: Items that predict lists for each user.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        lr: float = 1e-3,
+        n_sem: int = 4,
+        n_cf: int = 1,
+        alpha: float = 0.7,
+        bottleneck: int = 128,
+        trunk: list[int] | None = None,
+        missing_cf: Literal["as_is", "zero"] = "as_is",
+        warmup_steps: int = 100,
+        weight_decay: float = 0.0,
+        filter_seen: bool = True,
+        top_k: int = 10,
+    ) -> None:
+        super().__init__(filter_seen, top_k)
+        self.save_hyperparameters(plain_arguments(self, locals()))
+        self.backbone_settings = [backbone or T5Backbone()]  # in a list: a module of `model`, not of this one
+        self.lr = lr
+        self.n_sem, self.n_cf = n_sem, n_cf
+        self.alpha = alpha
+        self.bottleneck, self.trunk = bottleneck, trunk or [512, 256]
+        self.missing_cf: Literal["as_is", "zero"] = missing_cf
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.variants = BETAS if n_sem and n_cf else (float(n_sem > 0),)  # one kind of slot leaves nothing to weigh
+        self.model: SETRec | None = None
+
+    def configure_model(self) -> None:
+        """Make the layers, now that the data says how wide its vectors are."""
+        if self.model is None:
+            self.model = SETRec(
+                self.data.catalogue,
+                self.backbone_settings[0],
+                n_cf=self.n_cf,
+                n_sem=self.n_sem,
+                bottleneck=self.bottleneck,
+                trunk=self.trunk,
+                missing_cf=self.missing_cf,
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(self.warmup_steps, steps // 2), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --------------------------------------------------------------------------------------------------------- training
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Draw dropout from (seed, step, process) alone, so that a resumed run continues to the bit.
+
+        Lightning saves no random state; with this there is none to save.
+        """
+        torch.manual_seed(self.data.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        assert self.model is not None
+        sums = self.model.losses(batch)
+        loss = self.average(sums)
+        n_prefix = int(len(batch.valid))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=n_prefix)
+        names = [f"cf_{c}" for c in range(self.n_cf)] + [f"sem_{k}" for k in range(self.n_sem)]
+        slots = sums.slots / sums.n_prefix  # (K,)
+        self.log_dict({f"train/loss_{name}": slots[k] for k, name in enumerate(names)}, batch_size=n_prefix)
+        self.log("train/reconstruction", sums.reconstruction.detach() / sums.n_reconstructed, batch_size=n_prefix)
+        return loss
+
+    def average(self, sums: LossSums) -> Tensor:
+        """Mean over the prefixes of all processes, as a loss whose gradients DDP may average.
+
+        DDP divides the sum of gradients by the number of processes, but the mean wanted is over prefixes, which differ in number.
+        """
+        counts = torch.stack([sums.n_prefix, sums.n_reconstructed])  # (2,)
+        if self.trainer.world_size > 1:
+            everywhere = self.all_gather(counts)  # (processes, 2)
+            assert isinstance(everywhere, Tensor)
+            counts = everywhere.sum(dim=0) / self.trainer.world_size  # (2,)
+        n_prefix, n_reconstructed = counts.clamp(min=1e-6)  # a batch of empty histories reconstructs nothing
+        return sums.ranking / n_prefix + self.alpha * sums.reconstruction / n_reconstructed
+
+    # ---------------------------------------------------------------------------------------------------------- scoring
+    def refresh(self) -> None:
+        """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""
+        assert self.model is not None
+        with torch.no_grad():
+            self.index: Index = self.model.index()
+
+    def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
+        """Scores (B, N) under every beta: two matrix products, then weighted sums; see `RankingModule`."""
+        assert self.model is not None
+        cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
+        for beta in variants:
+            yield (1 - beta) * cf + beta * sem  # (B, N)

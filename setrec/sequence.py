@@ -1,0 +1,96 @@
+"""Who sees whom, and where everything stands: the masks and positions of SETRec as pure functions.
+
+The sequence of a history is  instruction and response text | items, K slots each.  Queries stand outside it: query set p
+of a user reads the text and the first prefix[p] items (see `queries_see`), or is packed into the same sequence by the
+decoder-only backbone.
+
+Everything here returns booleans (True: may see). `additive` turns them into what attention adds to its logits.
+"""
+
+import torch
+from torch import Tensor
+
+
+def history_positions(n_text: int, n_items: int, n_slots: int, device: torch.device | None = None) -> Tensor:
+    """Positions of the history's tokens: text counts up, then one position an item, shared by its slots.
+
+    Sharing makes an item's slots a set: nothing tells them apart but their content (paper, section 3.2).
+    Text comes first so that its positions do not depend on the length of the history. Returns (T,) int64.
+    """
+    text = torch.arange(n_text, device=device)  # (n_text,)
+    items = n_text + torch.arange(n_items, device=device)  # (L,)
+    return torch.cat([text, items.repeat_interleave(n_slots)])  # (T,) with T = n_text + L * K
+
+
+def history_mask(n_text: int, n_items: int, n_slots: int, device: torch.device | None = None) -> Tensor:
+    """The paper's sparse mask: a token of an item sees the text, itself and every token of earlier items.
+
+    It never sees the other slots of its own item, nor anything later; the text sees only text, so that no item leaks
+    through it into earlier prefixes. With 2 text tokens and 2 items of 2 slots (row sees column: x):
+
+                 text   item 0  item 1
+               t0  t1   a   b   a   b
+        t0      x   x   .   .   .   .
+        t1      x   x   .   .   .   .
+        0 a     x   x   x   .   .   .
+        0 b     x   x   .   x   .   .
+        1 a     x   x   x   x   x   .
+        1 b     x   x   x   x   .   x
+
+    Padding stands at the end, where no real token looks: the mask needs no knowledge of it. Returns (T, T) bool.
+    """
+    order = torch.cat(
+        [
+            torch.full((n_text,), -1, device=device),
+            torch.arange(n_items, device=device).repeat_interleave(n_slots),
+        ]
+    )  # (T,) which item a token belongs to, -1 for text
+    earlier = order[None, :] < order[:, None]  # (T, T)
+    text = (order[None, :] < 0) & (order[:, None] < 0)  # (T, T)
+    itself = torch.eye(len(order), dtype=torch.bool, device=device)  # (T, T)
+    return earlier | text | itself  # (T, T)
+
+
+def bidirectional_mask(n_text: int, n_slots: int, real: Tensor) -> Tensor:
+    """What the released code gives T5's encoder: every token sees every real token, its own item's slots included.
+
+    Only right with one prefix per row: a history token sees all the items of the row.
+
+    Args:
+        real: (B, L) bool, which items are not padding.
+
+    Returns (B, T, T) bool.
+    """
+    n_batch, n_items = real.shape
+    keys = torch.cat([real.new_ones(n_batch, n_text), real.repeat_interleave(n_slots, dim=1)], dim=1)  # (B, T)
+    n_tokens = n_text + n_items * n_slots
+    return keys[:, None, :].expand(n_batch, n_tokens, n_tokens)  # (B, T, T)
+
+
+def queries_see(prefix: Tensor, n_text: int, n_items: int, n_slots: int) -> Tensor:
+    """What each query set sees of the history's tokens: the text, and every slot of the first prefix[b, p] items.
+
+    For prefixes 0, 1, 2 of two items with one text token and two slots:
+
+                 text  item 0  item 1
+        0         x     .  .    .  .
+        1         x     x  x    .  .
+        2         x     x  x    x  x
+
+    Args:
+        prefix: (B, P) int64; padding (-1) sees the text only, as the empty history does.
+
+    Returns (B, P, T) bool.
+    """
+    item = torch.arange(n_items, device=prefix.device).repeat_interleave(n_slots)  # (L * K,)
+    items = item < prefix[..., None]  # (B, P, L * K)
+    text = items.new_ones(*prefix.shape, n_text)  # (B, P, n_text)
+    return torch.cat([text, items], dim=-1)  # (B, P, T)
+
+
+def additive(see: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add to attention logits: 0 where seen, the type's lowest number where not.
+
+    Floats are right on every attention path of transformers; booleans are not on the eager one. Same shape, `dtype`.
+    """
+    return torch.zeros(see.shape, dtype=dtype, device=see.device).masked_fill(~see, torch.finfo(dtype).min)

@@ -1,0 +1,69 @@
+"""Item tokens: every item as an order-agnostic set of K vectors, collaborative slots first, semantic slots after.
+
+Paper, section 3.1: a CF slot is a projection of a frozen CF vector; the semantic slots come from one autoencoder over the
+item's text vector. Nothing here is ever expanded to (N, K, D): the catalogue enters a step as its trunk codes (N, H).
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def relu_mlp(widths: list[int]) -> nn.Sequential:
+    """Linear layers of the given widths, ReLU after every one. (any, widths[0]) -> (any, widths[-1])."""
+    layers: list[nn.Module] = []
+    for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class ItemTokens(nn.Module):
+    """The tokenizers of SETRec.
+
+    CF slot c:        z_c(v) = W_c e_c(v) + b_c          e_c(v) frozen, (E_c,)
+    semantic trunk:   a(v) = MLP(f(v))                   F -> 512 -> 256 -> H, ReLU after every layer
+    semantic slot k:  z_k(v) = U_k a(v) + u_k
+    reconstruction:   f'(v) = MLP'(z_1(v) ... z_n(v))    n_sem * D -> H -> 256 -> 512 -> F
+
+    Args:
+        cf_widths: E of every CF slot; empty for a semantic-only model.
+        text_width: F; ignored when n_sem is 0.
+        n_sem: number of semantic slots; 0 for a CF-only model.
+        width: D, the backbone's.
+        bottleneck: H (paper: 128).
+        trunk: widths of the hidden layers between F and H (paper: 512, 256).
+    """
+
+    def __init__(
+        self, cf_widths: list[int], text_width: int, n_sem: int, width: int, bottleneck: int, trunk: list[int]
+    ) -> None:
+        super().__init__()
+        self.cf = nn.ModuleList(nn.Linear(e, width) for e in cf_widths)
+        self.n_cf = len(cf_widths)
+        self.n_sem = n_sem
+        if n_sem:
+            self.trunk = relu_mlp([text_width, *trunk, bottleneck])
+            self.heads = nn.ModuleList(nn.Linear(bottleneck, width) for _ in range(n_sem))
+            mirror = [n_sem * width, bottleneck, *reversed(trunk)]
+            self.decoder = nn.Sequential(*relu_mlp(mirror), nn.Linear(mirror[-1], text_width))
+
+    def encode(self, text: Tensor) -> Tensor:
+        """Trunk codes a(v) of text vectors (any, F) -> (any, H)."""
+        return self.trunk(text)  # (any, H)
+
+    def forward(self, cf: list[Tensor], codes: Tensor | None) -> Tensor:
+        """The set of tokens of some items.
+
+        Args:
+            cf: the items' CF vectors, one (U, E_c) float a CF slot.
+            codes: (U, H) float from `encode`; None without semantic slots.
+
+        Returns (U, K, D) float.
+        """
+        slots = [project(e) for project, e in zip(self.cf, cf, strict=True)]  # n_cf of (U, D)
+        if codes is not None:
+            slots += [head(codes) for head in self.heads]  # n_sem of (U, D)
+        return torch.stack(slots, dim=1)  # (U, K, D)
+
+    def reconstruct(self, tokens: Tensor) -> Tensor:
+        """The text vectors that the semantic slots of `tokens` (U, K, D) remember: (U, F)."""
+        return self.decoder(tokens[:, self.n_cf :].flatten(1))  # (U, F)

@@ -1,0 +1,152 @@
+"""What every backbone guarantees (setrec/backbones/base.py), shown on random weights in evaluation mode."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from setrec.backbones import Backbone, T5Backbone
+
+B, L, K = 3, 5, 3
+
+
+def make(name: str) -> Backbone:
+    """A small backbone from random weights, its zero-initialised parts shaken so that they matter."""
+    torch.manual_seed(7)
+    backbones = {
+        "t5": lambda: T5Backbone(shape="nano"),
+        "t5 recency": lambda: T5Backbone(shape="nano", recency_bias=True, max_recency=3, n_prompt=2),
+    }
+    backbone = backbones[name]()
+    backbone.build()
+    for parameter in backbone.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter)
+    return backbone.eval().double()
+
+
+ALL = ["t5", "t5 recency"]
+
+
+@pytest.fixture(params=ALL)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return make(request.param)
+
+
+def inputs(backbone: Backbone) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three histories of 5, 3 and 0 items, every prefix of each, and K queries."""
+    torch.manual_seed(1)
+    items = torch.randn(B, L, K, backbone.width, dtype=torch.float64)
+    length = torch.tensor([5, 3, 0])
+    real = torch.arange(L) < length[:, None]
+    prefix = torch.arange(L + 1).expand(B, -1).masked_fill(torch.arange(L + 1) > length[:, None], -1)
+    return items, real, prefix, torch.randn(K, backbone.width, dtype=torch.float64)
+
+
+def test_all_prefixes_at_once_equal_one_row_per_prefix(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    together = backbone(items, real, prefix, queries)
+    for b in range(B):
+        for p in range(L + 1):
+            t = int(prefix[b, p])
+            if t < 0:
+                continue
+            # the row holds no more than the prefix: nothing of what comes later is even there
+            alone = backbone(items[b : b + 1, :t], real[b : b + 1, :t], torch.tensor([[t]]), queries)
+            torch.testing.assert_close(together[b, p], alone[0, 0], rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_all_prefixes_equal_one_row_per_prefix(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    pull = torch.randn(B, L + 1, K, backbone.width, dtype=torch.float64) * (prefix >= 0)[..., None, None]
+
+    def gradients(rows: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        backbone.zero_grad()
+        sum((backbone(i, r, p, queries) * g).sum() for i, r, p, g in rows).backward()
+        return [q.grad.clone() for q in backbone.parameters() if q.grad is not None]
+
+    packed = gradients([(items, real, prefix, pull)])
+    single = gradients(
+        [
+            (items[b : b + 1, :p], real[b : b + 1, :p], torch.tensor([[p]]), pull[b : b + 1, p : p + 1])
+            for b in range(B)
+            for p in range(L + 1)
+            if prefix[b, p] >= 0
+        ]
+    )
+    assert len(packed) == len(single) > 5
+    for one, other in zip(packed, single, strict=True):
+        # T5's norm takes its variance in float32, whatever the weights are
+        assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_slots_of_a_history_item_are_a_set(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    shuffled = items.clone()
+    for b in range(B):
+        for i in range(L):
+            shuffled[b, i] = items[b, i, torch.randperm(K)]
+    assert not torch.equal(shuffled, items)
+    torch.testing.assert_close(backbone(shuffled, real, prefix, queries), backbone(items, real, prefix, queries))
+
+
+def test_order_of_items_matters(backbone: Backbone) -> None:
+    items, real, _, queries = inputs(backbone)
+    last = torch.full((B, 1), 3)
+    flipped = items.clone()
+    flipped[:, :3] = items[:, :3].flip(1)
+    assert (backbone(flipped, real, last, queries) - backbone(items, real, last, queries)).abs().max() > 1e-4
+
+
+def test_queries_are_isolated(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    whole = backbone(items, real, prefix, queries)
+    other = queries.clone()
+    other[1] = torch.randn(backbone.width)  # another query 1: its answer changes, no other does
+    changed = backbone(items, real, prefix, other)
+    torch.testing.assert_close(changed[:, :, [0, 2]], whole[:, :, [0, 2]])
+    assert (changed[:, :, 1] - whole[:, :, 1]).abs().max() > 1e-4
+
+
+def test_permuting_queries_permutes_answers(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(
+        backbone(items, real, prefix, queries[order]), backbone(items, real, prefix, queries)[:, :, order]
+    )
+
+
+def test_no_query_sees_its_target_or_anything_later(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    items.requires_grad_()
+    answers = backbone(items, real, prefix, queries)
+    for t in range(L + 1):
+        (gradient,) = torch.autograd.grad(answers[0, t].sum(), items, retain_graph=True)
+        assert gradient[0, t:].abs().max() == 0 if t < L else True
+        assert gradient[1:].abs().max() == 0  # nor other rows
+        for i in range(t):
+            assert gradient[0, i].abs().max() > 0  # every slot of every earlier item does matter
+    with torch.no_grad():
+        future = items.clone()
+        future[0, 3:] += 100.0
+        again = backbone(future, real, prefix, queries)
+        torch.testing.assert_close(again[0, :4], answers[0, :4], rtol=0, atol=1e-12)
+        assert (again[0, 4:] - answers[0, 4:]).abs().max() > 1e-4
+
+
+def test_padding_and_batch_composition_change_nothing(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    whole = backbone(items, real, prefix, queries)
+    garbage = items.clone()
+    garbage[~real] = 1e3
+    torch.testing.assert_close(backbone(garbage, real, prefix, queries)[prefix >= 0], whole[prefix >= 0])
+    for b in range(B):
+        alone = backbone(items[b : b + 1], real[b : b + 1], prefix[b : b + 1], queries)
+        torch.testing.assert_close(alone, whole[b : b + 1])
+
+
+def test_every_parameter_gets_a_gradient(backbone: Backbone) -> None:
+    """Plain DDP refuses parameters without one."""
+    items, real, prefix, queries = inputs(backbone)
+    backbone(items, real, prefix, queries).square().sum().backward()
+    without = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
