@@ -1,0 +1,115 @@
+"""Who buys what with what -> vectors (N, E): what the collaborative (CF) tokens of an item are made from."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+from sklearn.utils.extmath import randomized_svd
+
+from setrec.errors import DataError
+
+if TYPE_CHECKING:
+    from setrec.data.catalogue import Ragged  # setrec.data imports this module
+
+
+class CFVectors(ABC):
+    """A way to get collaborative vectors. A subclass keeps its arguments in attributes of the same names."""
+
+    @abstractmethod
+    def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of all items.
+
+        Args:
+            ids: the items' own ids, N of them.
+            train: each user's training items in order; nothing else may be looked at.
+            raw: the folder of raw files, where there is one.
+
+        Returns:
+            (N, E) float32, every number finite, and (N,) bool: the rows that training data speaks of.
+
+        Raises:
+            DataError: no usable data, or a file that does not fit the items.
+        """
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the manifest says about where the vectors come from."""
+        return {"source": type(self).__name__}
+
+    def sources(self, raw: Path | None) -> list[Path]:
+        """The files that `vectors` would read; preparing is repeated when one of them changes."""
+        return []
+
+
+class CFFile(CFVectors):
+    """Vectors of a CF model trained elsewhere, such as the released SASRec (64 numbers per item).
+
+    Rows of cold items are left as the file has them (in the release: the random numbers the model began with); they are
+    marked as not present, and the model decides what a missing row is.
+
+    Args:
+        file: name inside the raw folder, or a path: .pkl (a pickled tensor, read without trusting it), .npy or
+            .safetensors with one row per item in id order.
+    """
+
+    def __init__(self, file: str = "SASRec_item_embed.pkl") -> None:
+        self.file = file
+
+    def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        from setrec.data.reader import raw_file  # here and not above: setrec.data imports this module
+        from setrec.data.vectorfile import read_vectors
+
+        vectors = read_vectors(raw_file(self.file, raw), ids)  # (N, E)
+        return vectors, np.bincount(train.items, minlength=len(ids)) > 0  # (N,)
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {"source": "CFFile", "file": Path(self.file).name}
+
+    def sources(self, raw: Path | None) -> list[Path]:
+        from setrec.data.reader import raw_file
+
+        return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
+
+
+class CooccurrenceSVD(CFVectors):
+    """Truncated SVD of the items' co-occurrence in training histories: seconds instead of a training run.
+
+    Entry (i, j) counts how often i and j stand within `window` steps of each other, divided by sqrt(n_i n_j), which
+    makes it a cosine. The SVD's U sqrt(S) keeps inner products close to that cosine; the table is scaled so that
+    present rows have length 1 on average. Cold items get zeros. Not in the paper, which takes SASRec.
+
+    Args:
+        width: E, numbers per vector (the paper's SASRec: 64); the last ones stay 0 where the items are fewer.
+        window: steps within which two items count as bought together.
+        seed: of the randomised SVD.
+    """
+
+    def __init__(self, width: int = 64, window: int = 5, seed: int = 2023) -> None:
+        self.width, self.window, self.seed = width, window, seed
+
+    def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        n_items = len(ids)
+        count = np.bincount(train.items, minlength=n_items)  # (N,)
+        user = np.repeat(np.arange(len(train)), train.lengths)  # whose each training item is
+        together = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
+        for step in range(1, self.window + 1):
+            same = user[step:] == user[:-step]
+            pair = (train.items[:-step][same], train.items[step:][same])
+            together = together + sparse.csr_matrix((np.ones(len(pair[0]), np.float32), pair), (n_items, n_items))
+        together = together + together.T
+        together.setdiag(0)
+        if together.nnz == 0 or not together.data.any():
+            raise DataError("no two items follow each other in the training split; use --data.cf '[]' (and n_cf 0).")
+        scale = sparse.diags(1 / np.sqrt(np.maximum(count, 1)).astype(np.float32))
+        width = min(self.width, n_items - 1)
+        left, strength, _ = randomized_svd(scale @ together @ scale, width, n_iter=7, random_state=self.seed)
+        vectors = np.zeros((n_items, self.width), np.float32)
+        vectors[:, :width] = left * np.sqrt(strength)  # (N, E)
+        present = count > 0  # (N,)
+        vectors[~present] = 0
+        vectors /= max(float(np.linalg.norm(vectors[present], axis=1).mean()), 1e-8)
+        return vectors, present
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {"source": "CooccurrenceSVD", "window": self.window, "seed": self.seed}

@@ -1,0 +1,283 @@
+"""Which users or prefixes stand together in a batch, and the batch as tensors.
+
+Three parts: rows (`TrainRows`, `EvalRows`) turn row numbers into a `Batch`; plans (`TrainPlan`, `EvalPlan`) say which
+rows every batch holds, on every process; `BatchLoader` walks through a plan and can go on in the middle of an epoch.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from setrec.data.catalogue import Ragged
+from setrec.errors import ConfigError
+from setrec.schemas import PAD, Batch
+
+
+def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0) -> np.ndarray:
+    """Slices of the flat items as rows of one width, PAD at the end.
+
+    Args:
+        ragged: only its flat items are read.
+        first: (B,) where each slice begins in the flat items.
+        length: (B,) how long it is.
+        least: the width is at least this.
+
+    Returns:
+        (B, max(longest, least)) int64.
+    """
+    column = np.arange(max(int(length.max(initial=0)), least))
+    real = column < length[:, None]  # (B, L)
+    out = np.full(real.shape, PAD, np.int64)
+    out[real] = ragged.items[(first[:, None] + column)[real]]
+    return out
+
+
+class TrainRows(Dataset):
+    """Training prefixes as rows of batches.
+
+    Each user's training items are cut to the last max_history + 1, the window. Its prefix t shows window[:t] and is
+    asked for window[t]. Prefix 0, the empty history, is there only where the window begins at the user's beginning.
+
+    Args:
+        train: each user's training items.
+        max_history: most history items a prefix shows.
+        prefix_parallel: True: a row is a user, with all prefixes of the window. False: a row is one prefix, as in the
+            paper; the same prefixes in all.
+    """
+
+    def __init__(self, train: Ragged, max_history: int, prefix_parallel: bool = True) -> None:
+        length = train.lengths  # (users,)
+        window = np.minimum(length, max_history + 1)
+        begin = train.offsets[1:] - window  # (users,) where the window stands in the flat items
+        least = (length > window).astype(np.int64)  # (users,) the first prefix: 0, or 1 in a cut window
+        user = np.flatnonzero(window > least)
+        prefixes = (window - least)[user]  # (rows,)
+        self.train = train
+        if prefix_parallel:
+            self.user, self.begin, self.first, self.prefixes = user, begin[user], least[user], prefixes
+        else:
+            place = np.arange(prefixes.sum()) - np.repeat(np.cumsum(prefixes) - prefixes, prefixes)  # 0.. in each user
+            self.user, self.begin = np.repeat(user, prefixes), np.repeat(begin[user], prefixes)
+            self.first = np.repeat(least[user], prefixes) + place
+            self.prefixes = np.ones_like(self.first)
+        self.history = self.first + self.prefixes - 1  # (rows,) history items of the row's longest prefix
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows. target is (B, P), seen (B, 0)."""
+        begin, first, count = self.begin[rows], self.first[rows], self.prefixes[rows]  # each (B,)
+        history = padded(self.train, begin, self.history[rows], least=1)  # (B, L)
+        target = padded(self.train, begin + first, count)  # (B, P)
+        prefix = np.where(target != PAD, first[:, None] + np.arange(target.shape[1]), PAD)  # (B, P)
+        seen = np.empty((len(rows), 0), np.int64)
+        return _batch(self.user[rows], history, prefix, target, seen)
+
+
+class EvalRows(Dataset):
+    """Users with their whole history and all their targets.
+
+    Args:
+        history: each user's history, uncut; what is shown is its last max_history items, `seen` is all of it.
+        targets: each user's targets.
+        max_history: most history items that are shown.
+    """
+
+    def __init__(self, history: Ragged, targets: Ragged, max_history: int) -> None:
+        self.whole, self.targets = history, targets
+        self.shown = np.minimum(history.lengths, max_history)  # (users,)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        """The batch of these users. prefix is (B, 1), target and seen as wide as their longest row."""
+        shown = self.shown[rows]  # (B,)
+        history = padded(self.whole, self.whole.offsets[rows + 1] - shown, shown, least=1)  # (B, L)
+        target = padded(self.targets, self.targets.offsets[rows], self.targets.lengths[rows], least=1)  # (B, any)
+        seen = padded(self.whole, self.whole.offsets[rows], self.whole.lengths[rows])  # (B, any)
+        return _batch(rows, history, shown[:, None], target, seen)
+
+
+def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np.ndarray, seen: np.ndarray) -> Batch:
+    """Add what follows from the rest. A row's prefixes are consecutive: those beyond place i are a subtraction."""
+    real = history != PAD  # (B, L)
+    unique, inverse = np.unique(history[real], return_inverse=True)  # (U,), (real items,)
+    position = np.zeros_like(history)
+    position[real] = inverse
+    last = prefix.max(1, keepdims=True)  # (B, 1) the longest prefix
+    shortest = np.where(prefix != PAD, prefix, np.iinfo(np.int64).max).min(1, keepdims=True)  # (B, 1)
+    beyond = last - np.maximum(np.arange(history.shape[1]), shortest - 1)  # (B, L) prefixes that see place i
+    weight = np.bincount(inverse, np.maximum(beyond, 0)[real], len(unique))  # (U,)
+    valid = np.flatnonzero(prefix != PAD)  # (M,)
+    arrays = (user, history, prefix, target, seen, valid, unique, position)
+    tensors = [torch.from_numpy(np.ascontiguousarray(array, np.int64)) for array in arrays]
+    return Batch(*tensors, torch.from_numpy(weight.astype(np.float32)))
+
+
+def _place() -> tuple[int, int]:
+    """Rank and world size of this process: the one place of the project that asks."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class TrainPlan:
+    """Batches of one epoch: at most batch_size prefixes each, rows of like length together, order from (seed, epoch).
+
+    The global batches do not depend on the number of processes: process r of w takes rows r, r + w, ... of each, so
+    that 1 and 2 processes take the same optimiser steps. (A row with more than batch_size prefixes is a batch alone.)
+
+    Args:
+        prefixes: (rows,) prefixes of each row.
+        length: (rows,) history items of each row.
+        batch_size: prefixes in a global batch (paper: 512).
+        seed: with the epoch, decides everything.
+        chunk: batches' worth of rows that are sorted by length among themselves.
+    """
+
+    def __init__(self, prefixes: np.ndarray, length: np.ndarray, batch_size: int, seed: int, chunk: int = 32) -> None:
+        self.prefixes, self.length = prefixes, length
+        self.batch_size, self.seed, self.chunk, self.epoch = batch_size, seed, chunk, 0
+        self._made: tuple[int, list[np.ndarray]] = (-1, [])
+
+    @property
+    def sampler(self) -> "TrainPlan":
+        """Lightning calls set_epoch on batch_sampler.sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.global_batches())
+
+    def global_batches(self) -> list[np.ndarray]:
+        """This epoch's batches, all processes together: arrays of row numbers."""
+        if self._made[0] != self.epoch:
+            self._made = (self.epoch, self._make(np.random.default_rng((self.seed, self.epoch))))
+        return self._made[1]
+
+    def batches(self) -> list[np.ndarray]:
+        """This process's share of every batch.
+
+        Raises:
+            ConfigError: a batch has fewer rows than there are processes.
+        """
+        rank, world = _place()
+        whole = self.global_batches()
+        smallest = min(map(len, whole), default=world)
+        if smallest < world:
+            raise ConfigError(
+                f"a batch of {smallest} rows cannot be shared by {world} processes; raise --data.batch_size "
+                f"({self.batch_size} prefixes) or use fewer processes."
+            )
+        return [rows[rank::world] for rows in whole]
+
+    def _make(self, rng: np.random.Generator) -> list[np.ndarray]:
+        order = rng.permutation(len(self.prefixes))
+        if not len(order):
+            return []
+        n_chunks = max(1, round(self.prefixes.sum() / (self.batch_size * self.chunk)))
+        chunks = [part[np.argsort(self.length[part], kind="stable")] for part in np.array_split(order, n_chunks)]
+        # up, down, up: at the seam of two chunks the lengths are alike, so no batch mixes the longest with the shortest
+        order = np.concatenate([part[::-1] if i % 2 else part for i, part in enumerate(chunks)])
+        total = np.cumsum(self.prefixes[order])
+        cuts = [0]
+        while cuts[-1] < len(order):
+            before = total[cuts[-1] - 1] if cuts[-1] else 0
+            fitting = int(np.searchsorted(total, before + self.batch_size, side="right"))
+            cuts.append(max(fitting, cuts[-1] + 1))
+        if len(cuts) > 2:  # share the last two out evenly: a tiny last batch would be one noisy step, or too few rows
+            start, end = cuts[-3], cuts[-1]
+            before = total[start - 1] if start else 0
+            middle = int(np.searchsorted(total, (before + total[-1]) / 2, side="right"))
+            cuts[-2] = min(max(middle, start + 1), end - 1)
+        batches = [order[a:b] for a, b in pairwise(cuts)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class EvalPlan:
+    """Users in fixed batches, by length of history; batch i goes whole to process i mod w.
+
+    A batch looks the same on any number of processes, so scores agree to the bit. Where the batches do not come out
+    even, the last processes repeat the first batches: metrics count every user once.
+
+    Args:
+        users: (users,) row numbers of those who are evaluated.
+        length: (users,) their history lengths.
+        batch_size: users in a batch.
+    """
+
+    def __init__(self, users: np.ndarray, length: np.ndarray, batch_size: int) -> None:
+        order = users[np.argsort(length, kind="stable")]
+        self._batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+    def __len__(self) -> int:
+        _, world = _place()
+        return -(-len(self._batches) // world)
+
+    def batches(self) -> list[np.ndarray]:
+        """This process's batches."""
+        rank, world = _place()
+        return [self._batches[(i * world + rank) % len(self._batches)] for i in range(len(self))]
+
+
+class BatchLoader:
+    """Batches of a plan, one after the other; Stateful in Lightning's sense: a run resumes in the middle of an epoch.
+
+    Not a torch DataLoader on purpose: Lightning takes those apart and puts its own samplers in.
+
+    Args:
+        rows: makes the batch of an array of row numbers.
+        plan: which rows each batch holds.
+        num_workers: processes that collate ahead; 0 is fast enough.
+        pin_memory: page-locked tensors, for a GPU.
+    """
+
+    def __init__(
+        self, rows: TrainRows | EvalRows, plan: TrainPlan | EvalPlan, num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        self.rows, self.batch_sampler = rows, plan
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self._handed, self._handed_in = 0, 0  # batches given out, and the epoch they belong to
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    @property
+    def epoch(self) -> int:
+        return getattr(self.batch_sampler, "epoch", 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: this runs at the first next(), when Lightning has set the epoch (it makes iterators before that).
+        done = 0
+        if self._resume is not None:
+            epoch, handed = self._resume
+            done = handed if epoch == self.epoch and handed < len(self) else 0
+            self._resume = None
+        self._handed, self._handed_in = done, self.epoch
+        rest: Any = self.batch_sampler.batches()[done:]
+        workers, pin = self.num_workers, self.pin_memory
+        loader = DataLoader(self.rows, None, sampler=rest, collate_fn=_as_is, num_workers=workers, pin_memory=pin)
+        for batch in loader:
+            self._handed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far this epoch is: plain numbers."""
+        return {"epoch": self._handed_in, "batches": self._handed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass, if it is over the same epoch, leaves out the batches that were given out already."""
+        self._resume = (state["epoch"], state["batches"])
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

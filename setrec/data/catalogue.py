@@ -1,0 +1,204 @@
+"""What is recommended, and what users did: the prepared data as it lives in memory."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from setrec.errors import DataError
+
+ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
+TEXT, CF = "text.safetensors", "cf.safetensors"
+
+
+def ids_hash(ids: list[str]) -> str:
+    """sha256 of a list of ids, order included: what a matrix with one row per id is stored and checked with."""
+    digest = hashlib.sha256()
+    for start in range(0, len(ids), 1 << 16):
+        digest.update("".join(f"{i}\0" for i in ids[start : start + (1 << 16)]).encode("utf8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths in one flat array: row i is items[offsets[i]:offsets[i + 1]].
+
+    len() is the number of rows.
+    """
+
+    offsets: np.ndarray  # (rows + 1,) int64
+    items: np.ndarray  # (all,) int32
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, i: int) -> np.ndarray:
+        """Row i: (length,) int32."""
+        return self.items[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_lengths(cls, lengths: np.ndarray, items: np.ndarray) -> "Ragged":
+        """From (rows,) lengths and the rows one after the other."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(offsets, np.ascontiguousarray(items, np.int32))
+
+    @classmethod
+    def from_rows(cls, rows: list[list[int]]) -> "Ragged":
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        flat = np.fromiter((item for row in rows for item in row), np.int32, int(lengths.sum()))
+        return cls.from_lengths(lengths, flat)
+
+    def joined(self, other: "Ragged") -> "Ragged":
+        """Row i of the result is row i of this one followed by row i of `other`."""
+        items = np.empty(len(self.items) + len(other.items), np.int32)
+        offsets = self.offsets + other.offsets
+        for part, first in ((self, offsets[:-1]), (other, offsets[:-1] + self.lengths)):
+            shift = np.repeat(first - part.offsets[:-1], part.lengths)  # how far each element moves
+            items[np.arange(len(part.items)) + shift] = part.items
+        return Ragged(offsets, items)
+
+    def to_series(self, name: str) -> pl.Series:
+        return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(self.offsets, self.items)))
+
+    @classmethod
+    def from_series(cls, series: pl.Series) -> "Ragged":
+        lengths = series.list.len().to_numpy().astype(np.int64)
+        return cls.from_lengths(lengths, series.explode().drop_nulls().to_numpy())
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every item that can be recommended; row i of everything here is item id i.
+
+    Attributes:
+        name: the data set's name.
+        ids: the items' own ids (ASINs and the like), N of them.
+        titles: N titles, "" where none is known.
+        text: (N, F) float32 text vectors, None for a data set without text.
+        cf: one (N, E) float32 matrix of collaborative vectors per CF slot.
+        present: per CF slot, (N,) bool: rows that the CF model really learned.
+        count: (N,) int64, occurrences in the training split.
+        fingerprint: sha256 over ids, counts and the origin of every vector; a checkpoint refuses another one.
+    """
+
+    name: str
+    ids: list[str]
+    titles: list[str]
+    text: Tensor | None
+    cf: tuple[Tensor, ...]
+    present: tuple[Tensor, ...]
+    count: Tensor
+    fingerprint: str
+
+    @property
+    def n_items(self) -> int:
+        return len(self.ids)
+
+    @property
+    def warm(self) -> Tensor:
+        """(N,) bool: seen in training; the others are the cold items."""
+        return self.count > 0
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Catalogue":
+        """Read a prepared data set.
+
+        Raises:
+            DataError: not a prepared folder, a damaged file, or a matrix made for other items.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise DataError(f"{folder} holds no prepared data (no {MANIFEST}); prepare it with --data.raw DIR first.")
+        try:
+            items = pl.read_parquet(folder / ITEMS)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise _damaged(folder / ITEMS, error) from None
+        ids = items["id"].to_list()
+        count = torch.from_numpy(items["count"].to_numpy().astype(np.int64))  # (N,)
+        text = _load_tensors(folder / TEXT, ids).get("vectors")  # (N, F)
+        tables = _load_tensors(folder / CF, ids)
+        slots = range(len(tables) // 2)
+        origin = json.dumps([manifest["text"], manifest["cf"]], sort_keys=True)
+        parts = (ids_hash(ids), hashlib.sha256(count.numpy().tobytes()).hexdigest(), origin)
+        return cls(
+            name=manifest["name"],
+            ids=ids,
+            titles=items["title"].to_list(),
+            text=text,
+            cf=tuple(tables[f"vectors_{c}"] for c in slots),  # each (N, E)
+            present=tuple(tables[f"present_{c}"] for c in slots),  # each (N,)
+            count=count,
+            fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        )
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What each user did, in order; row u of everything here is user u.
+
+    Attributes:
+        ids: the users' own ids.
+        train, validation, test: item ids of each split, oldest first.
+    """
+
+    ids: list[str]
+    train: Ragged
+    validation: Ragged
+    test: Ragged
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Histories":
+        """Read a prepared data set.
+
+        Raises:
+            DataError: a missing or damaged file.
+        """
+        try:
+            users = pl.read_parquet(Path(folder) / USERS)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise _damaged(Path(folder) / USERS, error) from None
+        train, validation, test = (Ragged.from_series(users[split]) for split in ("train", "validation", "test"))
+        return cls(users["id"].to_list(), train, validation, test)
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a prepared folder, None where there is no readable one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _load_tensors(path: Path, ids: list[str]) -> dict[str, Tensor]:
+    """Every tensor of a file after checking that it was made for `ids`; {} where the file does not exist."""
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_for = (file.metadata() or {}).get("ids_sha256")
+            if made_for != ids_hash(ids):
+                raise DataError(
+                    f"{path} was made for other items than {ITEMS} beside it; delete the folder, prepare again."
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({error}); delete the folder and prepare it again with --data.raw DIR.")

@@ -1,0 +1,57 @@
+"""Cleaning a log of events before it is split."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from setrec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What happens to raw events before the split; it applies to event logs, not to releases that come split.
+
+    Args:
+        min_rating: drop events rated lower than this (paper: null, every review counts).
+        drop_duplicates: of events that agree in user, item and time keep the first.
+        k_core: keep only users and items with at least this many events each, repeated until it holds (paper: 5; 0 is
+            off).
+        max_user_events: keep only each user's last events, this many, before the k-core (paper: null, all).
+    """
+
+    min_rating: float | None = None
+    drop_duplicates: bool = True
+    k_core: int = 5
+    max_user_events: int | None = None
+
+    def apply(self, events: pl.DataFrame) -> pl.DataFrame:
+        """Clean events.
+
+        Args:
+            events: user, item (any type), time int64, row (place in the raw file), optionally rating.
+
+        Returns:
+            The rows that stay, in the order they came.
+
+        Raises:
+            DataError: a rating is asked for and not there, or nothing is left.
+        """
+        before = len(events)
+        if self.min_rating is not None:
+            if "rating" not in events.columns:
+                raise DataError("cleaning.min_rating is set but the events have no rating; leave it null.")
+            events = events.filter(pl.col("rating") >= self.min_rating)
+        if self.drop_duplicates:
+            events = events.unique(["user", "item", "time"], keep="first", maintain_order=True)
+        if self.max_user_events is not None:
+            latest = pl.struct("time", "row").rank("ordinal", descending=True).over("user")
+            events = events.filter(latest <= self.max_user_events)
+        while self.k_core > 1:
+            enough = (pl.len().over("user") >= self.k_core) & (pl.len().over("item") >= self.k_core)
+            kept = events.filter(enough)
+            if len(kept) == len(events):
+                break
+            events = kept
+        if not len(events):
+            raise DataError(f"cleaning leaves none of {before} events; lower k_core ({self.k_core}) or min_rating.")
+        return events

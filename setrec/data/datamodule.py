@@ -1,0 +1,142 @@
+"""The data of one run: prepared once, then batches for training, validation, test and prediction."""
+
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import lazy_instance
+from lightning.pytorch import LightningDataModule
+
+from setrec.cf import CFVectors, CooccurrenceSVD
+from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
+from setrec.data.catalogue import Catalogue, Histories, Ragged
+from setrec.data.clean import Cleaning
+from setrec.data.official import OfficialRelease
+from setrec.data.prepare import Recipe, prepare
+from setrec.data.reader import Reader
+from setrec.data.split import Split, TimeRatioSplit
+from setrec.errors import ConfigError, DataError
+from setrec.hparams import made, save_plain_hyperparameters
+from setrec.text import TextVectors, TfidfSVD
+
+# Defaults that the command line can show and override field by field; `made` turns them into instances.
+_OFFICIAL, _TFIDF, _BY_TIME = lazy_instance(OfficialRelease), lazy_instance(TfidfSVD), lazy_instance(TimeRatioSplit)
+_CLEANING = Cleaning()
+
+
+class SETRecDataModule(LightningDataModule):
+    """Prepared data and its batches. After setup(): `catalogue` and `histories`.
+
+    Args:
+        name: name of the data set; its prepared data goes to <root>/<name>.
+        reader: what reads the raw files: OfficialRelease, or SyntheticWorld, which makes its own data.
+        text: text vectors of the items: TextFile for a file of the release, TfidfSVD without any download; null for a
+            data set without text (the model then needs n_sem 0).
+        cf: collaborative vectors, one entry per CF slot (paper: one, the released SASRec: CFFile). null means one
+            CooccurrenceSVD, [] none (the model then needs n_cf 0).
+        cleaning: what happens to raw events before the split; a release that comes split is not touched.
+        split: how raw events are split; a release that comes split keeps its own.
+        paper_ids: give ids as the official release does (items shuffled with seed 2023, users by first appearance),
+            which depends on the order of the raw rows; otherwise by the own ids, which does not.
+        raw: folder of the raw files; null to use what is prepared already.
+        root: folder for prepared data.
+        max_history: most history items the model sees, the last ones (paper: 50).
+        batch_size: prefixes in a training batch, all processes together (paper: 512).
+        eval_batch_size: users in a batch of validation, test and prediction; scores depend on it by rounding only.
+        prefix_parallel: train all prefixes of a history in one row; false: one row per prefix, as the paper does, with
+            the same result and less speed.
+        seed: of the order of training batches.
+        num_workers: processes that make batches ahead; 0 makes them in the main process, which is fast enough.
+        pin_memory: page-locked batches, for a GPU.
+    """
+
+    catalogue: Catalogue
+    histories: Histories
+
+    def __init__(
+        self,
+        name: str = "toys",
+        reader: Reader = _OFFICIAL,
+        text: TextVectors | None = _TFIDF,
+        cf: list[CFVectors] | None = None,
+        cleaning: Cleaning = _CLEANING,
+        split: Split = _BY_TIME,
+        paper_ids: bool = False,
+        raw: str | None = None,
+        root: str = "data",
+        max_history: int = 50,
+        batch_size: int = 512,
+        eval_batch_size: int = 256,
+        prefix_parallel: bool = True,
+        seed: int = 2023,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for option, value in sizes.items():
+            if value < 1:
+                raise ConfigError(f"--data.{option} is {value}; it must be 1 or more.")
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ConfigError(f"--data.name {name!r} must be a plain folder name: no /, no dot at the start.")
+        reader, text, split = made(reader), made(text), made(split)
+        arguments = {
+            "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
+            "paper_ids": paper_ids, "raw": raw, "root": root, "max_history": max_history, "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size, "prefix_parallel": prefix_parallel, "seed": seed,
+            "num_workers": num_workers, "pin_memory": pin_memory,
+        }  # fmt: skip
+        save_plain_hyperparameters(self, arguments)
+        self.recipe = Recipe(reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids)
+        self.name, self.raw, self.root = name, raw, root
+        self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
+        self.prefix_parallel, self.seed = prefix_parallel, seed
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data is: <root>/<name>."""
+        return Path(self.root) / str(self.name)
+
+    def prepare_data(self) -> None:
+        """Prepare the data, unless it is. Safe when several processes call it at once.
+
+        Raises:
+            DataError: see `setrec.data.prepare.prepare`.
+        """
+        prepare(str(self.name), self.folder, self.recipe, Path(self.raw) if self.raw is not None else None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what is prepared, once.
+
+        Raises:
+            DataError: it is not prepared, or damaged.
+        """
+        if not hasattr(self, "catalogue"):
+            self.catalogue, self.histories = Catalogue.load(self.folder), Histories.load(self.folder)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches with every prefix of the training histories once per epoch."""
+        rows = TrainRows(self.histories.train, self.max_history, self.prefix_parallel)
+        plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
+        return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
+
+    def val_dataloader(self) -> BatchLoader:
+        """Users with validation items: the history is train, the targets are validation."""
+        return self._evaluate(self.histories.train, self.histories.validation)
+
+    def test_dataloader(self) -> BatchLoader:
+        """Users with test items: the history is train + validation, the targets are test."""
+        return self._evaluate(self.histories.train.joined(self.histories.validation), self.histories.test)
+
+    def predict_dataloader(self) -> BatchLoader:
+        """All users with the history of test_dataloader; the targets of those without test items are padding."""
+        h = self.histories
+        return self._evaluate(h.train.joined(h.validation), h.test, everyone=True)
+
+    def _evaluate(self, history: Ragged, targets: Ragged, everyone: bool = False) -> BatchLoader:
+        rows = EvalRows(history, targets, self.max_history)
+        users = np.arange(len(rows)) if everyone else np.flatnonzero(targets.lengths)
+        if not len(users):
+            raise DataError(f"{self.folder} has no user with anything to predict in this split; change --data.split.")
+        plan = EvalPlan(users, rows.shown[users], self.eval_batch_size)
+        return BatchLoader(rows, plan, self.num_workers, self.pin_memory)

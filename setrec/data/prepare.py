@@ -1,0 +1,178 @@
+"""Raw files -> prepared data: read, clean, split, give ids, make vectors, store. Done once per data set."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+from rich.console import Console
+
+from setrec.cf import CFVectors
+from setrec.data.catalogue import Ragged, read_manifest
+from setrec.data.clean import Cleaning
+from setrec.data.reader import EventLog, Reader, SplitLog
+from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
+from setrec.data.store import FORMAT, Prepared, file_hash, intact, locked, write
+from setrec.errors import DataError
+from setrec.hparams import spec
+from setrec.text import TextVectors
+
+
+class Recipe(NamedTuple):
+    """Everything that decides what the prepared data looks like, apart from the raw files."""
+
+    reader: Reader
+    text: TextVectors | None
+    cf: list[CFVectors]
+    cleaning: Cleaning
+    split: Split
+    paper_ids: bool
+
+    def options(self) -> dict:
+        """The recipe in plain types; options that this reader has no use for are left out."""
+        used: dict[str, object] = {"reader": self.reader, "text": self.text, "cf": self.cf}
+        if not self.reader.gives_splits:
+            used |= {"cleaning": self.cleaning, "split": self.split, "paper_ids": self.paper_ids}
+        return json.loads(json.dumps(spec(used)))
+
+    def sources(self, raw: Path | None) -> dict[str, Path]:
+        """Every file that would be read, by the name that the manifest knows it by."""
+        makers: list[Reader | CFVectors | TextVectors] = [
+            self.reader,
+            *self.cf,
+            *([self.text] if self.text is not None else []),
+        ]
+        files = {path for maker in makers for path in maker.sources(raw)}
+        inside = {path for path in files if raw is not None and path.is_relative_to(raw)}
+        named = {str(path.relative_to(raw)) if path in inside and raw else str(path.resolve()): path for path in files}
+        return dict(sorted(named.items()))
+
+
+def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
+    """Make `folder` hold the data set that `recipe` describes.
+
+    Nothing happens where the manifest has the same options, the prepared files still have their hashes and so have the
+    raw files (as far as they are given). Two processes may call this at once: one works, the other waits.
+
+    Args:
+        name: the data set's name.
+        folder: <root>/<name>.
+        recipe: what to make.
+        raw: the folder of raw files; None to use what is prepared, or for a reader that makes its own data.
+
+    Returns:
+        Whether anything was done.
+
+    Raises:
+        DataError: raw files are needed and not there, something is wrong with them, or the disk refuses.
+    """
+    if raw is not None and not raw.is_dir():
+        raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
+    with locked(folder):
+        options = recipe.options()
+        if _holds(folder, options, recipe, raw):
+            return False
+        if raw is None and recipe.reader.needs_raw:
+            manifest = read_manifest(folder)
+            state = "is not prepared" if manifest is None else "was prepared with other options or is damaged"
+            raise DataError(
+                f"data set {name!r} {state} in {folder} and {type(recipe.reader).__name__} needs raw files; "
+                "pass --data.raw DIR with the folder that holds them."
+            )
+        with _told(f"data set {name}: reading raw files"):
+            sources = {label: file_hash(path) for label, path in recipe.sources(raw).items() if path.is_file()}
+            log = recipe.reader.read(raw)
+        if isinstance(log, EventLog):
+            with _told(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
+                log = _split(log, recipe)
+        prepared, about = _with_vectors(name, log, recipe, raw, sources)
+        about |= {"reader": options["reader"], "options": options, "sources": sources}
+        with _told(f"data set {name}: writing {folder}"):
+            write(folder, prepared, about)
+        return True
+
+
+def _holds(folder: Path, options: dict, recipe: Recipe, raw: Path | None) -> bool:
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.get("format") != FORMAT or manifest.get("options") != options:
+        return False
+    if raw is not None:
+        now = {label: file_hash(path) for label, path in recipe.sources(raw).items() if path.is_file()}
+        if now != manifest.get("sources"):
+            return False
+    return intact(folder, manifest)
+
+
+def _with_vectors(
+    name: str, log: SplitLog, recipe: Recipe, raw: Path | None, sources: dict[str, str]
+) -> tuple[Prepared, dict]:
+    """The data set with its matrices, and what the manifest says of them."""
+    ids, texts = log.items["id"].to_list(), log.items["text"].to_list()
+    text, about_text = None, None
+    if recipe.text is not None:
+        with _told(f"data set {name}: text vectors of {len(ids):,} items"):
+            text = recipe.text.encode(ids, texts, raw)  # (N, F)
+        hashes = [sources[label] for label, path in recipe.sources(raw).items() if path in recipe.text.sources(raw)]
+        about_text = recipe.text.describe() | {"width": text.shape[1], "files": hashes}
+    cf, about_cf = [], []
+    for maker in recipe.cf:
+        with _told(f"data set {name}: CF vectors by {type(maker).__name__}"):
+            vectors, present = maker.vectors(ids, log.train, raw)  # (N, E), (N,)
+        hashes = [sources[label] for label, path in recipe.sources(raw).items() if path in maker.sources(raw)]
+        cf.append((vectors, present))
+        about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
+    prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf)
+    return prepared, {"text": about_text, "cf": about_cf}
+
+
+def _split(log: EventLog, recipe: Recipe) -> SplitLog:
+    """Clean, split, drop users, give ids.
+
+    Ids: with recipe.paper_ids as in the official release (`paper_item_ids`; users in order of first appearance; events
+    of one user at the same time stay in file order). Otherwise nothing depends on the order of the raw rows: items and
+    users by their own ids, events by (time, item).
+    """
+    if log.items["id"].is_duplicated().any():
+        own = log.items.filter(pl.col("id").is_duplicated())["id"][0]
+        raise DataError(f"item {own!r} is there twice in the table of items; keep one row per item.")
+    users = log.events.select("user").unique(maintain_order=True).with_row_index("u")  # by first appearance
+    items = log.events.select("item").unique().sort("item").with_row_index("i")
+    columns = ["u", "i", "time", *(["rating"] if "rating" in log.events.columns else [])]
+    events = log.events.join(users, "user", maintain_order="left").join(items, "item", maintain_order="left")
+    events = events.select(columns).rename({"u": "user", "i": "item"})  # numbers: 20 million events fit in memory
+    if not recipe.paper_ids:
+        events = events.sort("time", "user", "item")
+    events = recipe.split.apply(recipe.cleaning.apply(events.with_row_index("row")))
+
+    kept = events.select("item").unique().join(items.rename({"i": "item", "item": "id"}), "item").sort("id")
+    order = paper_item_ids(kept["id"].to_list()) if recipe.paper_ids else kept["id"].to_list()
+    new = pl.DataFrame({"id": order}).with_row_index("item_id").join(kept, "id")  # id, item_id, item
+    table = pl.DataFrame({"id": order}).join(log.items, "id", how="left", maintain_order="left")
+    table = table.with_columns(pl.col("title", "text").fill_null(""))
+    people = events.select("user").unique().join(users.rename({"u": "user", "user": "id"}), "user")
+    people = people.sort("user" if recipe.paper_ids else "id").with_row_index("user_id")
+
+    events = events.join(new.select("item", "item_id"), "item").join(people.select("user", "user_id"), "user")
+    events = events.sort("user_id", "time", "row").select("user_id", "item_id", "part")
+    splits = [_ragged(events.filter(pl.col("part") == part), len(people)) for part in (TRAIN, VALIDATION, TEST)]
+    return SplitLog(people["id"].to_list(), table, *splits)
+
+
+def _ragged(events: pl.DataFrame, n_users: int) -> Ragged:
+    count = events.group_by("user_id").len().sort("user_id")
+    everyone = pl.DataFrame({"user_id": pl.Series(range(n_users), dtype=pl.UInt32)})
+    lengths = everyone.join(count, "user_id", how="left", maintain_order="left")["len"].fill_null(0)
+    return Ragged.from_lengths(lengths.to_numpy(), events["item_id"].to_numpy())
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say what is being done; a spinner on a terminal, and one line with the time once it took 2 seconds."""
+    console, start = Console(stderr=True, highlight=False), time.monotonic()
+    with console.status(what):
+        yield
+    if time.monotonic() - start > 2:
+        console.print(f"{what}: {time.monotonic() - start:.0f} s", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""What a reader of raw files gives: a log of events, or splits that somebody has already made."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import polars as pl
+
+from setrec.data.catalogue import Ragged
+from setrec.errors import DataError
+
+
+class EventLog(NamedTuple):
+    """Events as they come, in the order of the raw file; cleaning, splitting and ids are still to come."""
+
+    events: pl.DataFrame  # user str, item str, time int64 (seconds), optionally rating float
+    items: pl.DataFrame  # id str (each once), title str, text str, further columns are kept
+
+
+class SplitLog(NamedTuple):
+    """A data set that comes with its splits and with item ids 0..N-1."""
+
+    user_ids: list[str]
+    items: pl.DataFrame  # row i is item id i: id str, title str, text str, further columns are kept
+    train: Ragged
+    validation: Ragged
+    test: Ragged
+
+
+class Reader(ABC):
+    """A source of raw data. A subclass keeps every constructor argument in an attribute of the same name."""
+
+    needs_raw: ClassVar[bool] = True  # False: it makes its own data and --data.raw is not used
+    gives_splits: ClassVar[bool] = False  # True: `read` returns a SplitLog; cleaning and split do not apply
+
+    @abstractmethod
+    def read(self, raw: Path | None) -> EventLog | SplitLog:
+        """Read everything.
+
+        Args:
+            raw: the folder of raw files, None for a reader that needs none.
+
+        Raises:
+            DataError: a file is missing or wrong; the message names it and the place.
+        """
+
+    def sources(self, raw: Path | None) -> list[Path]:
+        """The raw files that `read` would use; preparing is repeated when one of them changes."""
+        return []
+
+
+def raw_file(file: str, raw: Path | None) -> Path:
+    """A file given by its name inside the raw folder, or by a path of its own.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    inside = raw / file if raw is not None else None
+    for path in (inside, Path(file)):
+        if path is not None and path.is_file():
+            return path
+    where = f"neither in {raw} nor as a path of its own" if raw is not None else "(no --data.raw DIR is given either)"
+    raise DataError(f"file {file} does not exist {where}; give its name inside the raw folder, or its path.")

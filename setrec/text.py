@@ -1,0 +1,96 @@
+"""Item texts -> vectors (N, F): what the semantic tokens of an item are made from."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from setrec.errors import DataError
+
+
+class TextVectors(ABC):
+    """A way to get a vector for every item's text. A subclass keeps its arguments in attributes of the same names."""
+
+    @abstractmethod
+    def encode(self, ids: list[str], texts: list[str], raw: Path | None) -> np.ndarray:
+        """Vectors of all items.
+
+        Args:
+            ids: the items' own ids, N of them.
+            texts: their texts in the same order; "" where there is none.
+            raw: the folder of raw files, where there is one.
+
+        Returns:
+            (N, F) float32, every number finite.
+
+        Raises:
+            DataError: no usable text, or a file that does not fit the items.
+        """
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What the manifest says about where the vectors come from."""
+        return {"source": type(self).__name__}
+
+    def sources(self, raw: Path | None) -> list[Path]:
+        """The files that `encode` would read; preparing is repeated when one of them changes."""
+        return []
+
+
+class TextFile(TextVectors):
+    """Vectors that somebody has computed already, such as the release's toys.emb-t5-tdcb.npy.
+
+    Args:
+        file: name inside the raw folder, or a path: .npy, .safetensors or .pkl with one row per item in id order. A
+            .safetensors file may carry the hash of the ids it was made for (ids_sha256), which is then checked.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def encode(self, ids: list[str], texts: list[str], raw: Path | None) -> np.ndarray:
+        from setrec.data.reader import raw_file  # here and not above: setrec.data imports this module
+        from setrec.data.vectorfile import read_vectors
+
+        return read_vectors(raw_file(self.file, raw), ids)  # (N, F)
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {"source": "TextFile", "file": Path(self.file).name}
+
+    def sources(self, raw: Path | None) -> list[Path]:
+        from setrec.data.reader import raw_file
+
+        return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
+
+
+class TfidfSVD(TextVectors):
+    """TF-IDF of the words, reduced by a truncated SVD: needs no download and no GPU; rows have unit length.
+
+    Not in the paper, which takes a language model's hidden states. An item without text (or with only rare words) gets
+    the zero vector.
+
+    Args:
+        width: F, numbers per vector; fewer where the items or the words are fewer.
+        min_df: a word counts from this many items on; 1 keeps every word.
+        seed: of the randomised SVD.
+    """
+
+    def __init__(self, width: int = 128, min_df: int = 2, seed: int = 2023) -> None:
+        self.width, self.min_df, self.seed = width, min_df, seed
+
+    def encode(self, ids: list[str], texts: list[str], raw: Path | None) -> np.ndarray:
+        try:
+            counts = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
+        except ValueError as error:  # scikit-learn's word for an empty vocabulary
+            raise DataError(
+                f"no words to make text vectors from in {len(texts)} items ({error}); use --data.text null with "
+                "--model.n_sem 0, or a file of vectors with --data.text TextFile."
+            ) from None
+        width = min(self.width, min(counts.shape))
+        vectors = TruncatedSVD(width, n_iter=7, random_state=self.seed).fit_transform(counts)  # (N, F)
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)  # (N, 1)
+        return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6).astype(np.float32)  # (N, F)
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
