@@ -115,9 +115,21 @@ def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np
     beyond = last - np.maximum(np.arange(history.shape[1]), shortest - 1)  # (B, L) prefixes that see place i
     weight = np.bincount(inverse, np.maximum(beyond, 0)[real], len(unique))  # (U,)
     valid = np.flatnonzero(prefix != PAD)  # (M,)
-    arrays = (user, history, prefix, target, seen, valid, unique, position)
-    tensors = [torch.from_numpy(np.ascontiguousarray(array, np.int64)) for array in arrays]
-    return Batch(*tensors, torch.from_numpy(weight.astype(np.float32)))
+    return Batch(
+        user=_tensor(user),
+        history=_tensor(history),
+        prefix=_tensor(prefix),
+        target=_tensor(target),
+        seen=_tensor(seen),
+        valid=_tensor(valid),
+        unique=_tensor(unique),
+        position=_tensor(position),
+        weight=torch.from_numpy(weight.astype(np.float32)),
+    )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64))
 
 
 def _place() -> tuple[int, int]:

@@ -75,7 +75,7 @@ class OfficialRelease(Reader):
             if found is not None and found != expected:
                 item = min(found ^ expected)
                 raise DataError(
-                    f"{name} disagrees with {self.training} about {len(found ^ expected)} items, item {item} first "
+                    f"{name} and {self.training} disagree about {len(found ^ expected)} items, e.g. {item} "
                     f"(cold means absent from training); delete {name} to have it rebuilt, or download the release again."
                 )
         for name, part in ((self.testing_warm, trained), (self.testing_cold, expected_cold)):

@@ -26,12 +26,12 @@ _SAFE_OPCODES = """
     EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
     EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE PROTO FRAME
     GLOBAL STACK_GLOBAL REDUCE BUILD
-""".split()
-_CODES = {getattr(pickle, name)[0] for name in _SAFE_OPCODES}
+"""
+_CODES = {getattr(pickle, name)[0] for name in _SAFE_OPCODES.split()}
 _BROKEN = (EOFError, struct.error, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The pickle asks for something that data does not need."""
 
 
@@ -39,15 +39,15 @@ class _DType:
     """Stands for numpy.dtype: remembers the code ("i8", "O8") and nothing else."""
 
     def __init__(self, code: str, *_: Any):
-        self.code, self.order = str(code), "="
+        self.code, self.order = str(code), "<"
 
     def set_state(self, state: tuple) -> None:
-        self.order = state[1] if state[1] in "<>" else "="
+        self.order = state[1]
 
     def real(self) -> np.dtype:
         if self.code[:1] not in "iufb":
-            raise _Refused(f"a numpy array of type {self.code!r}")
-        return np.dtype(self.code).newbyteorder(self.order)
+            raise _RefusedError(f"a numpy array of type {self.code!r}")
+        return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "<")
 
 
 class _Array:
@@ -72,24 +72,31 @@ def _scalar(dtype: _DType, content: bytes) -> int | float:
 
 
 def _storage(content: bytes) -> torch.Tensor:
-    """torch.storage._load_from_bytes, which itself unpickles, replaced by a weights-only load. Returns a flat tensor."""
+    """torch.storage._load_from_bytes, which itself unpickles, replaced by a weights-only load: a flat tensor."""
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, and each of them means no
-        raise _Refused("something other than numbers inside a tensor") from error
+        raise _RefusedError("something other than numbers inside a tensor") from error
     if not isinstance(loaded, torch.storage.TypedStorage):
-        raise _Refused(f"a {type(loaded).__name__} where a tensor's numbers belong")
+        raise _RefusedError(f"a {type(loaded).__name__} where a tensor's numbers belong")
     return torch.tensor([], dtype=loaded.dtype).set_(loaded)  # (numbers,)
 
 
 def _tensor(flat: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
     """torch._utils._rebuild_tensor_v2, refusing to look past the storage's end (torch would enlarge it instead)."""
     if any(number < 0 for number in (offset, *size, *stride)) or len(size) != len(stride):
-        raise _Refused("a tensor of negative size")
+        raise _RefusedError("a tensor of negative size")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= flat.numel():
-        raise _Refused("a tensor larger than its numbers")
+        raise _RefusedError("a tensor larger than its numbers")
     return flat.as_strided(size, stride, offset).clone()
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """How pickle protocols 0 to 2 spell bytes."""
+    if encoding != "latin1":
+        raise _RefusedError(f"encoding {encoding!r}")
+    return text.encode("latin1")
 
 
 _NUMPY = {
@@ -101,10 +108,15 @@ _ALLOWED: dict[tuple[str, str], Any] = _NUMPY | {
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,  # written by Python 2 or protocol 2
     ("builtins", "frozenset"): frozenset,
+    ("_codecs", "encode"): _bytes,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
+
+
+def _refuse(unpickler: Any) -> None:
+    raise _RefusedError("an operation that makes objects")
 
 
 _PYTHON: Any = pickle._Unpickler  # type: ignore[attr-defined]  # not the C one: its opcodes cannot be limited
@@ -119,18 +131,18 @@ class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
 
     stack: list[Any]
     pop_mark: Callable[[], list]
-    dispatch: ClassVar[dict] = {code: run for code, run in _PYTHON.dispatch.items() if code in _CODES}
+    dispatch: ClassVar[dict] = {code: run if code in _CODES else _refuse for code, run in _PYTHON.dispatch.items()}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise _Refused(f"{module}.{name}")
+            raise _RefusedError(f"{module}.{name}")
         return _ALLOWED[module, name]
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         function = self.stack[-1]
         if not any(function is allowed for allowed in _ALLOWED.values()):
-            raise _Refused(f"a call of {type(function).__name__}")
+            raise _RefusedError(f"a call of {type(function).__name__}")
         self.stack[-1] = function(*arguments)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
@@ -141,7 +153,7 @@ class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
         if isinstance(target, _Array | _DType):
             target.set_state(state)
         elif not (isinstance(target, OrderedDict) and not state):
-            raise _Refused(f"state for a {type(target).__name__}")
+            raise _RefusedError(f"state for a {type(target).__name__}")
 
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -167,15 +179,15 @@ class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
     def _add(self, keys: list, values: list) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise _Refused(f"items for a {type(target).__name__}")
+            raise _RefusedError(f"items for a {type(target).__name__}")
         for key, value in zip(keys, values, strict=True):
             key = unboxed(key)
             if key in target:
-                raise _Twice(key)
-            target[key] = value
+                raise _TwiceError(key)
+            target[key] = unboxed(value)
 
 
-class _Twice(Exception):
+class _TwiceError(Exception):
     """A dict's stream holds a key twice; a plain unpickler would silently keep the last."""
 
 
@@ -196,11 +208,11 @@ def load_pickle(file: BinaryIO, name: str) -> Any:
     """
     try:
         return unboxed(RestrictedUnpickler(file).load())
-    except _Twice as error:
+    except _TwiceError as error:
         raise DataError(
             f"{name}: user {error.args[0]!r} is there twice; each user may have one list in a split, so merge the two."
         ) from None
-    except _Refused as error:
+    except _RefusedError as error:
         raise DataError(
             f"{name} is refused: the pickle asks for {error}, which data does not need and which could run code; "
             "get the file from a source you trust, or save it as .npy or .safetensors."

@@ -1,9 +1,9 @@
 """Which events train, which validate, which test; and who gets which id.
 
-What happens to the items of dropped users: a user with fewer than `min_train` training items is dropped with all events,
-and ids are given after that. So an item that only dropped users touched is not in the catalogue, an item that kept users
-only touch after training is in it and is cold. That is how the official release comes out (Toys: 11,908 of the 5-core's
-11,924 items).
+What happens to the items of dropped users: a user with fewer than `min_train` training items is dropped with all
+events, and ids are given after that. So an item that only dropped users touched is not in the catalogue, and an item
+that kept users touch only after training is in it and is cold. That is how the official release comes out: each of its
+items is in some kept user's history.
 """
 
 import math
@@ -46,8 +46,8 @@ class Split(ABC):
 class TimeRatioSplit(Split):
     """Global time split by shares, the paper's recipe to the letter.
 
-    With the times of all n events sorted as t and test_num = int(test_share * n), an event tests from time t[-test_num] on,
-    validates from t[-ceil(validation_factor * test_num)] on and trains before that.
+    With the times of all n events sorted as t and test_num = int(test_share * n), an event tests from time
+    t[-test_num] on, validates from t[-ceil(validation_factor * test_num)] on and trains before that.
 
     Args:
         test_share: share of all events that test (paper: 0.17).
@@ -74,7 +74,7 @@ class TimestampSplit(Split):
     """Global time split at two given times.
 
     Args:
-        validation_from: events train before this time (in the unit of the log, normally Unix seconds) and validate from it on.
+        validation_from: events train before this time (in the log's unit, normally Unix seconds), validate from it on.
         test_from: events test from this time on.
         min_train: users with fewer training items are dropped.
     """

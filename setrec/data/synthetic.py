@@ -18,8 +18,9 @@ _CATEGORIES = {
     "camping": ["dome tent", "sleeping bag", "camp stove", "gas cartridge", "head torch"],
     "puzzles": ["jigsaw puzzle", "puzzle mat", "puzzle glue", "picture frame", "sorting trays"],
 }
-_BRANDS = "Alpenglow Birkholm Corvina Dunmore Estrela Fjordline Galvani Hoshino Iverna Juniper".split()
-_ADJECTIVES = "compact classic deluxe foldable light professional starter sturdy vintage wide".split()
+_BRANDS = "Alpenglow Birkholm Corvina Dunmore Estrela Fjordline Galvani Hoshino Iverna Juniper"
+_ADJECTIVES = "compact classic deluxe foldable light professional starter sturdy vintage wide"
+_BRAND_LIST, _ADJECTIVE_LIST = _BRANDS.split(), _ADJECTIVES.split()
 _SECONDS, _START = 86_400 * 365, 1_600_000_000  # the world lasts a year
 
 
@@ -86,8 +87,8 @@ class SyntheticWorld(Reader):
         release = np.where(rng.random(self.items) < self.new_share, rng.random(self.items), 0.0)
         return _Items(
             kind=rng.permutation(np.arange(self.items) % n_kinds),
-            brand=rng.integers(len(_BRANDS), size=self.items),
-            adjective=rng.integers(len(_ADJECTIVES), size=self.items),
+            brand=rng.integers(len(_BRAND_LIST), size=self.items),
+            adjective=rng.integers(len(_ADJECTIVE_LIST), size=self.items),
             fame=rng.permutation(1.0 / (np.arange(self.items) + 10) ** 0.6),
             release=release,
         )
@@ -98,7 +99,7 @@ class SyntheticWorld(Reader):
         follower = category * per_category + (world.kind + 1) % per_category  # (N,) the kind that is bought next
         fame = world.fame / world.fame.mean()
         favourites = rng.gamma(0.25, size=(2, self.users, len(_CATEGORIES))) + 0.01  # at the start and at the end
-        brands = rng.gamma(0.3, size=(self.users, len(_BRANDS))) + 0.05
+        brands = rng.gamma(0.3, size=(self.users, len(_BRAND_LIST))) + 0.05
         all_user, all_item, all_time = [], [], []
         for user in range(self.users):
             n = max(3, rng.poisson(self.events))
@@ -133,8 +134,8 @@ class SyntheticWorld(Reader):
             item_ids.tolist(), world.kind, world.brand, world.adjective, strict=True
         ):
             category, product = kinds[kind]
-            title = f"{_BRANDS[brand]} {_ADJECTIVES[adjective]} {product}"
-            rows.append((own, title, f"{title}. {category}", category, _BRANDS[brand]))
+            title = f"{_BRAND_LIST[brand]} {_ADJECTIVE_LIST[adjective]} {product}"
+            rows.append((own, title, f"{title}. {category}", category, _BRAND_LIST[brand]))
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("id", "title", "text", "category", "brand"), pl.String), orient="row"
         )

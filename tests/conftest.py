@@ -1,0 +1,91 @@
+"""Data for every test: the real releases where this machine has them, and a tiny one made on the spot."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+TINY_USERS, TINY_ITEMS, TINY_COLD = 60, 40, 8  # the last 8 items of tiny_release are cold
+
+
+def _real(variable: str, folder: str) -> Path:
+    path = Path(os.environ.get(variable, Path(__file__).parents[1] / "../shared/data" / folder))
+    if not path.is_dir():
+        pytest.skip(f"the {folder} release is not here; set {variable} to its folder")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def toys_raw() -> Path:
+    """Folder of the official Toys release."""
+    return _real("SETREC_TOYS", "toys")
+
+
+@pytest.fixture(scope="session")
+def steam_raw() -> Path:
+    """Folder of the official Steam release."""
+    return _real("SETREC_STEAM", "steam")
+
+
+def save_object(path: Path, content: object) -> None:
+    """As the authors save: numpy.save of a Python object."""
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+
+
+def build_release(folder: Path, seed: int = 0) -> Path:
+    """A release of 60 users and 40 items in the official form: dicts, sets, items.jsonl, CF pickle (64), text (16).
+
+    Users buy around a group of their own, so there is something to learn. Every third user has no validation items, every
+    fourth no test items; tests reach the cold items 32..39, training never does.
+    """
+    rng = np.random.default_rng(seed)
+    warm = TINY_ITEMS - TINY_COLD
+    train: dict[int, list[int]] = {}
+    validation: dict[int, list[int]] = {}
+    test: dict[int, list[int]] = {}
+    for user in range(TINY_USERS):
+        home = np.where(np.arange(TINY_ITEMS) % 4 == user % 4, 6.0, 1.0)  # four groups of items
+        order = rng.choice(TINY_ITEMS, TINY_ITEMS, replace=False, p=home / home.sum())
+        n_train = int(rng.integers(2, 13))
+        train[user] = order[order < warm][:n_train].tolist()
+        later = [int(item) for item in order if item not in train[user]]
+        validation[user] = later[:2] if user % 3 else []
+        test[user] = later[2 : 3 + user % 3] if user % 4 else []
+    missing = set(range(warm)) - {item for row in train.values() for item in row}
+    train[0] += sorted(missing)  # every item that should be warm is
+    trained = {item for row in train.values() for item in row}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_object(folder / "training_dict.npy", train)
+    save_object(folder / "validation_dict.npy", validation)
+    save_object(folder / "testing_dict.npy", test)
+    for name, kept in (("warm", trained), ("cold", set(range(TINY_ITEMS)) - trained)):
+        save_object(folder / f"{name}_item.npy", kept)
+        part = {user: [item for item in row if item in kept] for user, row in test.items()}
+        save_object(folder / f"testing_{name}_dict.npy", part)
+    group = np.arange(TINY_ITEMS) % 4
+    words = ["wooden train", "paper crane", "metal robot", "cloth doll"]
+    with (folder / "items.jsonl").open("w") as file:
+        for item in range(TINY_ITEMS):
+            entry = {
+                "item_id": item,
+                "asin": f"A{item:03d}",
+                "title": f"{words[group[item]]} {item}",
+                "keywords": "toy",
+            }
+            file.write(json.dumps(entry) + "\n")
+    text = np.eye(4, 16, dtype=np.float32)[group] + 0.3 * rng.standard_normal((TINY_ITEMS, 16)).astype(np.float32)
+    np.save(folder / "text.npy", text)
+    vectors = np.eye(4, 64, dtype=np.float32)[group] + 0.3 * rng.standard_normal((TINY_ITEMS, 64)).astype(np.float32)
+    with (folder / "SASRec_item_embed.pkl").open("wb") as file:
+        pickle.dump(torch.from_numpy(vectors), file)
+    return folder
+
+
+@pytest.fixture
+def tiny_release(tmp_path: Path) -> Path:
+    """Folder of a tiny release, see `build_release`; a copy of its own for each test."""
+    return build_release(tmp_path / "release")
