@@ -39,8 +39,8 @@ def save_object(path: Path, content: object) -> None:
 def build_release(folder: Path, seed: int = 0) -> Path:
     """A release of 60 users and 40 items in the official form: dicts, sets, items.jsonl, CF pickle (64), text (16).
 
-    Users buy around a group of their own, so there is something to learn. Every third user has no validation items, every
-    fourth no test items; tests reach the cold items 32..39, training never does.
+    Users buy around a group of their own, so there is something to learn. Every third user has no validation items,
+    every fourth no test items; tests reach the cold items 32..39, training never does.
     """
     rng = np.random.default_rng(seed)
     warm = TINY_ITEMS - TINY_COLD

@@ -108,6 +108,8 @@ def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np
     """Add what follows from the rest. A row's prefixes are consecutive: those beyond place i are a subtraction."""
     real = history != PAD  # (B, L)
     unique, inverse = np.unique(history[real], return_inverse=True)  # (U,), (real items,)
+    if not len(unique):  # only empty histories: item 0, with weight 0, so that `position` always points somewhere
+        unique = np.zeros(1, np.int64)
     position = np.zeros_like(history)
     position[real] = inverse
     last = prefix.max(1, keepdims=True)  # (B, 1) the longest prefix

@@ -76,7 +76,7 @@ class OfficialRelease(Reader):
                 item = min(found ^ expected)
                 raise DataError(
                     f"{name} and {self.training} disagree about {len(found ^ expected)} items, e.g. {item} "
-                    f"(cold means absent from training); delete {name} to have it rebuilt, or download the release again."
+                    f"(cold means absent from training); delete {name} to have it rebuilt, or download it again."
                 )
         for name, part in ((self.testing_warm, trained), (self.testing_cold, expected_cold)):
             if (raw / name).is_file():
