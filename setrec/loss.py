@@ -19,13 +19,14 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         needs_queries, needs_table = ctx.needs_input_grad[:2]
         n_rows, n_items = queries.shape[0], table.shape[0]
-        losses = torch.empty(n_rows, dtype=torch.float32, device=queries.device)  # (R,)
+        exact = torch.promote_types(queries.dtype, torch.float32)  # softmax is never taken in half precision
+        losses = torch.empty(n_rows, dtype=exact, device=queries.device)  # (R,)
         d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
         d_table = torch.zeros_like(table) if needs_table else None  # (N, W)
         step = max(1, CHUNK_LOGITS // max(1, n_items))
         for start in range(0, n_rows, step):
             rows = slice(start, min(start + step, n_rows))
-            logits = (queries[rows] @ table.T).float()  # (r, N)
+            logits = (queries[rows] @ table.T).to(exact)  # (r, N)
             wanted = target[rows, None]  # (r, 1)
             norm = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
             losses[rows] = (norm - logits.gather(1, wanted)).squeeze(1)
@@ -65,8 +66,8 @@ def catalogue_cross_entropy(
         target: (R,) int64, the right item's row in `table`.
         weight: (R,) float, factors of the rows in the sum; ones if None.
 
-    Returns the weighted sum, a scalar with gradients, and the losses of the rows, (R,) float32 without.
+    Returns the weighted sum, a scalar with gradients, and the losses of the rows, (R,) without, both at least float32.
     """
     if weight is None:
-        weight = torch.ones(queries.shape[0], dtype=torch.float32, device=queries.device)  # (R,)
+        weight = torch.ones(queries.shape[0], device=queries.device)  # (R,)
     return _CatalogueCrossEntropy.apply(queries, table, target, weight)

@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from setrec.backbones import Backbone, T5Backbone
 from setrec.grounding import Index, part_scores
-from setrec.hparams import plain_arguments
+from setrec.hparams import made, save_plain_hyperparameters
 from setrec.model import LossSums, SETRec
 from setrec.ranking import RankingModule
 from setrec.schemas import Batch
 
 BETAS = tuple(b / 10 for b in range(11))
+_TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
 
 class SETRecModule(RankingModule):
@@ -39,7 +41,7 @@ class SETRecModule(RankingModule):
 
     def __init__(
         self,
-        backbone: Backbone | None = None,
+        backbone: Backbone = _TINY_T5,
         lr: float = 1e-3,
         n_sem: int = 4,
         n_cf: int = 1,
@@ -53,8 +55,13 @@ class SETRecModule(RankingModule):
         top_k: int = 10,
     ) -> None:
         super().__init__(filter_seen, top_k)
-        self.save_hyperparameters(plain_arguments(self, locals()))
-        self.backbone_settings = [backbone or T5Backbone()]  # in a list: a module of `model`, not of this one
+        arguments = {
+            "backbone": backbone, "lr": lr, "n_sem": n_sem, "n_cf": n_cf, "alpha": alpha, "bottleneck": bottleneck,
+            "trunk": trunk, "missing_cf": missing_cf, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
+            "filter_seen": filter_seen, "top_k": top_k,
+        }  # fmt: skip
+        save_plain_hyperparameters(self, arguments)
+        self.backbone_settings = [made(backbone)]  # in a list: its layers belong to `model`, not to this module
         self.lr = lr
         self.n_sem, self.n_cf = n_sem, n_cf
         self.alpha = alpha

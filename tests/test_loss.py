@@ -58,16 +58,18 @@ def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: i
         ours = ours + catalogue_cross_entropy(folded.sem.flatten(0, 1), codes, target.repeat_interleave(n_sem))[0]
     torch.testing.assert_close(ours.double(), naive, rtol=1e-6, atol=1e-6)
 
-    leaves = [answers, *(p for name, p in tokens.named_parameters() if not name.startswith("decoder"))]
+    named = [("answers", answers), *((n, p) for n, p in tokens.named_parameters() if not n.startswith("decoder"))]
+    leaves = [leaf for _, leaf in named]
     theirs = torch.autograd.grad(naive, leaves, retain_graph=True, allow_unused=True)
     mine = torch.autograd.grad(ours, leaves, retain_graph=True, allow_unused=True)
-    for (name, _), one, other in zip([("answers", 0), *tokens.named_parameters()], mine, theirs, strict=False):
+    for (name, _), one, other in zip(named, mine, theirs, strict=True):
         if one is None:  # a bias u_k: a constant of the softmax, so its true gradient is zero
             assert other is None or other.abs().max() < 1e-9, name
         else:
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
-    index = Index(torch.cat([*cf, torch.zeros(N, 0, dtype=torch.float64)], dim=1), codes if n_sem else torch.zeros(N, 0).double())
+    nothing = torch.zeros(N, 0, dtype=torch.float64)
+    index = Index(torch.cat([*cf, nothing], dim=1), nothing if codes is None else codes)
     user = user_row(folded)
     for beta in (0.0, 0.3, 1.0):
         slot_weight = torch.tensor([1 - beta] * n_cf + [beta] * n_sem, dtype=torch.float64)
