@@ -11,8 +11,8 @@
                    validation (seen masked)
 
 What a baseline may know is what the history it is given holds: co-occurrence and n are counted in train + validation
-when test is answered, in train alone when validation is. Popularity counts training only, as the catalogue does: its cold
-items stay those without a count. Nothing here looks at test. All work is on the CPU.
+when test is answered, in train alone when validation is. Popularity counts training only, as the catalogue does: its
+cold items stay those without a count. Nothing here looks at test. All work is on the CPU.
 """
 
 from abc import ABC, abstractmethod
@@ -46,7 +46,7 @@ class Baseline(ABC):
 
 
 def recent(history: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """The last items of each history, newest first: (B, last) int64, 0 where there is none; (B, last) bool: is there."""
+    """The last items of each history, newest first: (B, last) int64, 0 where none is; and (B, last) bool: is one."""
     length = mask_of(history).sum(1, keepdim=True)  # (B, 1)
     place = length - 1 - torch.arange(last)  # (B, last)
     there = place >= 0  # (B, last)
@@ -191,7 +191,8 @@ class ItemCFText(Baseline):
         return self.cf.score(history).add_(self.text.score(history), alpha=self.weight)  # (B, N)
 
     def describe(self) -> str:
-        return f"item CF + {self.weight:g} x ({self.text.describe()}); weight and kind by validation Recall@10 (All)"
+        chosen = "weight and kind by validation Recall@10 (All), seen masked"
+        return f"item CF + {self.weight:g} x ({self.text.describe()}); {chosen}"
 
 
 class Choice(NamedTuple):
