@@ -58,7 +58,7 @@ class SETRecCLI(LightningCLI):
         path = ckpt_path_of(words)
         if path is not None:
             words = [words[0], "--config", json.dumps(checkpoint_arguments(path)), *words[1:]]
-        super().parse_arguments(parser, words)
+        self.config = parser.parse_args(words)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `parse_arguments` has read the checkpoint. Lightning's own way lets it override flags."""
@@ -138,15 +138,7 @@ def run(args: Sequence[str] | None = None) -> SETRecCLI:
         seed_everything_default=SEED,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},
-        parser_kwargs={"version": version()},
     )
-
-
-def version() -> str:
-    """The installed version of setrec."""
-    from importlib.metadata import version as installed
-
-    return installed("setrec")
 
 
 def main(args: Sequence[str] | None = None) -> None:

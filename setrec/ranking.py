@@ -160,3 +160,18 @@ class RankingModule(LightningModule):
             {f"test/{g}/{name}": torch.tensor(v) for g in GROUPS for name, v in own.table()[g].items() if "@10" in name}
         )
         self.report(tables)
+
+    def report(self, tables: dict[str, RankingTable]) -> None:
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------------------------------- predict
+    def on_predict_epoch_start(self) -> None:
+        self.refresh()
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Predictions:
+        """The best items of every user, seen ones left out where `filter_seen` says so."""
+        (scores,) = self.score_variants(batch, (float(self.beta),))  # (B, N)
+        if self.filter_seen:
+            scores = mask_seen(scores, batch.seen)  # (B, N)
+        item = top_items(scores, self.top_k)  # (B, k)
+        return Predictions(batch.user, item, scores.gather(1, item.clamp(min=0)))
