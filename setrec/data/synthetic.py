@@ -21,6 +21,7 @@ _CATEGORIES = {
 _BRANDS = "Alpenglow Birkholm Corvina Dunmore Estrela Fjordline Galvani Hoshino Iverna Juniper"
 _ADJECTIVES = "compact classic deluxe foldable light professional starter sturdy vintage wide"
 _BRAND_LIST, _ADJECTIVE_LIST = _BRANDS.split(), _ADJECTIVES.split()
+_PER_CATEGORY = 5
 _SECONDS, _START = 86_400 * 365, 1_600_000_000  # the world lasts a year
 
 
@@ -94,12 +95,11 @@ class SyntheticWorld(Reader):
         )
 
     def _make_events(self, rng: np.random.Generator, world: _Items) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        per_category = 5
-        category = world.kind // per_category  # (N,)
-        follower = category * per_category + (world.kind + 1) % per_category  # (N,) the kind that is bought next
+        category = world.kind // _PER_CATEGORY  # (N,)
+        follower = category * _PER_CATEGORY + (world.kind + 1) % _PER_CATEGORY  # (N,) the kind that is bought next
         fame = world.fame / world.fame.mean()
-        favourites = rng.gamma(0.25, size=(2, self.users, len(_CATEGORIES))) + 0.01  # at the start and at the end
-        brands = rng.gamma(0.3, size=(self.users, len(_BRAND_LIST))) + 0.05
+        favourites = rng.gamma(0.15, size=(2, self.users, len(_CATEGORIES))) + 0.01  # at the start and at the end
+        brands = rng.gamma(0.2, size=(self.users, len(_BRAND_LIST))) + 0.02
         all_user, all_item, all_time = [], [], []
         for user in range(self.users):
             n = max(3, rng.poisson(self.events))
@@ -110,7 +110,7 @@ class SyntheticWorld(Reader):
             for when, chance, place in zip(times, rng.random(n), rng.random(n), strict=True):
                 there = (world.release <= when) * bought  # (N,)
                 if last >= 0 and chance < self.follow:
-                    weight = (world.kind == follower[last]) * np.where(world.brand == world.brand[last], 8.0, 0.5)
+                    weight = (world.kind == follower[last]) * np.where(world.brand == world.brand[last], 12.0, 0.5)
                 elif chance < self.follow + 0.4:
                     taste = (1 - when) * favourites[0, user] + when * favourites[1, user]  # (categories,)
                     weight = taste[category] * liked_brand
@@ -134,8 +134,9 @@ class SyntheticWorld(Reader):
             item_ids.tolist(), world.kind, world.brand, world.adjective, strict=True
         ):
             category, product = kinds[kind]
+            before = kinds[kind - 1 if kind % _PER_CATEGORY else kind + _PER_CATEGORY - 1][1]  # what it follows
             title = f"{_BRAND_LIST[brand]} {_ADJECTIVE_LIST[adjective]} {product}"
-            rows.append((own, title, f"{title}. {category}", category, _BRAND_LIST[brand]))
+            rows.append((own, title, f"{title}. {category}. for your {before}", category, _BRAND_LIST[brand]))
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("id", "title", "text", "category", "brand"), pl.String), orient="row"
         )
