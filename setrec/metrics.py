@@ -21,6 +21,7 @@ so counting it twice would put recall 1 out of reach. A target that is masked as
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -131,7 +132,7 @@ def group_targets(target: Tensor, warm: Tensor) -> tuple[Tensor, Tensor]:
 class RankingTable(NamedTuple):
     """Hits of every user at every rank, and all figures made of them. Users ascending, each once; on the CPU."""
 
-    user: Tensor  # (n,) int64
+    user: np.ndarray  # (n,) int64; no tensor, as torchmetrics squeezes the results of a single user to a scalar
     hits: Tensor  # (n, V, G, k): 1 where the item at a rank is a target (or its probability under random ties)
     first: Tensor  # (n, V, G, k): 1 where it is the first hit (or its probability)
     targets: Tensor  # (n, G) int32: distinct targets in the group
@@ -169,7 +170,7 @@ class RankingTable(NamedTuple):
             discount = 1 / (rank + 1).log2()  # (k,)
             ideal = discount.cumsum(0)[n_targets.clamp(max=k).long() - 1]  # (n',)
             values = (hits * discount).sum(1) / ideal  # (n',)
-        return self.user[has], values
+        return torch.from_numpy(self.user)[has], values
 
     def value(self, metric: str, group: str = "all", variant: int = 0) -> float:
         """Mean over the users with a target in the group; 0 where there is no such user (n_users says so)."""
@@ -277,13 +278,13 @@ class RankingMetrics(Metric):
             k = max(self.cutoffs)
             none = torch.zeros(0, len(self.variants), len(GROUPS), k, dtype=self.hit_dtype)  # (0, V, G, k)
             targets = torch.zeros(0, len(GROUPS), dtype=torch.int32)  # (0, G)
-            return RankingTable(torch.zeros(0, dtype=torch.int64), none, none, targets, self.cutoffs, self.variants)
+            return RankingTable(np.zeros(0, np.int64), none, none, targets, self.cutoffs, self.variants)
         user, order = dim_zero_cat(self.user).cpu().sort(stable=True)  # (n with repeats,)
         once = torch.ones_like(user, dtype=torch.bool)  # (n with repeats,)
         once[1:] = user[1:] != user[:-1]
         keep = order[once]  # (n,)
         hits, first, targets = (dim_zero_cat(state).cpu()[keep] for state in (self.hits, self.first, self.targets))
-        return RankingTable(user[once], hits, first, targets, self.cutoffs, self.variants)
+        return RankingTable(user[once].numpy(), hits, first, targets, self.cutoffs, self.variants)
 
 
 class RandomTieMetrics(RankingMetrics):
