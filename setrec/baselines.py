@@ -234,7 +234,7 @@ def choose_weight(
             for weight in weights:
                 top = top_items(torch.add(base, similar, alpha=weight), 10)  # (B, 10)
                 hits = (top[:, :, None] == target[:, None]).sum((1, 2))  # (B,)
-                recall[kind, weight] += float((hits / real.sum(1)).double().sum()) / len(users)
+                recall[kind, weight] += float((hits.double() / real.sum(1)).sum()) / len(users)
     kind, weight = max(recall, key=lambda option: recall[option])
     return Choice(weight, kind, recall)
 

@@ -166,8 +166,8 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
     rows |= {LABELS.get(name, name): row for name, row in figures["baselines"].items()}
     left = max(map(len, rows)) + 2
     title = f"{protocol.dataset}, {protocol.split}: seen items {'masked' if filter_seen else 'not masked'}"
-    heads = ["  ".join(f"{group.capitalize():24}" for group in GROUPS), "  ".join([f"{'Recall':12}{'NDCG':12}"] * 3)]
-    heads.append("  ".join(["".join(f"{'@' + name.split('@')[1]:>5} " for name in COLUMNS)] * 3))
+    heads = [" ".join(f"{group.capitalize():27}" for group in GROUPS), " ".join([f"{'Recall':14}{'NDCG':13}"] * 3)]
+    heads.append(" ".join(" ".join(f"{'@' + name.split('@')[1]:6}" for name in COLUMNS) for _ in GROUPS))
     lines = [title, *(f"{'':{left}}{head}".rstrip() for head in heads)]
     for label, row in rows.items():
         groups = []
@@ -175,12 +175,12 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
             cells = []
             for name in COLUMNS:
                 if protocol.users[group] == 0:
-                    cells.append(f"{'-':>5} ")
+                    cells.append(f"{'-':6}")
                     continue
                 best = max(other[group][name] for other in rows.values())
                 cells.append(_short(row[group][name]) + ("*" if row[group][name] == best > 0 else " "))
-            groups.append("".join(cells))
-        lines.append(f"{label:{left}}{'  '.join(groups)}".rstrip())
+            groups.append(" ".join(cells))
+        lines.append(f"{label:{left}}{' '.join(groups)}".rstrip())
     return "\n".join([*lines, "* best of its column"])
 
 

@@ -1,0 +1,193 @@
+"""Baselines against naive double loops, and against the measured figures on the real Toys release."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from setrec import baselines
+from setrec.baselines import ItemCF, ItemCFText, Popularity, TextSimilarity, choose_weight, fit_baselines, padded
+from setrec.data.catalogue import Catalogue, Histories, Ragged
+from setrec.metrics import RandomTieMetrics, RankingMetrics, mask_seen, top_groups
+
+N = 30
+
+
+def rows_of(seed: int, users: int, longest: int) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, N, rng.integers(0, longest + 1)).tolist() for _ in range(users)]
+
+
+def world(text: bool = True) -> tuple[Catalogue, Histories]:
+    train, validation, test = (Ragged.from_rows(rows_of(seed, 40, most)) for seed, most in ((1, 15), (2, 3), (3, 4)))
+    vectors = torch.randn(N, 6, generator=torch.Generator().manual_seed(4))
+    vectors[7] = 0  # an item without text
+    count = torch.from_numpy(np.bincount(train.items, minlength=N))
+    ids = [str(i) for i in range(N)]
+    catalogue = Catalogue("toy", ids, ids, vectors if text else None, (), (), count, "")
+    return catalogue, Histories([str(u) for u in range(40)], train, validation, test)
+
+
+HISTORY = torch.tensor([[3, 3, 9, 1, 22, 5, 6, 7, 8, 2, 4, 29], [5, 7] + [-1] * 10, [-1] * 12])
+
+
+def naive_cf(rows: list[list[int]], history: list[int]) -> list[float]:
+    together = np.zeros((N, N))
+    for row in rows:
+        for i, one in enumerate(row):
+            for j, other in enumerate(row):
+                if i != j and abs(i - j) <= 5 and one != other:
+                    together[one, other] += 1
+    count = np.bincount([item for row in rows for item in row], minlength=N)
+    scores = [0.0] * N
+    for age, item in enumerate(reversed([item for item in history if item >= 0][-10:])):
+        for v in range(N):
+            if together[item, v]:
+                scores[v] += 0.9**age * together[item, v] / math.sqrt(count[item] * count[v])
+    return scores
+
+
+def naive_text(vectors: Tensor, history: list[int], kind: str) -> list[float]:
+    last = [item for item in history if item >= 0][-10:]
+    scores = []
+    for v in range(N):
+        cosines = [float(torch.cosine_similarity(vectors[item], vectors[v], dim=0)) for item in last]
+        if kind == "mean":
+            scores.append(sum(cosines) / max(len(last), 1))
+        else:
+            scores.append(sum(0.85**age * max(c, 0) ** 6 for age, c in enumerate(reversed(cosines))))
+    return scores
+
+
+def test_item_cf_equals_a_double_loop() -> None:
+    rows = rows_of(1, 40, 15)
+    scores = ItemCF(Ragged.from_rows(rows), N).score(HISTORY)
+    assert scores.dtype == torch.float32
+    for row, history in zip(scores, HISTORY.tolist(), strict=True):
+        assert row.tolist() == pytest.approx(naive_cf(rows, history), abs=1e-6)
+    assert scores[2].abs().sum() == 0  # an empty history scores nothing
+
+
+@pytest.mark.parametrize("kind", ["mean", "sharpened"])
+@pytest.mark.parametrize("table_bytes", [0, 1 << 30])
+def test_text_similarity_equals_a_double_loop(
+    kind: baselines.Kind, table_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "TABLE_BYTES", table_bytes)  # both ways: cosines kept whole, and made as needed
+    vectors = world()[0].text
+    assert vectors is not None
+    many = HISTORY.repeat(30, 1)  # more than one block of users
+    scores = TextSimilarity(vectors, kind).score(many)
+    for row, history in zip(scores[-3:], HISTORY.tolist(), strict=True):
+        assert row.tolist() == pytest.approx(naive_text(vectors, history, kind), abs=1e-5)
+    assert torch.equal(scores[:3], scores[-3:])
+
+
+def test_scores_do_not_depend_on_the_batch() -> None:
+    catalogue, histories = world()
+    history = padded(histories.train, np.arange(40))
+    for baseline in fit_baselines(catalogue, histories).values():
+        together = baseline.score(history)
+        alone = torch.cat([baseline.score(history[u : u + 1, : int((history[u] >= 0).sum())]) for u in range(40)])
+        assert torch.equal(together, alone)
+
+
+def test_what_each_split_may_count() -> None:
+    """Validation is answered from train alone; test from train + validation; test's own items change nothing."""
+    catalogue, histories = world()
+    train, validation = rows_of(1, 40, 15), rows_of(2, 40, 3)
+    both = [one + other for one, other in zip(train, validation, strict=True)]
+    for split, rows in (("validation", train), ("test", both)):
+        fitted = fit_baselines(catalogue, histories, split)
+        assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text"]
+        expected = naive_cf(rows, HISTORY[0].tolist())
+        assert fitted["item_cf"].score(HISTORY)[0].tolist() == pytest.approx(expected, abs=1e-6)
+        assert fitted["popularity"].score(HISTORY)[1].tolist() == catalogue.count.tolist()
+    other = histories.__class__(histories.ids, histories.train, histories.validation, Ragged.from_rows([[0]] * 40))
+    for one, two in zip(fitted.values(), fit_baselines(catalogue, other).values(), strict=True):
+        assert torch.equal(one.score(HISTORY), two.score(HISTORY))
+        assert one.describe() == two.describe()
+
+
+def test_without_text_only_two() -> None:
+    assert list(fit_baselines(*world(text=False))) == ["popularity", "item_cf"]
+
+
+def test_weight_is_the_one_with_the_best_validation_recall() -> None:
+    catalogue, histories = world()
+    assert catalogue.text is not None
+    texts = {kind: TextSimilarity(catalogue.text, kind) for kind in ("mean", "sharpened")}
+    cf = ItemCF(histories.train, N)
+    choice = choose_weight(cf, texts, histories, weights=(0.0, 0.5, 4.0), batch_size=7)
+    users = np.nonzero(histories.validation.lengths)[0]
+    seen, target = padded(histories.train, users), padded(histories.validation, users)
+    warm = torch.ones(N, dtype=torch.bool)
+    for (kind, weight), recall in choice.recall.items():
+        scores = mask_seen(ItemCFText(cf, texts[kind], weight).score(seen), seen)
+        metric = RankingMetrics(cutoffs=(10,))
+        metric.update(torch.from_numpy(users), top_groups(scores, warm, 10)[None], target, warm)
+        assert recall == pytest.approx(metric.compute().value("recall@10"), abs=1e-9)
+    assert len(set(choice.recall.values())) > 2
+    assert choice.recall[choice.kind, choice.weight] == max(choice.recall.values())
+
+
+def test_no_validation_items_still_gives_a_baseline() -> None:
+    catalogue, histories = world()
+    empty = histories.__class__(histories.ids, histories.train, Ragged.from_rows([[]] * 40), histories.test)
+    assert fit_baselines(catalogue, empty)["item_cf_text"].score(HISTORY).isfinite().all()
+
+
+def test_padded_rows() -> None:
+    rows = Ragged.from_rows([[4, 5], [], [6]])
+    assert padded(rows, np.array([2, 0, 1])).tolist() == [[6, -1], [4, 5], [-1, -1]]
+    assert padded(rows, np.array([1])).shape == (1, 0)
+
+
+@pytest.fixture(scope="session")
+def toys(toys_raw, tmp_path_factory):  # type: ignore[no-untyped-def]
+    from setrec.data import OfficialRelease
+
+    log = OfficialRelease().read(toys_raw)
+    n = len(log.items)
+    text = torch.from_numpy(np.load(toys_raw / "toys.emb-minilm-tdcb.npy"))
+    count = torch.from_numpy(np.bincount(log.train.items, minlength=n))
+    catalogue = Catalogue("toys", [""] * n, [""] * n, text, (), (), count, "")
+    return catalogue, Histories([""] * len(log.train), log.train, log.validation, log.test)
+
+
+def test_toys_figures(toys: tuple[Catalogue, Histories]) -> None:
+    """The measured figures, Recall@10 / NDCG@10 (All): to four decimals."""
+    catalogue, histories = toys
+    assert catalogue.text is not None
+    users = np.nonzero(histories.test.lengths)[0]
+    full = histories.train.joined(histories.validation)
+    cf, text, popularity = ItemCF(full, catalogue.n_items), TextSimilarity(catalogue.text), Popularity(catalogue.count)
+    popular = RandomTieMetrics(cutoffs=(10,))
+    ranked = {name: RankingMetrics(cutoffs=(10,)) for name in ("item_cf", "text", "hybrid")}
+    for start in range(0, len(users), 512):
+        part = users[start : start + 512]
+        user, history, target = torch.from_numpy(part), padded(full, part), padded(histories.test, part)
+        popular.update(user, popularity.score(history), target, catalogue.warm)
+        scores = {"item_cf": cf.score(history), "text": text.score(history)}
+        scores["hybrid"] = scores["item_cf"] + scores["text"]
+        for name, metric in ranked.items():
+            lists = top_groups(mask_seen(scores[name], history), catalogue.warm, 10)
+            metric.update(user, lists[None], target, catalogue.warm)
+    tables = {"popularity": popular.compute()} | {name: metric.compute() for name, metric in ranked.items()}
+    assert tables["text"].n_users() == {"all": 5559, "warm": 4489, "cold": 2053}
+    expected = {
+        ("popularity", "all"): (0.0078, 0.0041),  # seen not masked
+        ("popularity", "warm"): (0.0108, 0.0055),
+        ("item_cf", "all"): (0.0184, 0.0129),  # seen masked, from here on
+        ("text", "all"): (0.0121, 0.0081),
+        ("text", "warm"): (0.0125, 0.0084),
+        ("text", "cold"): (0.0798, 0.0487),
+        ("hybrid", "all"): (0.0226, 0.0150),
+        ("hybrid", "warm"): (0.0277, 0.0181),
+    }
+    for (name, group), figures in expected.items():
+        got = [round(tables[name].value(metric, group), 4) for metric in ("recall@10", "ndcg@10")]
+        assert got == pytest.approx(figures, abs=1.01e-4), (name, group)
+    assert tables["popularity"].value("recall@10", "cold") == pytest.approx(10 / 623, rel=1e-6)
