@@ -299,6 +299,12 @@ def test_another_folder_is_not_replaced(tiny_release, tmp_path):
     assert (folder / "cat.jpg").read_bytes() == b"cat"
 
 
+def test_a_root_that_cannot_be_written(tiny_release, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cannot write to .*file .*choose another place with --data.root DIR"):
+        prepare.prepare("tiny", tmp_path / "file" / "tiny", official(tiny_release), tiny_release)
+
+
 @pytest.mark.parametrize("at", ["save_file", "manifest", "rename"])
 def test_a_failed_write_changes_nothing(tiny_release, tmp_path, monkeypatch, at):
     folder = tmp_path / "tiny"

@@ -42,7 +42,9 @@ class Cleaning:
                 raise DataError("cleaning.min_rating is set but the events have no rating; leave it null.")
             events = events.filter(pl.col("rating") >= self.min_rating)
         if self.drop_duplicates:
-            events = events.unique(["user", "item", "time"], keep="first", maintain_order=True)
+            ordered = events.sort("time", "user", "item", "row")  # repeats stand together: less memory than hashing
+            repeated = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in ("time", "user", "item"))
+            events = ordered.filter(~repeated.fill_null(False)).sort("row")
         if self.max_user_events is not None:
             latest = pl.struct("time", "row").rank("ordinal", descending=True).over("user")
             events = events.filter(latest <= self.max_user_events)

@@ -13,7 +13,7 @@ from rich.console import Console
 from setrec.cf import CFVectors
 from setrec.data.catalogue import Ragged, read_manifest
 from setrec.data.clean import Cleaning
-from setrec.data.reader import EventLog, Reader, SplitLog
+from setrec.data.reader import Reader, SplitLog
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
 from setrec.data.store import FORMAT, Prepared, file_hash, intact, locked, write
 from setrec.errors import DataError
@@ -84,8 +84,8 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
             )
         with _told(f"data set {name}: reading raw files"):
             sources = {label: file_hash(path) for label, path in recipe.sources(raw).items() if path.is_file()}
-            log = recipe.reader.read(raw)
-        if isinstance(log, EventLog):
+            log = _read(recipe.reader, raw)
+        if isinstance(log, _Coded):
             with _told(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
                 log = _split(log, recipe)
         prepared, about = _with_vectors(name, log, recipe, raw, sources)
@@ -128,31 +128,51 @@ def _with_vectors(
     return prepared, {"text": about_text, "cf": about_cf}
 
 
-def _split(log: EventLog, recipe: Recipe) -> SplitLog:
+class _Coded(NamedTuple):
+    """A log of events in numbers: 20 million of them fit in memory, as strings they hardly would."""
+
+    events: pl.DataFrame  # user u32, item u32, time i64, optionally rating, in file order
+    users: pl.DataFrame  # user u32 (by first appearance), id str
+    items: pl.DataFrame  # item u32, id str
+    table: pl.DataFrame  # the reader's table of items
+
+
+def _read(reader: Reader, raw: Path | None) -> SplitLog | _Coded:
+    """The reader's log; of an event log only the numbers, so that the strings are gone before the work begins."""
+    log = reader.read(raw)
+    if isinstance(log, SplitLog):
+        return log
+    if log.items["id"].is_duplicated().any():
+        own = log.items.filter(pl.col("id").is_duplicated())["id"][0]
+        raise DataError(f"item {own!r} is there twice in the table of items; keep one row per item.")
+    numbers, tables = {}, {}
+    for column in ("user", "item"):
+        ids = log.events.select(id=column).unique(maintain_order=True).with_row_index(column)
+        coded = log.events.select(id=column).join(ids, "id", how="left", maintain_order="left")
+        numbers[column], tables[column] = coded[column], ids
+    events = log.events.select(pl.exclude("user", "item")).with_columns(**numbers)
+    return _Coded(events, tables["user"], tables["item"], log.items)
+
+
+def _split(log: _Coded, recipe: Recipe) -> SplitLog:
     """Clean, split, drop users, give ids.
 
     Ids: with recipe.paper_ids as in the official release (`paper_item_ids`; users in order of first appearance; events
     of one user at the same time stay in file order). Otherwise nothing depends on the order of the raw rows: items and
     users by their own ids, events by (time, item).
     """
-    if log.items["id"].is_duplicated().any():
-        own = log.items.filter(pl.col("id").is_duplicated())["id"][0]
-        raise DataError(f"item {own!r} is there twice in the table of items; keep one row per item.")
-    users = log.events.select("user").unique(maintain_order=True).with_row_index("u")  # by first appearance
-    items = log.events.select("item").unique().sort("item").with_row_index("i")
-    columns = ["u", "i", "time", *(["rating"] if "rating" in log.events.columns else [])]
-    events = log.events.join(users, "user", maintain_order="left").join(items, "item", maintain_order="left")
-    events = events.select(columns).rename({"u": "user", "i": "item"})  # numbers: 20 million events fit in memory
+    events = log.events
     if not recipe.paper_ids:
-        events = events.sort("time", "user", "item")
+        by_id = log.items.sort("id").select("item").with_row_index("new")  # items numbered by their own ids
+        events = events.join(by_id, "item", how="left", maintain_order="left").sort("time", "new").drop("new")
     events = recipe.split.apply(recipe.cleaning.apply(events.with_row_index("row")))
 
-    kept = events.select("item").unique().join(items.rename({"i": "item", "item": "id"}), "item").sort("id")
+    kept = events.select("item").unique().join(log.items, "item").sort("id")
     order = paper_item_ids(kept["id"].to_list()) if recipe.paper_ids else kept["id"].to_list()
     new = pl.DataFrame({"id": order}).with_row_index("item_id").join(kept, "id")  # id, item_id, item
-    table = pl.DataFrame({"id": order}).join(log.items, "id", how="left", maintain_order="left")
+    table = pl.DataFrame({"id": order}).join(log.table, "id", how="left", maintain_order="left")
     table = table.with_columns(pl.col("title", "text").fill_null(""))
-    people = events.select("user").unique().join(users.rename({"u": "user", "user": "id"}), "user")
+    people = events.select("user").unique().join(log.users, "user")
     people = people.sort("user" if recipe.paper_ids else "id").with_row_index("user_id")
 
     events = events.join(new.select("item", "item_id"), "item").join(people.select("user", "user_id"), "user")

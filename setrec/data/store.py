@@ -63,19 +63,23 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         DataError: the root cannot be written to.
     """
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            old = _beside(folder, "old")
-            if old.exists() and not folder.exists():  # killed between the two renames of `write`
-                old.rename(folder)
-            for left in (old, _beside(folder, "new")):
-                shutil.rmtree(left, ignore_errors=True)
-            yield
+        lock.acquire()
     except OSError as error:
         raise DataError(
             f"cannot write to {folder.parent} ({error}); choose another place with --data.root DIR."
         ) from None
+    try:
+        old = _beside(folder, "old")
+        if old.exists() and not folder.exists():  # killed between the two renames of `write`
+            old.rename(folder)
+        for left in (old, _beside(folder, "new")):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 def write(folder: Path, prepared: Prepared, about: dict) -> None:
