@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from setrec.backbones import Backbone
 from setrec.data.catalogue import Catalogue
@@ -78,6 +80,22 @@ class SETRec(nn.Module):
         cf_widths = [table.shape[1] for table in self.cf]
         self.tokens = ItemTokens(cf_widths, self.text.shape[1], n_sem, backbone.width, bottleneck, trunk)
         self.queries = nn.Parameter(backbone.query_std * torch.randn(n_cf + n_sem, backbone.width))  # (K, D)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Split every weight over the processes of the mesh's data-parallel dimension (ModelParallelStrategy).
+
+        Raises:
+            ConfigError: tensor parallelism is asked for, or the backbone can't be split.
+        """
+        if mesh["tensor_parallel"].size() > 1:
+            raise ConfigError(
+                "Tensor parallelism is not supported: in the arguments of ModelParallelStrategy, set "
+                "tensor_parallel_size to 1 and data_parallel_size to the number of processes."
+            )
+        self.backbone.shard(mesh["data_parallel"])
+        fully_shard(self, mesh=mesh["data_parallel"], reshard_after_forward=False)  # what is left is small
+        for method in ("losses", "index", "read"):  # they use weights outside of forward
+            register_fsdp_forward_method(self, method)
 
     @property
     def cf(self) -> list[Tensor]:

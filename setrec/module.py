@@ -1,7 +1,7 @@
 """SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in ranking.py."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
@@ -84,6 +84,18 @@ class SETRecModule(RankingModule):
                 trunk=self.trunk,
                 missing_cf=self.missing_cf,
             )
+            if self.device_mesh is not None:  # ModelParallelStrategy
+                self.model.shard(self.device_mesh)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the frozen base that the checkpoint leaves out, if any."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["backbone"] = self.backbone_settings[0].origin()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another data set, or another frozen base."""
+        super().on_load_checkpoint(checkpoint)
+        self.backbone_settings[0].check_origin(checkpoint.get("backbone", {}))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]

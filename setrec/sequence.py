@@ -1,8 +1,10 @@
 """Who sees whom, and where everything stands: the masks and positions of SETRec as pure functions.
 
-The sequence of a history is  instruction and response text | items, K slots each.  Queries stand outside it: query set p
-of a user reads the text and the first prefix[p] items (see `queries_see`), or is packed into the same sequence by the
-decoder-only backbone.
+The sequence of a history is  instruction and response text | items, K slots each.  Queries stand outside it: query set
+p of a user reads the text and the first prefix[p] items (see `queries_see`). The decoder-only backbone has no outside:
+it packs every prefix's response text and queries behind the items (see `packed_mask` and `packed_positions`):
+
+    instruction | item 0 | item 1 | ...  | response, K queries of prefix 0 | response, K queries of prefix 1 | ...
 
 Everything here returns booleans (True: may see). `additive` turns them into what attention adds to its logits.
 """
@@ -86,6 +88,76 @@ def queries_see(prefix: Tensor, n_text: int, n_items: int, n_slots: int) -> Tens
     items = item < prefix[..., None]  # (B, P, L * K)
     text = items.new_ones(*prefix.shape, n_text)  # (B, P, n_text)
     return torch.cat([text, items], dim=-1)  # (B, P, T)
+
+
+def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int) -> Tensor:
+    """All prefixes of a history in one sequence: who sees whom, so that each prefix answers as if it were alone.
+
+    The instruction is causal, as a language model reads it. Items see as in `history_mask`. A response token of prefix
+    t sees the instruction, the items before t and the response up to itself; a query of prefix t sees the instruction,
+    the items before t, its whole response and itself, never another query. Nothing sees anything of another prefix, and
+    no item sees any prefix. With 1 instruction token, 2 items of 2 slots, 1 response token (r), 2 queries (q) and the
+    prefixes 0 and 2:
+
+                 text  item 0  item 1  prefix 0   prefix 2
+                  t0    a   b   a   b   r  q0 q1   r  q0 q1
+        t0        x     .   .   .   .   .  .  .    .  .  .
+        0 a       x     x   .   .   .   .  .  .    .  .  .
+        0 b       x     .   x   .   .   .  .  .    .  .  .
+        1 a       x     x   x   x   .   .  .  .    .  .  .
+        1 b       x     x   x   .   x   .  .  .    .  .  .
+        0 r       x     .   .   .   .   x  .  .    .  .  .
+        0 q0      x     .   .   .   .   x  x  .    .  .  .
+        0 q1      x     .   .   .   .   x  .  x    .  .  .
+        2 r       x     x   x   x   x   .  .  .    x  .  .
+        2 q0      x     x   x   x   x   .  .  .    x  x  .
+        2 q1      x     x   x   x   x   .  .  .    x  .  x
+
+    Every token sees itself, padding included, so no row of the softmax is empty; padded items stand behind every real
+    prefix of their row, where nothing real looks.
+
+    Args:
+        prefix: (B, P) int64, how many items each prefix shows; padding (-1) sees what the empty history does.
+
+    Returns (B, T, T) bool with T = n_text + L * K + P * (n_response + K): the square of a long packed row is what it
+    costs, for 50 items, 7 slots and 5 response tokens about a million entries a user.
+    """
+    n_batch, n_prefix = prefix.shape
+    n_history, block = n_text + n_items * n_slots, n_response + n_slots
+    history = history_mask(n_text, n_items, n_slots, prefix.device)  # (S, S) with S = n_text + L * K
+    history[:n_text, :n_text].tril_()  # the instruction is causal
+    own = torch.eye(block, dtype=torch.bool, device=prefix.device)  # (R + K, R + K): queries see themselves ...
+    own[:, :n_response] = True  # ... and the response,
+    own[:n_response, :n_response].tril_()  # which is causal
+    each = torch.eye(n_prefix, dtype=torch.bool, device=prefix.device)  # (P, P)
+    answers = (each[:, None, :, None] & own[:, None]).flatten(2).flatten(0, 1)  # (P * (R + K), P * (R + K))
+
+    see = prefix.new_zeros(n_batch, n_history + n_prefix * block, n_history + n_prefix * block, dtype=torch.bool)
+    see[:, :n_history, :n_history] = history
+    see[:, n_history:, :n_history] = queries_see(prefix, n_text, n_items, n_slots).repeat_interleave(block, dim=1)
+    see[:, n_history:, n_history:] = answers
+    return see  # (B, T, T)
+
+
+def packed_positions(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int) -> Tensor:
+    """Positions of the packed sequence: each prefix counts on from its own last item, wherever it stands in the row.
+
+    The instruction counts up, item i stands at n_text + i with all its slots, token j of the response of prefix t at
+    n_text + t + j, and the queries of a set share the position after it. For the drawing of `packed_mask`:
+
+        t0   0 a 0 b   1 a 1 b   r q0 q1   r q0 q1
+         0    1   1     2   2    1  2  2   3  4  4
+
+    Args:
+        prefix: (B, P) int64, see `packed_mask`.
+
+    Returns (B, T) int64.
+    """
+    n_batch = prefix.shape[0]
+    history = history_positions(n_text, n_items, n_slots, prefix.device).expand(n_batch, -1)  # (B, S)
+    step = torch.arange(n_response + n_slots, device=prefix.device).clamp(max=n_response)  # (R + K,) 0 1 .. R R R
+    answers = n_text + prefix.clamp(min=0)[..., None] + step  # (B, P, R + K)
+    return torch.cat([history, answers.flatten(1)], dim=1)  # (B, T)
 
 
 def additive(see: Tensor, dtype: torch.dtype) -> Tensor:

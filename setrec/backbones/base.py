@@ -1,8 +1,12 @@
 """The contract every backbone keeps."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from setrec.errors import ConfigError
 
 
 class Backbone(nn.Module, ABC):
@@ -41,3 +45,25 @@ class Backbone(nn.Module, ABC):
 
         Returns (B, P, K, D) float. At padding the content has no meaning.
         """
+
+    def origin(self) -> dict[str, Any]:
+        """Where the weights come from that checkpoints leave out (a frozen base); {} when there are none.
+
+        In plain types: it is stored in the checkpoint and comes back in `check_origin`.
+        """
+        return {}
+
+    def check_origin(self, origin: dict[str, Any]) -> None:
+        """Refuse to load a checkpoint onto other frozen weights than it was trained on.
+
+        Raises:
+            ConfigError: the weights found here are not those `origin` tells of.
+        """
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Split the layers' weights over the processes of `mesh` with fully_shard, for models too big for one device.
+
+        Raises:
+            ConfigError: this backbone can't be split.
+        """
+        raise ConfigError(f"{type(self).__name__} can't be sharded: set --trainer.strategy ddp.")

@@ -1,0 +1,322 @@
+"""Any decoder-only language model as a backbone: Qwen2, Qwen2.5, Qwen3, Llama, SmolLM2, and what is built like them.
+
+The model is Hugging Face's own, called with vectors, positions and a ready mask; nothing of its forward is copied here.
+All prefixes of a history are packed into one sequence, see `packed_mask` in setrec/sequence.py.
+"""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from setrec.backbones.base import Backbone
+from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_frozen_out
+from setrec.errors import ConfigError
+from setrec.sequence import additive, packed_mask, packed_positions
+
+
+class Shape(NamedTuple):
+    """The numbers that size a decoder-only model, by transformers' names."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+SHAPES = {
+    "nano": Shape(32, 64, 2, 2, 1, 16),
+    "tiny": Shape(128, 384, 3, 4, 2, 32),
+    "135m": Shape(576, 1536, 30, 9, 3, 64),  # SmolLM2-135M
+    "0.6b": Shape(1024, 3072, 28, 16, 8, 128),  # Qwen3-0.6B
+    "1.5b": Shape(1536, 8960, 28, 12, 2, 128),  # Qwen2.5-1.5B
+    "7b": Shape(3584, 18944, 28, 28, 4, 128),  # Qwen2.5-7B
+}
+
+
+class DecoderBackbone(Backbone):
+    """A decoder-only language model, pretrained or from random weights.
+
+    Args:
+        pretrained: A Hugging Face name or a local folder (paper: Qwen/Qwen2.5-1.5B). None: random weights of `shape`.
+        gguf_file: A GGUF file inside the folder or repository `pretrained`; its weights are unpacked to `dtype`.
+        revision: Branch, tag or commit of `pretrained` on the model hub; None: the newest.
+        family: Architecture of a model from random weights. Not used with `pretrained`.
+        shape: Size of a model from random weights: nano (32 wide, for tests), tiny (128 wide, 3 layers, trains on two
+            CPU cores), or a published size without its vocabulary. Not used with `pretrained`.
+        attention: How attention is computed; both read the same mask and agree. eager holds every weight in memory.
+        dtype: Precision of the model's weights. bfloat16 suits a frozen base; to train all of it, keep float32 and set
+            --trainer.precision bf16-mixed.
+        lora: Train low-rank adapters and freeze the model (the paper's way for Qwen); None: train all of it.
+        quantize: Hold the frozen base in 4 or 8 bits (bitsandbytes; needs a GPU, `pretrained` and `lora`).
+        gradient_checkpointing: Keep only the layers' inputs for the backward pass and compute the rest anew: about a
+            third slower, a fraction of the memory, the same gradients.
+        dropout: Probability of dropout on the tokens that go into the model and on its answers; language models have
+            none of their own. For models from random weights.
+        instruction: Text before the history, tokenised with the pretrained tokenizer, with the token its texts begin
+            with, if any.
+        response: Text between the history and the queries.
+        n_prompt: Learned tokens in place of the instruction when there is no tokenizer; at least 1.
+        n_response: Learned tokens in place of the response when there is no tokenizer. Every prefix carries its own
+            copy through the model.
+        train_prompt: Train the embedded texts too; off in the paper. Learned tokens always train.
+
+    Raises:
+        ConfigError: options that don't go together.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        family: Literal["qwen2", "qwen3", "llama"] = "qwen2",
+        shape: Literal["nano", "tiny", "135m", "0.6b", "1.5b", "7b"] = "tiny",
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        lora: LoRA | None = None,
+        quantize: Literal[4, 8] | None = None,
+        gradient_checkpointing: bool = False,
+        dropout: float = 0.0,
+        instruction: str = "What would the user be likely to purchase next after buying the following items?",
+        response: str = "The user would purchase:",
+        n_prompt: int = 1,
+        n_response: int = 0,
+        train_prompt: bool = False,
+    ) -> None:
+        super().__init__()
+        if n_prompt < 1 or n_response < 0:
+            raise ConfigError(
+                f"n_prompt is {n_prompt} and n_response {n_response}: they must be at least 1 and at least 0."
+            )
+        if quantize and (lora is None or pretrained is None or gguf_file):
+            raise ConfigError(f"quantize {quantize} needs `pretrained` (no GGUF) and lora: only a frozen base can be.")
+        if gguf_file and not pretrained:
+            raise ConfigError(f"gguf_file {gguf_file!r} needs --model.backbone.pretrained: the folder that holds it.")
+        self.pretrained = pretrained
+        self.gguf_file = gguf_file
+        self.revision = revision
+        self.family = family
+        self.shape = shape
+        self.attention = attention
+        self.dtype = dtype
+        self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # plain types, as checkpoints keep them
+        self.quantize = quantize
+        self.gradient_checkpointing = gradient_checkpointing
+        self.dropout = dropout
+        self.instruction = instruction
+        self.response = response
+        self.n_prompt = n_prompt
+        self.n_response = n_response
+        self.train_prompt = train_prompt
+
+    # ------------------------------------------------------------------------------------------------------- the layers
+    def build(self) -> None:
+        """Make the layers; see `Backbone.build`."""
+        base, instruction, response = self._pretrained_parts() if self.pretrained else self._random_parts()
+        self.width = base.config.hidden_size
+        self.n_text, self.n_announce = len(instruction), len(response)  # n_text, R
+        self.prompt = nn.Parameter(torch.cat([instruction, response]))  # (n_text + R, D)
+        self.prompt.requires_grad = self.pretrained is None or self.train_prompt
+        base.set_input_embeddings(cast(nn.Module, None))  # items come as vectors: no word is ever looked up again
+        self._origin: dict[str, Any] = {}
+        if self.pretrained and self.lora:
+            self._origin = {
+                "pretrained": self.pretrained,
+                "revision": getattr(base.config, "_commit_hash", None),
+                "quantize": self.quantize,
+                "fingerprint": fingerprint(base),
+            }
+        if self.lora:
+            inject(base, self.lora)
+        if self.gradient_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.base = base
+        self.drop = nn.Dropout(self.dropout)
+        if self._origin:  # a random base can't be found again: it stays in the checkpoint
+            leave_frozen_out(self, base)
+        self.train()  # from_pretrained returns eval(), and Lightning would keep it
+
+    def _random_parts(self) -> tuple[PreTrainedModel, Tensor, Tensor]:
+        """Random weights of the named shape, and random texts (n_prompt, D) and (n_response, D)."""
+        config = AutoConfig.for_model(
+            self.family, vocab_size=1, bos_token_id=None, eos_token_id=None, **SHAPES[self.shape]._asdict()
+        )
+        base: PreTrainedModel = AutoModel.from_config(
+            config, attn_implementation=self.attention, dtype=getattr(torch, self.dtype)
+        )
+        self.query_std = config.initializer_range
+        instruction, response = (
+            self.query_std * torch.randn(n, config.hidden_size) for n in (self.n_prompt, self.n_response)
+        )
+        return base, instruction, response
+
+    def _pretrained_parts(self) -> tuple[PreTrainedModel, Tensor, Tensor]:
+        """The pretrained weights, and the embedded texts (n_text, D) and (R, D), float32."""
+        tokenizer, base = self._load()
+        words: list[int] = tokenizer(self.instruction, add_special_tokens=False).input_ids
+        if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id:
+            words = [tokenizer.bos_token_id, *words]
+        response = tokenizer(self.response, add_special_tokens=False).input_ids
+        table: Tensor = base.get_input_embeddings().get_parameter("weight").detach()  # (words, D)
+        self.query_std = float(table.float().std())
+        return base, table[words].float().cpu(), table[response].float().cpu()  # (n_text, D), (R, D)
+
+    def _load(self) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        """Tokenizer and model, every weight found.
+
+        Raises:
+            ConfigError: one sentence saying what is missing.
+        """
+        assert self.pretrained is not None
+        if self.gguf_file and find_spec("gguf") is None:
+            raise ConfigError('A GGUF file needs the package gguf, which is not installed: pip install "setrec[gguf]".')
+        where: dict[str, Any] = {"revision": self.revision or "main"}
+        if self.gguf_file:
+            where["gguf_file"] = self.gguf_file
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.pretrained, **where)
+            base, found = AutoModel.from_pretrained(
+                self.pretrained,
+                dtype=getattr(torch, self.dtype),
+                attn_implementation=self.attention,
+                output_loading_info=True,
+                **self._quantization(),
+                **where,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            file = f", file {self.gguf_file!r}" if self.gguf_file else ""
+            raise ConfigError(
+                f"The pretrained language model {self.pretrained!r}{file} is neither a folder here nor reachable on "
+                f"the model hub ({str(error).splitlines()[0]}): give its folder with --model.backbone.pretrained, "
+                "or, for random weights instead, --model.backbone.pretrained null."
+            ) from error
+        if base.config.is_encoder_decoder or not hasattr(base, "layers"):
+            raise ConfigError(f"{self.pretrained!r} is a {type(base).__name__}, not a decoder-only language model.")
+        if found["missing_keys"]:
+            raise ConfigError(
+                f"{self.pretrained!r} lacks {len(found['missing_keys'])} weights of a {type(base).__name__}, "
+                f"{sorted(found['missing_keys'])[0]} first: it is incomplete or of another architecture."
+            )
+        base.config.use_cache = False
+        return tokenizer, base
+
+    def _quantization(self) -> dict[str, Any]:
+        """Arguments of from_pretrained for a base in 4 or 8 bits; {} without."""
+        if not self.quantize:
+            return {}
+        if not torch.cuda.is_available():
+            raise ConfigError(f"quantize {self.quantize} needs a GPU: set --model.backbone.quantize null.")
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError('quantize needs the package bitsandbytes: pip install "setrec[quantize]".')
+        config = BitsAndBytesConfig(
+            load_in_4bit=self.quantize == 4,
+            load_in_8bit=self.quantize == 8,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, self.dtype),
+        )
+        return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+    # ------------------------------------------------------------------------------------------------------ the forward
+    def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
+        """Answer the queries of every prefix; see `Backbone.forward`.
+
+        One call of the model on T = n_text + L * K + P * (R + K) tokens a row; the mask holds B * T * T numbers. With
+        one prefix a row, as in evaluation, P is 1 and both are small.
+        """
+        n_batch, n_items, n_slots, _ = items.shape
+        n_prefix = prefix.shape[1]
+        text, response = self.prompt.split([self.n_text, self.n_announce])  # (n_text, D), (R, D)
+        answer = torch.cat([response, queries]).repeat(n_prefix, 1)  # (P * (R + K), D)
+        x = torch.cat(
+            [text.expand(n_batch, -1, -1), items.flatten(1, 2), answer.expand(n_batch, -1, -1)], dim=1
+        )  # (B, T, D)
+        x = self.drop(x)
+        if self.dtype == "bfloat16":
+            x = x.to(torch.bfloat16)
+        see = packed_mask(prefix, self.n_text, n_items, n_slots, self.n_announce)  # (B, T, T)
+        device = x.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        # 4D floats pass untouched through transformers' own masks; without one, repeated positions would be taken for
+        # several packed texts
+        output = self.base(
+            inputs_embeds=x,
+            position_ids=packed_positions(prefix, self.n_text, n_items, n_slots, self.n_announce),
+            attention_mask=additive(see, precision)[:, None],  # (B, 1, T, T)
+            use_cache=False,
+        ).last_hidden_state  # (B, T, D)
+        answers = output[:, self.n_text + n_items * n_slots :].unflatten(1, (n_prefix, -1))  # (B, P, R + K, D)
+        return self.drop(answers[:, :, self.n_announce :].to(queries.dtype))  # (B, P, K, D)
+
+    # ---------------------------------------------------------------------------------------------- weights on the disk
+    def origin(self) -> dict[str, Any]:
+        """Where the weights come from that checkpoints leave out; see `Backbone.origin`."""
+        return dict(self._origin)
+
+    def check_origin(self, origin: dict[str, Any]) -> None:
+        """Refuse another base than the one the adapters were trained on; see `Backbone.check_origin`."""
+        here = self._origin
+        if not origin or not here:
+            return  # strict loading says what is missing
+        if origin["quantize"] == here["quantize"] and origin["fingerprint"] != here["fingerprint"]:
+            revision = f" at revision {origin['revision']}" if origin["revision"] else ""
+            raise ConfigError(
+                f"The checkpoint's adapters were trained on {origin['pretrained']!r}{revision}, whose weights "
+                f"({origin['fingerprint'][:12]}) are not those found at {here['pretrained']!r} "
+                f"({here['fingerprint'][:12]}): give that model with --model.backbone.pretrained "
+                "(and --model.backbone.revision)."
+            )
+
+    def merge(self, folder: str | Path) -> None:
+        """Write the language model as a plain Hugging Face folder, the adapters added into its weights.
+
+        What `--model.backbone.pretrained FOLDER --model.backbone.lora null` then reads. The vocabulary comes from the
+        base; a trained prompt, the queries and the item tokenizers are SETRec's own and stay in the checkpoint.
+
+        Raises:
+            ConfigError: the model has no pretrained base, or the folder exists.
+        """
+        folder = Path(folder)
+        if not self.pretrained:
+            raise ConfigError("There is no pretrained base to merge into: this model began with random weights.")
+        if folder.exists():
+            raise ConfigError(f"{folder} exists already: name a new folder for the merged model.")
+        unquantized = DecoderBackbone(
+            self.pretrained, self.gguf_file, self.revision, attention=self.attention, dtype=self.dtype
+        )
+        tokenizer, plain = unquantized._load()
+        with torch.no_grad():
+            if self.lora:
+                for name, delta in deltas(self.base):
+                    weight = plain.get_parameter(f"{name}.weight")
+                    weight.copy_(weight.float() + delta.to(weight.device))
+            else:
+                plain.load_state_dict(self.base.state_dict(), strict=False)  # all but the vocabulary
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            plain.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            os.replace(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Split every layer's weights over the processes; see `Backbone.shard`."""
+        for layer in cast(nn.ModuleList, self.base.layers):
+            fully_shard(layer, mesh=mesh)
