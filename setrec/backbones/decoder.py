@@ -134,6 +134,8 @@ class DecoderBackbone(Backbone):
         self.n_text, self.n_announce = len(instruction), len(response)  # n_text, R
         self.prompt = nn.Parameter(torch.cat([instruction, response]))  # (n_text + R, D)
         self.prompt.requires_grad = self.pretrained is None or self.train_prompt
+        if self.gradient_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.set_input_embeddings(cast(nn.Module, None))  # items come as vectors: no word is ever looked up again
         self._origin: dict[str, Any] = {}
         if self.pretrained and self.lora:
@@ -145,8 +147,6 @@ class DecoderBackbone(Backbone):
             }
         if self.lora:
             inject(base, self.lora)
-        if self.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.base = base
         self.drop = nn.Dropout(self.dropout)
         if self._origin:  # a random base can't be found again: it stays in the checkpoint
@@ -171,7 +171,7 @@ class DecoderBackbone(Backbone):
         """The pretrained weights, and the embedded texts (n_text, D) and (R, D), float32."""
         tokenizer, base = self._load()
         words: list[int] = tokenizer(self.instruction, add_special_tokens=False).input_ids
-        if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id:
+        if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
             words = [tokenizer.bos_token_id, *words]
         response = tokenizer(self.response, add_special_tokens=False).input_ids
         table: Tensor = base.get_input_embeddings().get_parameter("weight").detach()  # (words, D)
