@@ -75,9 +75,15 @@ class SETRecCLI(LightningCLI):
         best = getattr(checkpoint, "best_model_path", "")
         if self._get(self.config, "test_after_fit") and best:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+            self.after_test()
         say(f"best checkpoint: {best or 'none was written'}")
         if best:
-            say(f"next: python main.py predict --ckpt_path {best}")
+            command = "predict" if self._get(self.config, "test_after_fit") else "test"
+            say(f"next: python main.py {command} --ckpt_path {best}")
+
+    def after_test(self) -> None:
+        """Say where the figures are."""
+        say(f"results: {self.model.results_path}")
 
 
 @rank_zero_only
@@ -134,7 +140,7 @@ def run(args: Sequence[str] | None = None) -> SETRecCLI:
     return SETRecCLI(
         SETRecModule,
         SETRecDataModule,
-        args=args,
+        args=None if args is None else list(args),
         seed_everything_default=SEED,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},

@@ -22,14 +22,17 @@ class Folded(NamedTuple):
 
     cf: list[Tensor]  # n_cf of (M, E_c) float
     sem: Tensor | None  # (M, n_sem, H) float
+    text: Tensor | None = None  # (M, F) float: the memory of raw text vectors, where the model has one
 
 
 def fold(answers: Tensor, tokens: ItemTokens) -> Folded:
     """answers (M, K, D) -> the same inner products with items, taken at widths E and H instead of D."""
-    cf = [answers[:, c] @ project.weight for c, project in enumerate(tokens.cf)]  # n_cf of (M, E_c)
+    cf = [answers[:, c] @ project.get_parameter("weight") for c, project in enumerate(tokens.cf)]  # n_cf of (M, E_c)
     if not tokens.n_sem:
         return Folded(cf, None)
-    sem = [answers[:, tokens.n_cf + k] @ head.weight for k, head in enumerate(tokens.heads)]  # n_sem of (M, H)
+    sem = [
+        answers[:, tokens.n_cf + k] @ head.get_parameter("weight") for k, head in enumerate(tokens.heads)
+    ]  # n_sem of (M, H)
     return Folded(cf, torch.stack(sem, dim=1))  # (M, n_sem, H)
 
 
@@ -37,18 +40,19 @@ class Index(NamedTuple):
     """The catalogue, ready to be scored: one row an item, [e_1(v) ... e_n(v) | a(v)].
 
     The score of an item under any beta is one inner product of this width, sum(E) + H (192 for the paper's shapes,
-    against K * D = 2,560), plus constants of the user that change no ranking.
+    against K * D = 2,560), plus constants of the user that change no ranking. A memory of raw text adds F columns.
     """
 
     cf: Tensor  # (N, sum(E)) float, width 0 without CF slots
-    sem: Tensor  # (N, H) float, width 0 without semantic slots
+    sem: Tensor  # (N, H or H + F) float, width 0 without semantic slots
+    codes: Tensor  # (N, H) float: the trunk codes alone, from which history tokens are made
 
 
 class UserRow(NamedTuple):
     """The users' side of the index."""
 
     cf: Tensor  # (M, sum(E)) float
-    sem: Tensor  # (M, H) float, the semantic slots' sum
+    sem: Tensor  # (M, H or H + F) float, the semantic slots' sum, and the memory of text
 
 
 def user_row(folded: Folded) -> UserRow:
@@ -56,6 +60,8 @@ def user_row(folded: Folded) -> UserRow:
     some = folded.sem if folded.sem is not None else folded.cf[0]
     cf = torch.cat(folded.cf, dim=1) if folded.cf else some.new_zeros(some.shape[0], 0)  # (M, sum(E))
     sem = folded.sem.sum(dim=1) if folded.sem is not None else some.new_zeros(some.shape[0], 0)  # (M, H)
+    if folded.text is not None:
+        sem = torch.cat([sem, folded.text.to(sem.dtype)], dim=1)  # (M, H + F)
     return UserRow(cf, sem)
 
 

@@ -19,26 +19,30 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         needs_queries, needs_table = ctx.needs_input_grad[:2]
         n_rows, n_items = queries.shape[0], table.shape[0]
-        exact = torch.promote_types(queries.dtype, torch.float32)  # softmax is never taken in half precision
+        kind = queries.device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+        exact = torch.promote_types(queries.dtype, torch.float32)  # of softmax and sums, whatever the products are in
         losses = torch.empty(n_rows, dtype=exact, device=queries.device)  # (R,)
         d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
-        d_table = torch.zeros_like(table) if needs_table else None  # (N, W)
+        d_table = torch.zeros_like(table, dtype=exact) if needs_table else None  # (N, W)
         step = max(1, CHUNK_LOGITS // max(1, n_items))
-        for start in range(0, n_rows, step):
-            rows = slice(start, min(start + step, n_rows))
-            logits = (queries[rows] @ table.T).to(exact)  # (r, N)
-            wanted = target[rows, None]  # (r, 1)
-            norm = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
-            losses[rows] = (norm - logits.gather(1, wanted)).squeeze(1)
-            if not (needs_queries or needs_table):
-                continue
-            soft = logits.sub_(norm).exp_()  # (r, N) softmax, in place of the logits
-            soft.scatter_add_(1, wanted, soft.new_full(wanted.shape, -1.0))  # softmax - one hot
-            soft = soft.mul_(weight[rows, None]).to(table.dtype)  # (r, N)
-            if d_queries is not None:
-                d_queries[rows] = soft @ table  # (r, W)
-            if d_table is not None:
-                d_table.addmm_(soft.T, queries[rows])  # (N, W)
+        with torch.autocast(kind, enabled=False):
+            q, items = queries.to(narrow), table.to(narrow)  # (R, W), (N, W)
+            for start in range(0, n_rows, step):
+                rows = slice(start, min(start + step, n_rows))
+                logits = (q[rows] @ items.T).to(exact)  # (r, N)
+                wanted = target[rows, None]  # (r, 1)
+                norm = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
+                losses[rows] = (norm - logits.gather(1, wanted)).squeeze(1)
+                if not (needs_queries or needs_table):
+                    continue
+                soft = logits.sub_(norm).exp_()  # (r, N) softmax, in place of the logits
+                soft.scatter_add_(1, wanted, soft.new_full(wanted.shape, -1.0))  # softmax - one hot
+                pull = soft.mul_(weight[rows, None]).to(narrow)  # (r, N)
+                if d_queries is not None:
+                    d_queries[rows] = (pull @ items).to(d_queries.dtype)  # (r, W)
+                if d_table is not None:
+                    d_table += pull.T @ q[rows]  # (N, W)
         ctx.save_for_backward(d_queries, d_table)
         ctx.mark_non_differentiable(losses)
         return (losses * weight).sum(), losses
@@ -46,10 +50,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
         d_queries, d_table = ctx.saved_tensors
-        scale = grad.to(d_queries.dtype if d_queries is not None else grad.dtype)
         return (
-            None if d_queries is None else d_queries * scale,
-            None if d_table is None else d_table * scale,
+            None if d_queries is None else d_queries * grad.to(d_queries.dtype),
+            None if d_table is None else d_table * grad.to(d_table.dtype),
             None,
             None,
         )

@@ -6,18 +6,18 @@
 The letters of the shape comments are defined in schemas.py.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from setrec.backbones import Backbone
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
 from setrec.grounding import Folded, Index, UserRow, fold, user_row
 from setrec.loss import catalogue_cross_entropy
+from setrec.memory import Memory
 from setrec.schemas import Batch, mask_of
 from setrec.tokens import ItemTokens
 
@@ -32,11 +32,39 @@ class Answers(NamedTuple):
 class LossSums(NamedTuple):
     """The loss of a batch as sums, so that any number of batches and processes can be averaged exactly."""
 
-    slots: Tensor  # (K,) float32: cross-entropy of each slot, summed over the M prefixes; no gradient
-    ranking: Tensor  # () the slots' mean summed over the M prefixes; with gradient
+    slots: Tensor  # (K,) float32: cross-entropy of each slot, summed over the M prefixes; no gradient; NaN if not asked
+    ranking: Tensor  # () cross-entropy that is trained, summed over the M prefixes; with gradient
     reconstruction: Tensor  # () squared error of the history's text vectors, summed over the rows it stands for
     n_prefix: Tensor  # () float32, M
     n_reconstructed: Tensor  # () float32, history items over all prefixes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the method is made of. The defaults are the paper's.
+
+    Args:
+        n_cf: CF slots; takes the first n_cf CF matrices of the catalogue. 0: semantic only.
+        n_sem: semantic slots. 0: CF only.
+        bottleneck: H.
+        trunk: hidden widths between F and H.
+        missing_cf: what an item without a trained CF vector (a cold item) has there: `as_is`, whatever the file holds;
+            `zero`, nothing, neither in histories nor in scores.
+        objective: `slots`, one cross-entropy a slot, averaged; `score`, one over the slots' sum, which is what is ranked by.
+        negatives: items in the softmax of the loss: `all`; `warm`, only those that can be a target in training.
+        cf_dropout: probability of hiding a history item's CF vectors in training.
+        memory: add the history's own vectors, fading with age, to the answers; see memory.py.
+    """
+
+    n_cf: int = 1
+    n_sem: int = 4
+    bottleneck: int = 128
+    trunk: tuple[int, ...] = (512, 256)
+    missing_cf: Literal["as_is", "zero"] = "as_is"
+    objective: Literal["slots", "score"] = "slots"
+    negatives: Literal["all", "warm"] = "all"
+    cf_dropout: float = 0.0
+    memory: bool = False
 
 
 class SETRec(nn.Module):
@@ -45,57 +73,42 @@ class SETRec(nn.Module):
     Args:
         catalogue: the items; its vectors become buffers that are not part of checkpoints (they are data).
         backbone: how histories are read; not yet built.
-        n_cf: CF slots; takes the first n_cf CF matrices of the catalogue. 0: semantic only.
-        n_sem: semantic slots. 0: CF only.
-        bottleneck: H.
-        trunk: hidden widths between F and H.
-        missing_cf: what an item without a trained CF vector (a cold item) has there: `as_is`, whatever the file holds (the
-            paper); `zero`, nothing, neither in histories nor in scores.
+        recipe: what the method is made of.
 
     Raises:
         ConfigError: slots asked for that the data has no vectors for.
     """
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        backbone: Backbone,
-        n_cf: int,
-        n_sem: int,
-        bottleneck: int,
-        trunk: list[int],
-        missing_cf: Literal["as_is", "zero"],
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, backbone: Backbone, recipe: Recipe) -> None:
         super().__init__()
-        check_slots(catalogue, n_cf, n_sem)
+        check_slots(catalogue, recipe.n_cf, recipe.n_sem)
+        if recipe.memory and recipe.objective == "slots":
+            raise ConfigError("--model.memory true needs --model.objective score: a memory is no slot of its own.")
         backbone.build()
         self.backbone = backbone
-        self.n_cf, self.n_sem = n_cf, n_sem
-        for c, (vectors, present) in enumerate(zip(catalogue.cf[:n_cf], catalogue.present[:n_cf], strict=True)):
-            table = vectors if missing_cf == "as_is" else vectors * present[:, None]  # (N, E)
+        self.recipe = recipe
+        self.n_cf, self.n_sem = recipe.n_cf, recipe.n_sem
+        matrices = zip(catalogue.cf[: self.n_cf], catalogue.present[: self.n_cf], strict=True)
+        for c, (vectors, present) in enumerate(matrices):
+            table = vectors if recipe.missing_cf == "as_is" else vectors * present[:, None]  # (N, E)
             self.register_buffer(f"cf_{c}", table.clone(), persistent=False)
-        text = catalogue.text if n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
+        text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text.clone(), persistent=False)  # (N, F)
+        # the items in the loss's softmax, and where each item stands among them
+        negatives = torch.arange(catalogue.n_items) if recipe.negatives == "all" else catalogue.warm.nonzero().flatten()
+        self.negatives: Tensor
+        self.register_buffer("negatives", negatives, persistent=False)  # (n,)
+        self.place: Tensor
+        self.register_buffer("place", torch.searchsorted(negatives, torch.arange(catalogue.n_items)), persistent=False)
         cf_widths = [table.shape[1] for table in self.cf]
-        self.tokens = ItemTokens(cf_widths, self.text.shape[1], n_sem, backbone.width, bottleneck, trunk)
-        self.queries = nn.Parameter(backbone.query_std * torch.randn(n_cf + n_sem, backbone.width))  # (K, D)
-
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Split every weight over the processes of the mesh's data-parallel dimension (ModelParallelStrategy).
-
-        Raises:
-            ConfigError: tensor parallelism is asked for, or the backbone can't be split.
-        """
-        if mesh["tensor_parallel"].size() > 1:
-            raise ConfigError(
-                "Tensor parallelism is not supported: in the arguments of ModelParallelStrategy, set "
-                "tensor_parallel_size to 1 and data_parallel_size to the number of processes."
-            )
-        self.backbone.shard(mesh["data_parallel"])
-        fully_shard(self, mesh=mesh["data_parallel"], reshard_after_forward=False)  # what is left is small
-        for method in ("losses", "index", "read"):  # they use weights outside of forward
-            register_fsdp_forward_method(self, method)
+        self.tokens = ItemTokens(
+            cf_widths, self.text.shape[1], self.n_sem, backbone.width, recipe.bottleneck, list(recipe.trunk)
+        )
+        self.queries = nn.Parameter(backbone.query_std * torch.randn(self.n_cf + self.n_sem, backbone.width))  # (K, D)
+        if recipe.memory:
+            self.cf_memory = nn.ModuleList(Memory(max_age=50, scale=1.0) for _ in cf_widths)
+            self.text_memory = Memory(max_age=50, scale=3.0) if self.n_sem else None
 
     @property
     def cf(self) -> list[Tensor]:
@@ -114,47 +127,90 @@ class SETRec(nn.Module):
             codes: (N, H) from `codes()`.
         """
         distinct = [table[batch.unique] for table in self.cf]  # n_cf of (U, E)
+        if self.training and self.recipe.cf_dropout:
+            keep = torch.rand(len(batch.unique), 1, device=batch.unique.device) >= self.recipe.cf_dropout  # (U, 1)
+            distinct = [vectors * keep for vectors in distinct]  # n_cf of (U, E)
         tokens = self.tokens(distinct, codes[batch.unique] if codes is not None else None)  # (U, K, D)
         items = nn.functional.embedding(batch.position, tokens.flatten(1)).unflatten(-1, tokens.shape[1:])  # (B,L,K,D)
         real = mask_of(batch.history)  # (B, L)
         answers = self.backbone(items, real, batch.prefix, self.queries)  # (B, P, K, D)
         answers = answers.flatten(0, 1)[batch.valid]  # (M, K, D)
-        return Answers(fold(answers, self.tokens), tokens)
+        return Answers(self.remember(fold(answers, self.tokens), batch), tokens)
 
-    def losses(self, batch: Batch) -> LossSums:
-        """Cross-entropy of each slot over the whole catalogue, and the reconstruction (paper, equations 7 to 9)."""
+    def remember(self, folded: Folded, batch: Batch) -> Folded:
+        """Add the memories of the history to the folded answers, where the recipe has them."""
+        if not self.recipe.memory:
+            return folded
+        memories = zip(folded.cf, self.cf_memory, self.cf, strict=True)
+        cf = [answer + memory(batch, table) for answer, memory, table in memories]  # n_cf of (M, E)
+        return Folded(cf, folded.sem, self.text_memory(batch, self.text) if self.text_memory else None)
+
+    def losses(self, batch: Batch, each_slot: bool = True) -> LossSums:
+        """Cross-entropy over the catalogue, and the reconstruction of the history (paper, equations 7 to 9).
+
+        Args:
+            batch: see `Batch`.
+            each_slot: with objective `score`, take every slot's own loss too, for the log; it costs a little.
+        """
         codes = self.codes()  # (N, H)
         answers = self(batch, codes)
         target = batch.target.flatten()[batch.valid]  # (M,)
         n_prefix = target.new_tensor(len(target), dtype=torch.float32)
-
-        sums, slots = [], []
-        for table, folded in zip(self.cf, answers.folded.cf, strict=True):
-            total, each = catalogue_cross_entropy(folded, table, target)
-            sums.append(total)
-            slots.append(each.sum())
-        reconstruction = n_prefix.new_zeros(())
-        n_reconstructed = n_prefix.new_ones(())
-        if codes is not None and answers.folded.sem is not None:
-            rows = answers.folded.sem.flatten(0, 1)  # (M * n_sem, H)
-            total, each = catalogue_cross_entropy(rows, codes, target.repeat_interleave(self.n_sem))
-            sums.append(total)
-            slots += list(each.view(-1, self.n_sem).sum(dim=0))  # n_sem of ()
+        if self.recipe.objective == "slots":
+            ranking, slots = self.slot_losses(answers.folded, codes, self.place[target])
+        else:
+            ranking = self.score_loss(answers.folded, codes, self.place[target])
+            slots = torch.full((self.n_cf + self.n_sem,), torch.nan)  # (K,)
+            if each_slot:
+                with torch.no_grad():
+                    slots = self.slot_losses(answers.folded, codes, self.place[target])[1]  # (K,)
+        reconstruction, n_reconstructed = n_prefix.new_zeros(()), n_prefix.new_zeros(())
+        if codes is not None:
             error = self.tokens.reconstruct(answers.tokens) - self.text[batch.unique]  # (U, F)
             reconstruction = (error.square().mean(dim=1) * batch.weight).sum()
             n_reconstructed = batch.weight.sum()
-        ranking = torch.stack(sums).sum() / (self.n_cf + self.n_sem)
-        return LossSums(torch.stack(slots), ranking, reconstruction, n_prefix, n_reconstructed)
+        return LossSums(slots, ranking, reconstruction, n_prefix, n_reconstructed)
+
+    def slot_losses(self, folded: Folded, codes: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The paper's loss: every slot alone against the catalogue. target (M,): places among the negatives.
+
+        Returns the slots' mean summed over the prefixes, (), and each slot's sum, (K,).
+        """
+        sums, slots = [], []
+        for table, answer in zip(self.cf, folded.cf, strict=True):
+            total, each = catalogue_cross_entropy(answer, table[self.negatives], target)
+            sums.append(total)
+            slots.append(each.sum())
+        if codes is not None and folded.sem is not None:
+            rows = folded.sem.flatten(0, 1)  # (M * n_sem, H)
+            repeated = target.repeat_interleave(self.n_sem)  # (M * n_sem,)
+            total, each = catalogue_cross_entropy(rows, codes[self.negatives], repeated)
+            sums.append(total)
+            slots += list(each.view(-1, self.n_sem).sum(dim=0))  # n_sem of ()
+        return torch.stack(sums).sum() / (self.n_cf + self.n_sem), torch.stack(slots)
+
+    def score_loss(self, folded: Folded, codes: Tensor | None, target: Tensor) -> Tensor:
+        """One softmax over the slots' sum, the score that is ranked by at beta = 1/2, summed over the prefixes, ()."""
+        user, index = user_row(folded), self.index_of(codes)
+        rows = torch.cat([user.cf, user.sem], dim=1)  # (M, sum(E) + H)
+        table = torch.cat([index.cf, index.sem], dim=1)[self.negatives]  # (n, sum(E) + H)
+        return catalogue_cross_entropy(rows, table, target)[0]
 
     def index(self) -> Index:
         """The catalogue ready to be scored; valid until a weight changes."""
-        codes = self.codes()
+        return self.index_of(self.codes())
+
+    def index_of(self, codes: Tensor | None) -> Index:
+        """The index from trunk codes (N, H) that are there already."""
         cf = torch.cat(self.cf, dim=1) if self.n_cf else self.text.new_zeros(self.text.shape[0], 0)  # (N, sum(E))
-        return Index(cf, codes if codes is not None else cf.new_zeros(cf.shape[0], 0))
+        if codes is None:
+            return Index(cf, cf.new_zeros(cf.shape[0], 0), cf.new_zeros(cf.shape[0], 0))
+        raw = self.text if self.recipe.memory else cf.new_zeros(cf.shape[0], 0)  # (N, F) or (N, 0)
+        return Index(cf, torch.cat([codes, raw.to(codes.dtype)], dim=1), codes)
 
     def read(self, batch: Batch, index: Index) -> UserRow:
         """Histories in, the users' rows of the index out: what evaluation and serving need."""
-        return user_row(self(batch, index.sem if self.n_sem else None).folded)
+        return user_row(self(batch, index.codes if self.n_sem else None).folded)
 
 
 def check_slots(catalogue: Catalogue, n_cf: int, n_sem: int) -> None:

@@ -1,7 +1,7 @@
 """SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in ranking.py."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jsonargparse import lazy_instance
@@ -12,7 +12,7 @@ from transformers import get_cosine_schedule_with_warmup
 from setrec.backbones import Backbone, T5Backbone
 from setrec.grounding import Index, part_scores
 from setrec.hparams import made, save_plain_hyperparameters
-from setrec.model import LossSums, SETRec
+from setrec.model import LossSums, Recipe, SETRec
 from setrec.ranking import RankingModule
 from setrec.schemas import Batch
 
@@ -32,12 +32,21 @@ class SETRecModule(RankingModule):
         bottleneck: Width H of the semantic autoencoder's bottleneck (paper: 128).
         trunk: Widths between the text vector and the bottleneck (paper: 512, 256).
         missing_cf: CF vector of items absent from training: as_is, whatever the file holds (paper); zero, none.
+        objective: What the cross-entropy is over: slots, each slot alone, averaged (paper); score, the sum of all slots,
+            which is what items are ranked by.
+        negatives: Items in the softmax of the loss: all (paper); warm, without the cold ones, which can never be a target.
+        cf_dropout: Probability of hiding the CF vectors of a history item in training, so that the semantic slots learn to
+            stand alone, as they must for cold items (paper: 0).
+        memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
+            (paper: false). Needs objective score.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
         weight_decay: AdamW's (paper: 0, the default of the released training script).
         filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. The paper ranks
             them too (false); test reports both.
         top_k: Items that predict lists for each user.
     """
+
+    label = "SETRec"
 
     def __init__(
         self,
@@ -47,8 +56,12 @@ class SETRecModule(RankingModule):
         n_cf: int = 1,
         alpha: float = 0.7,
         bottleneck: int = 128,
-        trunk: list[int] | None = None,
+        trunk: list[int] = [512, 256],  # noqa: B006  (read only; shown by --help)
         missing_cf: Literal["as_is", "zero"] = "as_is",
+        objective: Literal["slots", "score"] = "slots",
+        negatives: Literal["all", "warm"] = "all",
+        cf_dropout: float = 0.0,
+        memory: bool = False,
         warmup_steps: int = 100,
         weight_decay: float = 0.0,
         filter_seen: bool = True,
@@ -57,7 +70,8 @@ class SETRecModule(RankingModule):
         super().__init__(filter_seen, top_k)
         arguments = {
             "backbone": backbone, "lr": lr, "n_sem": n_sem, "n_cf": n_cf, "alpha": alpha, "bottleneck": bottleneck,
-            "trunk": trunk, "missing_cf": missing_cf, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
+            "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
+            "cf_dropout": cf_dropout, "memory": memory, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
             "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -65,8 +79,17 @@ class SETRecModule(RankingModule):
         self.lr = lr
         self.n_sem, self.n_cf = n_sem, n_cf
         self.alpha = alpha
-        self.bottleneck, self.trunk = bottleneck, trunk or [512, 256]
-        self.missing_cf: Literal["as_is", "zero"] = missing_cf
+        self.recipe = Recipe(
+            n_cf=n_cf,
+            n_sem=n_sem,
+            bottleneck=bottleneck,
+            trunk=tuple(trunk),
+            missing_cf=missing_cf,
+            objective=objective,
+            negatives=negatives,
+            cf_dropout=cf_dropout,
+            memory=memory,
+        )
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.variants = BETAS if n_sem and n_cf else (float(n_sem > 0),)  # one kind of slot leaves nothing to weigh
@@ -75,27 +98,7 @@ class SETRecModule(RankingModule):
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
         if self.model is None:
-            self.model = SETRec(
-                self.data.catalogue,
-                self.backbone_settings[0],
-                n_cf=self.n_cf,
-                n_sem=self.n_sem,
-                bottleneck=self.bottleneck,
-                trunk=self.trunk,
-                missing_cf=self.missing_cf,
-            )
-            if self.device_mesh is not None:  # ModelParallelStrategy
-                self.model.shard(self.device_mesh)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the frozen base that the checkpoint leaves out, if any."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["backbone"] = self.backbone_settings[0].origin()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another data set, or another frozen base."""
-        super().on_load_checkpoint(checkpoint)
-        self.backbone_settings[0].check_origin(checkpoint.get("backbone", {}))
+            self.model = SETRec(self.data.catalogue, self.backbone_settings[0], self.recipe)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -114,14 +117,17 @@ class SETRecModule(RankingModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         assert self.model is not None
-        sums = self.model.losses(batch)
+        logged = self.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        sums = self.model.losses(batch, each_slot=logged)
         loss = self.average(sums)
-        n_prefix = int(len(batch.valid))
+        n_prefix = len(batch.valid)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=n_prefix)
-        names = [f"cf_{c}" for c in range(self.n_cf)] + [f"sem_{k}" for k in range(self.n_sem)]
-        slots = sums.slots / sums.n_prefix  # (K,)
-        self.log_dict({f"train/loss_{name}": slots[k] for k, name in enumerate(names)}, batch_size=n_prefix)
-        self.log("train/reconstruction", sums.reconstruction.detach() / sums.n_reconstructed, batch_size=n_prefix)
+        if logged or self.recipe.objective == "slots":
+            names = [f"cf_{c}" for c in range(self.n_cf)] + [f"sem_{k}" for k in range(self.n_sem)]
+            slots = sums.slots / sums.n_prefix  # (K,)
+            self.log_dict({f"train/loss_{name}": slots[k] for k, name in enumerate(names)}, batch_size=n_prefix)
+        reconstruction = sums.reconstruction.detach() / sums.n_reconstructed.clamp(min=1)
+        self.log("train/reconstruction", reconstruction, batch_size=n_prefix)
         return loss
 
     def average(self, sums: LossSums) -> Tensor:
@@ -141,12 +147,16 @@ class SETRecModule(RankingModule):
     def refresh(self) -> None:
         """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""
         assert self.model is not None
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             self.index: Index = self.model.index()
 
     def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
-        """Scores (B, N) under every beta: two matrix products, then weighted sums; see `RankingModule`."""
+        """Scores (B, N) under every beta: two matrix products, then weighted sums; see `RankingModule`.
+
+        Always in the weights' own precision: rankings must not depend on how training was sped up.
+        """
         assert self.model is not None
-        cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
+        with torch.autocast(self.device.type, enabled=False):
+            cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
         for beta in variants:
             yield (1 - beta) * cf + beta * sem  # (B, N)

@@ -19,7 +19,7 @@ from setrec.baselines import Popularity, fit_baselines
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError
 from setrec.metrics import RandomTieMetrics, RankingMetrics, RankingTable, mask_seen, top_groups, top_items
-from setrec.results import Protocol, beta_curve, print_table, write_results
+from setrec.results import MODEL, Protocol, beta_curve, make_results, print_table, write_results
 from setrec.schemas import GROUPS, Batch
 
 CUTOFFS = (5, 10, 20)
@@ -42,6 +42,7 @@ class RankingModule(LightningModule):
         top_k: Items that predict lists for each user.
     """
 
+    label: str  # the model's row in the table
     variants: tuple[float, ...]  # V values of what validation chooses (beta), in order
 
     def __init__(self, filter_seen: bool, top_k: int) -> None:
@@ -110,7 +111,7 @@ class RankingModule(LightningModule):
             if name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
         }
         figures["validation/beta"] = self.variants[best]
-        self.log_dict({name: torch.tensor(value) for name, value in figures.items()}, rank_zero_only=False)
+        self.log_dict({name: torch.tensor(value) for name, value in figures.items()})
         # the name that early stopping and checkpoints watch, short enough for the progress bar
         self.log("recall@10", torch.tensor(table.value("recall@10", "all", best)), prog_bar=True, logger=False)
         if len(self.variants) > 1 and isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
@@ -129,7 +130,7 @@ class RankingModule(LightningModule):
         self.baselines = fit_baselines(self.data.catalogue, self.data.histories, split="test")
         self.test_metrics = nn.ModuleDict()  # one for every method and filter
         for filtered in (True, False):
-            self.test_metrics[f"model/{filtered}"] = RankingMetrics((float(self.beta),), CUTOFFS)
+            self.test_metrics[f"{MODEL}/{filtered}"] = RankingMetrics((float(self.beta),), CUTOFFS)
             for name, baseline in self.baselines.items():
                 # popularity ties everywhere on cold items: its expected value under random order is reported
                 kind = RandomTieMetrics if isinstance(baseline, Popularity) else RankingMetrics
@@ -138,7 +139,7 @@ class RankingModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         (scores,) = self.score_variants(batch, (float(self.beta),))  # (B, N)
-        self._collect("model", scores, batch)
+        self._collect(MODEL, scores, batch)
         for name, baseline in self.baselines.items():
             self._collect(name, baseline.score(batch.history.cpu()).to(self.device), batch)
 
@@ -146,6 +147,7 @@ class RankingModule(LightningModule):
         """Add one method's scores (B, N) to its figures, with and without the seen items."""
         for filtered in (True, False):
             metric = self.test_metrics[f"{name}/{filtered}"]
+            assert isinstance(metric, RankingMetrics)
             if isinstance(metric, RandomTieMetrics):
                 masked = mask_seen(scores, batch.seen) if filtered else scores  # (B, N)
                 metric.update(batch.user, masked, batch.target, self.warm)
@@ -154,15 +156,40 @@ class RankingModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Print the table and its protocol, and write results.json into the run's folder."""
-        tables: dict[str, RankingTable] = {name: metric.compute() for name, metric in self.test_metrics.items()}
-        own = tables[f"model/{self.filter_seen}"]
-        self.log_dict(
-            {f"test/{g}/{name}": torch.tensor(v) for g in GROUPS for name, v in own.table()[g].items() if "@10" in name}
-        )
+        tables: dict[str, RankingTable] = {}
+        for name, metric in self.test_metrics.items():
+            assert isinstance(metric, RankingMetrics)
+            tables[name] = metric.compute()
+        own = tables[f"{MODEL}/{self.filter_seen}"].table()
+        if self.logger is not None:  # not self.log_dict: Lightning would print a second, longer table
+            figures = {f"test/{group}/{name}": value for group in GROUPS for name, value in own[group].items()}
+            self.logger.log_metrics(figures, step=self.global_step)
         self.report(tables)
 
     def report(self, tables: dict[str, RankingTable]) -> None:
-        raise NotImplementedError
+        """Print the table and its protocol, and write results.json into the run's folder."""
+        folder = Path(self.trainer.log_dir or ".")  # asked of every process: they agree on it by a broadcast
+        self.results_path = folder / "results.json"
+        own, data = tables[f"{MODEL}/{self.filter_seen}"], self.data
+        n_warm = int(data.catalogue.warm.sum())
+        protocol = Protocol(
+            dataset=data.catalogue.name,
+            method=self.label,
+            filter_seen=self.filter_seen,
+            users=own.n_users(),
+            candidates={"all": data.catalogue.n_items, "warm": n_warm, "cold": data.catalogue.n_items - n_warm},
+            max_history=data.max_history,
+            beta=float(self.beta),
+            beta_from="validation Recall@10 (All)" if len(self.variants) > 1 else "",
+            cutoffs=CUTOFFS,
+            baselines={name: baseline.describe() for name, baseline in self.baselines.items()},
+            seed=data.seed,
+        )
+        by_filter = {
+            filtered: {name: tables[f"{name}/{filtered}"] for name in (MODEL, *self.baselines)}
+            for filtered in (True, False)
+        }
+        publish(self.results_path, make_results(protocol, by_filter))
 
     # ---------------------------------------------------------------------------------------------------------- predict
     def on_predict_epoch_start(self) -> None:
@@ -175,3 +202,11 @@ class RankingModule(LightningModule):
             scores = mask_seen(scores, batch.seen)  # (B, N)
         item = top_items(scores, self.top_k)  # (B, k)
         return Predictions(batch.user, item, scores.gather(1, item.clamp(min=0)))
+
+
+@rank_zero_only
+def publish(path: Path, results: dict[str, Any]) -> None:
+    """Write results.json and print the table, on one process."""
+    write_results(path, results)
+    print()
+    print_table(results)

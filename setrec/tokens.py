@@ -4,6 +4,8 @@ Paper, section 3.1: a CF slot is a projection of a frozen CF vector; the semanti
 item's text vector. Nothing here is ever expanded to (N, K, D): the catalogue enters a step as its trunk codes (N, H).
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 def relu_mlp(widths: list[int]) -> nn.Sequential:
     """Linear layers of the given widths, ReLU after every one. (any, widths[0]) -> (any, widths[-1])."""
     layers: list[nn.Module] = []
-    for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+    for wide, narrow in itertools.pairwise(widths):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
     return nn.Sequential(*layers)
 

@@ -69,7 +69,7 @@ def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: i
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
     nothing = torch.zeros(N, 0, dtype=torch.float64)
-    index = Index(torch.cat([*cf, nothing], dim=1), nothing if codes is None else codes)
+    index = Index(torch.cat([*cf, nothing], dim=1), *[nothing if codes is None else codes] * 2)
     user = user_row(folded)
     for beta in (0.0, 0.3, 1.0):
         slot_weight = torch.tensor([1 - beta] * n_cf + [beta] * n_sem, dtype=torch.float64)

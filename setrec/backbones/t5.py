@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5Config, T5Model
-from transformers.models.t5.modeling_t5 import T5LayerCrossAttention, T5LayerFF, T5LayerSelfAttention
+from transformers.models.t5.modeling_t5 import T5Attention, T5LayerSelfAttention
 
 from setrec.backbones.base import Backbone
 from setrec.errors import ConfigError
@@ -50,7 +50,9 @@ class T5Backbone(Backbone):
         recency_bias: Add a learned bias per head from the age of an item (prefix length minus its place) to the queries'
             cross-attention, which otherwise can't tell the last item from the first. Off in the paper.
         max_recency: Ages above this share one bias; items.
-        dropout: Probability of dropout in every layer; the T5 papers and the paper's code use 0.1.
+        dropout: Probability of dropout in every layer (paper: 0.1, T5's own).
+        attention_dropout: Probability of dropout on attention weights (paper: 0.1, T5's own). 0 trains faster on a CPU.
+            Isolated queries attend to one key only; there it is left out.
         instruction: Text before the history; tokenised with the pretrained tokenizer. Without one, learned tokens stand
             in its place.
         response: Text after the instruction that announces the answer. It stands before the items so that its position
@@ -68,6 +70,7 @@ class T5Backbone(Backbone):
         recency_bias: bool = False,
         max_recency: int = 50,
         dropout: float = 0.1,
+        attention_dropout: float = 0.1,
         instruction: str = "What would the user be likely to purchase next after buying the following items?",
         response: str = "The user would purchase:",
         n_prompt: int = 1,
@@ -82,6 +85,7 @@ class T5Backbone(Backbone):
         self.recency_bias = recency_bias
         self.max_recency = max_recency
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.instruction = instruction
         self.response = response
         self.n_prompt = n_prompt
@@ -98,14 +102,17 @@ class T5Backbone(Backbone):
         self.decoder = model.decoder.block
         self.decoder_norm = model.decoder.final_layer_norm
         self.drop = nn.Dropout(self.dropout)
-        for index, block in enumerate(self.decoder):
-            attention = block.layer[0].SelfAttention
+        for block in self.decoder:
+            attention = block.get_submodule("layer.0.SelfAttention")
+            assert isinstance(attention, T5Attention)
             if self.isolate_queries:  # never used, and plain DDP refuses parameters without gradients
                 del attention.q, attention.k
             if attention.has_relative_attention_bias:  # queries have no order
                 del attention.relative_attention_bias
                 attention.has_relative_attention_bias = False
-            assert isinstance(block.layer[1], T5LayerCrossAttention), f"decoder block {index} is not a T5 block"
+        for module in self.modules():
+            if isinstance(module, T5Attention):
+                module.dropout = self.attention_dropout
         if self.recency_bias:
             self.recency = nn.Embedding(self.max_recency + 1, config.num_heads)
             nn.init.zeros_(self.recency.weight)
@@ -161,7 +168,8 @@ class T5Backbone(Backbone):
             see = bidirectional_mask(n_text, n_slots, real)  # (B, T, T)
         position = history_positions(n_text, n_items, n_slots, x.device)  # (T,)
         mask = additive(see, x.dtype)[:, None]  # (1 or B, 1, T, T)
-        first = self.encoder[0].layer[0].SelfAttention
+        first = self.encoder[0].get_submodule("layer.0.SelfAttention")
+        assert isinstance(first, T5Attention)
         # T5's own bias for positions 0, 1, 2 ..., read at our positions, which the slots of an item share.
         bias = first.compute_bias(n_text + n_items, n_text + n_items, device=x.device)  # (1, heads, n_text+L, n_text+L)
         bias = bias[:, :, position][..., position].to(x.dtype)  # (1, heads, T, T)
@@ -183,10 +191,10 @@ class T5Backbone(Backbone):
         x = queries.to(history.dtype).expand(n_batch, n_prefix, n_slots, width)  # (B, P, K, D)
         x = self.drop(x.reshape(n_batch, n_prefix * n_slots, width))  # (B, P * K, D)
         for block in self.decoder:
-            alone, cross, feed_forward = block.layer
+            alone, cross, feed_forward = (block.get_submodule(f"layer.{i}") for i in range(3))
+            assert isinstance(alone, T5LayerSelfAttention)
             x = self._queries_among_themselves(alone, x, n_slots)  # (B, P * K, D)
             x, _, _ = cross(x, key_value_states=history, position_bias=bias)  # (B, P * K, D)
-            assert isinstance(feed_forward, T5LayerFF)
             x = feed_forward(x)  # (B, P * K, D)
         x = self.drop(self.decoder_norm(x))  # (B, P * K, D)
         return x.view(n_batch, n_prefix, n_slots, width)  # (B, P, K, D)
