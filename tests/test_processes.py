@@ -1,0 +1,101 @@
+"""Several processes are one run: the same optimiser steps, the same figures, every user once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from setrec.cli import run
+from tests.test_cli import command, model
+
+ROOT = Path(__file__).parent.parent
+SAME_EVERYWHERE = ["--model.backbone.dropout=0", "--model.backbone.attention_dropout=0"]  # dropout differs by process
+
+
+def launch(words: list[str], processes: int, folder: Path) -> None:
+    """python main.py ... on several CPU processes, one thread each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    flags = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *words, *flags],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same short fit on one process and on two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    flags = ["--trainer.max_epochs=2", *model(*SAME_EVERYWHERE)]
+    run([*command("fit", one), *flags])
+    launch([*command("fit", two), *flags], 2, two)
+    return one, two
+
+
+def test_two_processes_take_the_same_steps_as_one(pair: tuple[Path, Path]) -> None:
+    one, two = map(weights, pair)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert (value - two[name]).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
+
+
+def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = next((pair[0] / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
+    found = []
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        words = ["test", "--ckpt_path", str(checkpoint), f"--trainer.default_root_dir={folder}"]
+        words.append("--data.eval_batch_size=40")  # several batches, not a multiple of the processes
+        if processes == 1:
+            run([*words, "--trainer.accelerator=cpu"])
+        else:
+            launch(words, processes, folder)
+        found.append(json.loads((folder / "lightning_logs/version_0/results.json").read_text()))
+    for other in found[1:]:
+        assert other["protocol"]["users"] == found[0]["protocol"]["users"]  # every user once
+        for part in ("metrics", "baselines"):
+            assert_close(other[part], found[0][part])
+        assert_close(other["other_filter"]["metrics"], found[0]["other_filter"]["metrics"])
+
+
+def assert_close(one: dict, other: dict) -> None:
+    """Nested dictionaries of figures agree to 1e-6."""
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert_close(value, other[key])
+        else:
+            assert value == pytest.approx(other[key], abs=1e-6), key
+
+
+def test_predictions_of_two_processes_hold_every_user_once(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = next((pair[0] / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
+    tables = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        words = ["predict", "--ckpt_path", str(checkpoint), f"--predictions.output={folder / 'out.parquet'}"]
+        words += ["--data.eval_batch_size=40", f"--trainer.default_root_dir={folder}"]
+        if processes == 1:
+            run([*words, "--trainer.accelerator=cpu"])
+        else:
+            launch(words, processes, folder)
+        tables.append(pl.read_parquet(folder / "out.parquet"))
+    assert tables[0].select("user_id", "rank", "item_id").equals(tables[1].select("user_id", "rank", "item_id"))
