@@ -1,9 +1,11 @@
-"""Item texts -> vectors (N, F): what the semantic tokens of an item are made from."""
+"""Item texts -> vectors (N, F): what the semantic tokens of an item are made from. Language models: encoders.py."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import polars as pl
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -13,14 +15,25 @@ from setrec.errors import DataError
 class TextVectors(ABC):
     """A way to get a vector for every item's text. A subclass keeps its arguments in attributes of the same names."""
 
+    shows_progress: ClassVar[bool] = False  # True: it has a progress bar of its own
+
     @abstractmethod
-    def encode(self, ids: list[str], texts: list[str], raw: Path | None) -> np.ndarray:
+    def encode(
+        self,
+        ids: list[str],
+        texts: list[str],
+        raw: Path | None,
+        items: pl.DataFrame | None = None,
+        scratch: Path | None = None,
+    ) -> np.ndarray:
         """Vectors of all items.
 
         Args:
             ids: the items' own ids, N of them.
             texts: their texts in the same order; "" where there is none.
             raw: the folder of raw files, where there is one.
+            items: the table of items in the same order, for who reads other columns than `text`.
+            scratch: a folder for what shall survive a kill, of no use afterwards; may not exist yet. None: nothing is kept.
 
         Returns:
             (N, F) float32, every number finite.
@@ -49,7 +62,14 @@ class TextFile(TextVectors):
     def __init__(self, file: str) -> None:
         self.file = file
 
-    def encode(self, ids: list[str], texts: list[str], raw: Path | None) -> np.ndarray:
+    def encode(
+        self,
+        ids: list[str],
+        texts: list[str],
+        raw: Path | None,
+        items: pl.DataFrame | None = None,
+        scratch: Path | None = None,
+    ) -> np.ndarray:
         from setrec.data.reader import raw_file  # here and not above: setrec.data imports this module
         from setrec.data.vectorfile import read_vectors
 
@@ -79,7 +99,14 @@ class TfidfSVD(TextVectors):
     def __init__(self, width: int = 128, min_df: int = 2, seed: int = 2023) -> None:
         self.width, self.min_df, self.seed = width, min_df, seed
 
-    def encode(self, ids: list[str], texts: list[str], raw: Path | None) -> np.ndarray:
+    def encode(
+        self,
+        ids: list[str],
+        texts: list[str],
+        raw: Path | None,
+        items: pl.DataFrame | None = None,
+        scratch: Path | None = None,
+    ) -> np.ndarray:
         try:
             counts = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
         except ValueError as error:  # scikit-learn's word for an empty vocabulary

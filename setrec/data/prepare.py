@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +13,15 @@ from rich.console import Console
 from setrec.cf import CFVectors
 from setrec.data.catalogue import Ragged, read_manifest
 from setrec.data.clean import Cleaning
-from setrec.data.reader import Reader, SplitLog
+from setrec.data.download import fetch
+from setrec.data.reader import EventLog, Reader, SplitLog
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
-from setrec.data.store import FORMAT, Prepared, file_hash, intact, locked, write
+from setrec.data.store import FORMAT, Prepared, amend, file_hash, intact, locked, write
 from setrec.errors import DataError
 from setrec.hparams import spec
 from setrec.text import TextVectors
+
+_BIG = 1 << 26  # bytes: from this size on, a raw file of unchanged size and time of change is not hashed again
 
 
 class Recipe(NamedTuple):
@@ -55,13 +58,16 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
     """Make `folder` hold the data set that `recipe` describes.
 
     Nothing happens where the manifest has the same options, the prepared files still have their hashes and so have the
-    raw files (as far as they are given). Two processes may call this at once: one works, the other waits.
+    raw files (as far as they are given; a raw file of 64 MiB or more is taken for unchanged while its size and its time
+    of change are). Two processes may call this at once: one works, the other waits.
+
+    Where no raw folder is given and the reader knows a public source, it is fetched to <root>/raw/<name>.
 
     Args:
         name: the data set's name.
         folder: <root>/<name>.
         recipe: what to make.
-        raw: the folder of raw files; None to use what is prepared, or for a reader that makes its own data.
+        raw: the folder of raw files; None to use what is prepared, to download, or for a reader that makes its own data.
 
     Returns:
         Whether anything was done.
@@ -76,45 +82,78 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
         if _holds(folder, options, recipe, raw):
             return False
         if raw is None and recipe.reader.needs_raw:
-            manifest = read_manifest(folder)
-            state = "is not prepared" if manifest is None else "was prepared with other options or is damaged"
-            raise DataError(
-                f"data set {name!r} {state} in {folder} and {type(recipe.reader).__name__} needs raw files; "
-                "pass --data.raw DIR with the folder that holds them."
-            )
+            raw = _fetched(name, folder, recipe)
         with _told(f"data set {name}: reading raw files"):
-            sources = {label: file_hash(path) for label, path in recipe.sources(raw).items() if path.is_file()}
-            log = _read(recipe.reader, raw)
+            sources, stamps = _hashes(recipe, raw, {})
+            log = recipe.reader.read(raw)
+            about: dict[str, object] = {"skipped_lines": getattr(log, "skipped", None) or {}}
+            log = _coded(log) if isinstance(log, EventLog) else log
         if isinstance(log, _Coded):
             with _told(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
                 log = _split(log, recipe)
-        prepared, about = _with_vectors(name, log, recipe, raw, sources)
-        about |= {"reader": options["reader"], "options": options, "sources": sources}
+        prepared, origins = _with_vectors(name, log, recipe, raw, sources)
+        about |= origins
+        about |= {"reader": options["reader"], "options": options, "sources": sources, "stamps": stamps}
         with _told(f"data set {name}: writing {folder}"):
             write(folder, prepared, about)
         return True
+
+
+def _fetched(name: str, folder: Path, recipe: Recipe) -> Path:
+    """The folder of raw files that were downloaded, now or earlier.
+
+    Raises:
+        DataError: nothing is known to download, or it cannot be.
+    """
+    public = recipe.reader.public(name)
+    if not public:
+        state = "is not prepared" if read_manifest(folder) is None else "was prepared with other options or is damaged"
+        raise DataError(
+            f"data set {name!r} {state} in {folder} and {type(recipe.reader).__name__} needs raw files; "
+            "pass --data.raw DIR with the folder that holds them."
+        )
+    raw = folder.parent / "raw" / name
+    fetch(public, raw)
+    return raw
 
 
 def _holds(folder: Path, options: dict, recipe: Recipe, raw: Path | None) -> bool:
     manifest = read_manifest(folder)
     if manifest is None or manifest.get("format") != FORMAT or manifest.get("options") != options:
         return False
+    if not intact(folder, manifest):
+        return False
     if raw is not None:
-        now = {label: file_hash(path) for label, path in recipe.sources(raw).items() if path.is_file()}
-        if now != manifest.get("sources"):
+        sources, stamps = _hashes(recipe, raw, manifest)
+        if sources != manifest.get("sources"):
             return False
-    return intact(folder, manifest)
+        if stamps != manifest.get("stamps"):  # the same content, copied or touched: know it by its new times
+            amend(folder, manifest | {"stamps": stamps})
+    return True
+
+
+def _hashes(recipe: Recipe, raw: Path | None, manifest: dict) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """sha256 of every raw file, and its size and time of change (in ns), by which big files are known again."""
+    hashes, stamps = {}, {}
+    for label, path in recipe.sources(raw).items():
+        if path.is_file():
+            state = path.stat()
+            stamps[label] = [state.st_size, state.st_mtime_ns]
+            known = manifest.get("sources", {}).get(label)
+            same = state.st_size >= _BIG and manifest.get("stamps", {}).get(label) == stamps[label]
+            hashes[label] = known if same and known else file_hash(path)
+    return hashes, stamps
 
 
 def _with_vectors(
-    name: str, log: SplitLog, recipe: Recipe, raw: Path | None, sources: dict[str, str]
+    name: str, log: SplitLog, recipe: Recipe, raw: Path | None, sources: dict[str, str], scratch: Path
 ) -> tuple[Prepared, dict]:
     """The data set with its matrices, and what the manifest says of them."""
     ids, texts = log.items["id"].to_list(), log.items["text"].to_list()
     text, about_text = None, None
     if recipe.text is not None:
-        with _told(f"data set {name}: text vectors of {len(ids):,} items"):
-            text = recipe.text.encode(ids, texts, raw)  # (N, F)
+        with _told(f"data set {name}: text vectors of {len(ids):,} items", spinner=not recipe.text.shows_progress):
+            text = recipe.text.encode(ids, texts, raw, log.items, scratch)  # (N, F)
         hashes = [sources[label] for label, path in recipe.sources(raw).items() if path in recipe.text.sources(raw)]
         about_text = recipe.text.describe() | {"width": text.shape[1], "files": hashes}
     cf, about_cf = [], []
@@ -135,13 +174,12 @@ class _Coded(NamedTuple):
     users: pl.DataFrame  # user u32 (by first appearance), id str
     items: pl.DataFrame  # item u32, id str
     table: pl.DataFrame  # the reader's table of items
+    ticks: int
+    extra: list[str]  # own ids of items that enter the catalogue without any event
 
 
-def _read(reader: Reader, raw: Path | None) -> SplitLog | _Coded:
-    """The reader's log; of an event log only the numbers, so that the strings are gone before the work begins."""
-    log = reader.read(raw)
-    if isinstance(log, SplitLog):
-        return log
+def _coded(log: EventLog) -> _Coded:
+    """Only the numbers, so that the strings are gone before the work begins."""
     if log.items["id"].is_duplicated().any():
         own = log.items.filter(pl.col("id").is_duplicated())["id"][0]
         raise DataError(f"item {own!r} is there twice in the table of items; keep one row per item.")
@@ -149,9 +187,10 @@ def _read(reader: Reader, raw: Path | None) -> SplitLog | _Coded:
     for column in ("user", "item"):
         ids = log.events.select(id=column).unique(maintain_order=True).with_row_index(column)
         coded = log.events.select(id=column).join(ids, "id", how="left", maintain_order="left")
-        numbers[column], tables[column] = coded[column], ids
+        numbers[column], tables[column] = coded[column], ids.with_columns(pl.col("id").cast(pl.String))
     events = log.events.select(pl.exclude("user", "item")).with_columns(**numbers)
-    return _Coded(events, tables["user"], tables["item"], log.items)
+    never = log.items.join(tables["item"], "id", how="anti")["id"].to_list() if log.keep_unreviewed else []
+    return _Coded(events, tables["user"], tables["item"], log.items, log.ticks, never)
 
 
 def _split(log: _Coded, recipe: Recipe) -> SplitLog:
@@ -165,12 +204,17 @@ def _split(log: _Coded, recipe: Recipe) -> SplitLog:
     if not recipe.paper_ids:
         by_id = log.items.sort("id").select("item").with_row_index("new")  # items numbered by their own ids
         events = events.join(by_id, "item", how="left", maintain_order="left").sort("time", "new").drop("new")
+    elif log.ticks > 1:
+        events = events.sort("time", maintain_order=True)
+    if log.ticks > 1:  # from here on whole seconds; the finer order is in the rows
+        events = events.with_columns(pl.col("time") // log.ticks)
     events = recipe.split.apply(recipe.cleaning.apply(events.with_row_index("row")))
 
     kept = events.select("item").unique().join(log.items, "item").sort("id")
-    order = paper_item_ids(kept["id"].to_list()) if recipe.paper_ids else kept["id"].to_list()
-    new = pl.DataFrame({"id": order}).with_row_index("item_id").join(kept, "id")  # id, item_id, item
-    table = pl.DataFrame({"id": order}).join(log.table, "id", how="left", maintain_order="left")
+    order = sorted(kept["id"].to_list() + log.extra)
+    order = paper_item_ids(order) if recipe.paper_ids else order
+    new = pl.DataFrame({"id": order}, {"id": pl.String}).with_row_index("item_id").join(kept, "id")  # id, item_id, item
+    table = pl.DataFrame({"id": order}, {"id": pl.String}).join(log.table, "id", how="left", maintain_order="left")
     table = table.with_columns(pl.col("title", "text").fill_null(""))
     people = events.select("user").unique().join(log.users, "user")
     people = people.sort("user" if recipe.paper_ids else "id").with_row_index("user_id")
@@ -189,10 +233,10 @@ def _ragged(events: pl.DataFrame, n_users: int) -> Ragged:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, spinner: bool = True) -> Iterator[None]:
     """Say what is being done; a spinner on a terminal, and one line with the time once it took 2 seconds."""
     console, start = Console(stderr=True, highlight=False), time.monotonic()
-    with console.status(what):
+    with console.status(what) if spinner else nullcontext():
         yield
     if time.monotonic() - start > 2:
         console.print(f"{what}: {time.monotonic() - start:.0f} s", soft_wrap=True)
