@@ -51,7 +51,7 @@ def test_what_each_loader_shows(tiny_release, tmp_path):
 
 
 def test_defaults_need_raw_files(tmp_path):
-    data = SETRecDataModule(root=str(tmp_path))
+    data = SETRecDataModule(name="mine", root=str(tmp_path))  # a name that nobody publishes
     assert isinstance(data.recipe.reader, OfficialRelease)
     assert isinstance(data.recipe.text, TfidfSVD)
     assert [type(maker) for maker in data.recipe.cf] == [CooccurrenceSVD]

@@ -1,6 +1,7 @@
 """Cleaning a log of events before it is split."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
@@ -13,7 +14,9 @@ class Cleaning:
 
     Args:
         min_rating: drop events rated lower than this (paper: null, every review counts).
-        drop_duplicates: of events that agree in user, item and time keep the first.
+        drop_duplicates: of events that agree in user, item and second keep the first.
+        repeats: what becomes of a user's further events with the same item: keep them, or keep the pair's first or last
+            only (paper: last, with the first one's place among events of the same second; its raw files have none).
         k_core: keep only users and items with at least this many events each, repeated until it holds (paper: 5; 0 is
             off).
         max_user_events: keep only each user's last events, this many, before the k-core (paper: null, all).
@@ -21,6 +24,7 @@ class Cleaning:
 
     min_rating: float | None = None
     drop_duplicates: bool = True
+    repeats: Literal["keep", "first", "last"] = "keep"
     k_core: int = 5
     max_user_events: int | None = None
 
@@ -45,6 +49,12 @@ class Cleaning:
             ordered = events.sort("time", "user", "item", "row")  # repeats stand together: less memory than hashing
             repeated = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in ("time", "user", "item"))
             events = ordered.filter(~repeated.fill_null(False)).sort("row")
+        if self.repeats == "first":
+            events = events.filter(pl.struct("time", "row").rank("ordinal").over("user", "item") == 1)
+        elif self.repeats == "last":
+            events = events.with_columns(first=pl.col("row").min().over("user", "item"))
+            events = events.filter(pl.col("row") == pl.col("row").max().over("user", "item"))
+            events = events.with_columns(row="first").drop("first").sort("row")
         if self.max_user_events is not None:
             latest = pl.struct("time", "row").rank("ordinal", descending=True).over("user")
             events = events.filter(latest <= self.max_user_events)

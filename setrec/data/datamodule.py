@@ -28,7 +28,8 @@ class SETRecDataModule(LightningDataModule):
 
     Args:
         name: name of the data set; its prepared data goes to <root>/<name>.
-        reader: what reads the raw files: OfficialRelease, or SyntheticWorld, which makes its own data.
+        reader: what reads the raw files: TableFiles, AmazonReviews, SteamReviews, RecBoleFiles, OfficialRelease, or
+            SyntheticWorld, which makes its own data.
         text: text vectors of the items: TextFile for a file of the release, TfidfSVD without any download; null for a
             data set without text (the model then needs n_sem 0).
         cf: collaborative vectors, one entry per CF slot (paper: one, the released SASRec: CFFile). null means one
@@ -37,7 +38,9 @@ class SETRecDataModule(LightningDataModule):
         split: how raw events are split; a release that comes split keeps its own.
         paper_ids: give ids as the official release does (items shuffled with seed 2023, users by first appearance),
             which depends on the order of the raw rows; otherwise by the own ids, which does not.
-        raw: folder of the raw files; null to use what is prepared already.
+        raw: folder of the raw files; null to use what is prepared already, or else to download what the reader knows a
+            public source of, to <root>/raw/<name>. Files of 64 MiB and more count as unchanged while size and time of
+            change are the same.
         root: folder for prepared data.
         max_history: most history items the model sees, the last ones (paper: 50).
         batch_size: prefixes in a training batch, all processes together (paper: 512).

@@ -9,10 +9,15 @@ import numpy as np
 import polars as pl
 
 from setrec.data.catalogue import Ragged
+from setrec.data.download import Source
 from setrec.data.pickles import load_object_npy
 from setrec.data.reader import Reader, SplitLog
 from setrec.data.vectorfile import count_rows
 from setrec.errors import DataError
+
+_COMMIT = "5175629145fc6523e66a932d7498554cb3896465"  # of the release's repository: what is fetched never changes
+_PUBLIC = f"https://raw.githubusercontent.com/Linxyhaha/SETRec/{_COMMIT}/data"
+_PUBLISHED = ("toys", "beauty", "sports", "steam")
 
 
 class OfficialRelease(Reader):
@@ -31,6 +36,8 @@ class OfficialRelease(Reader):
         cold: file of the set of cold items; optional.
         items: one JSON line per item in id order: item_id, asin, title, keywords; optional.
         vectors: a matrix of the release with one row per item, which tells the number of items; optional.
+        download: where to fetch the files when --data.raw is not given; null: the authors' repository, for the data
+            sets called toys, beauty, sports and steam.
     """
 
     gives_splits: ClassVar[bool] = True
@@ -46,10 +53,20 @@ class OfficialRelease(Reader):
         cold: str = "cold_item.npy",
         items: str = "items.jsonl",
         vectors: str = "SASRec_item_embed.pkl",
+        download: list[Source] | None = None,
     ) -> None:
         self.training, self.validation, self.testing = training, validation, testing
         self.testing_warm, self.testing_cold = testing_warm, testing_cold
         self.warm, self.cold, self.items, self.vectors = warm, cold, items, vectors
+        self.download = download
+
+    def public(self, name: str) -> list[Source]:
+        """See `Reader.public`. Not every data set has every file."""
+        if self.download is not None or name not in _PUBLISHED:
+            return super().public(name)
+        needed = (self.training, self.validation, self.testing)
+        files = (*needed, self.testing_warm, self.testing_cold, self.warm, self.cold, self.vectors)
+        return [Source(f"{_PUBLIC}/{name}/{file}", optional=file not in needed) for file in files]
 
     def sources(self, raw: Path | None) -> list[Path]:
         if raw is None:

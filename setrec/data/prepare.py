@@ -85,14 +85,13 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
             raw = _fetched(name, folder, recipe)
         with _told(f"data set {name}: reading raw files"):
             sources, stamps = _hashes(recipe, raw, {})
-            log = recipe.reader.read(raw)
-            about: dict[str, object] = {"skipped_lines": getattr(log, "skipped", None) or {}}
-            log = _coded(log) if isinstance(log, EventLog) else log
+            log, skipped = _read(recipe.reader, raw)
         if isinstance(log, _Coded):
             with _told(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
                 log = _split(log, recipe)
-        prepared, origins = _with_vectors(name, log, recipe, raw, sources)
-        about |= origins
+        scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
+        prepared, about = _with_vectors(name, log, recipe, raw, sources, scratch)
+        about |= {"skipped_lines": skipped}
         about |= {"reader": options["reader"], "options": options, "sources": sources, "stamps": stamps}
         with _told(f"data set {name}: writing {folder}"):
             write(folder, prepared, about)
@@ -176,6 +175,12 @@ class _Coded(NamedTuple):
     table: pl.DataFrame  # the reader's table of items
     ticks: int
     extra: list[str]  # own ids of items that enter the catalogue without any event
+
+
+def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _Coded, dict[str, int]]:
+    """The reader's log, of an event log only the numbers; and how many lines of each file were skipped."""
+    log = reader.read(raw)
+    return (_coded(log), log.skipped or {}) if isinstance(log, EventLog) else (log, {})
 
 
 def _coded(log: EventLog) -> _Coded:

@@ -74,7 +74,7 @@ class TimestampSplit(Split):
     """Global time split at two given times.
 
     Args:
-        validation_from: events train before this time (in the log's unit, normally Unix seconds), validate from it on.
+        validation_from: events train before this time (Unix seconds), validate from it on.
         test_from: events test from this time on.
         min_train: users with fewer training items are dropped.
     """

@@ -120,6 +120,14 @@ def write(folder: Path, prepared: Prepared, about: dict) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def amend(folder: Path, manifest: dict) -> None:
+    """Put a changed manifest in its place, whole or not at all. Call under `locked`."""
+    beside = folder / f".{MANIFEST}"
+    with contextlib.suppress(OSError):  # a read-only folder keeps the old one, which still holds
+        beside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        os.replace(beside, folder / MANIFEST)
+
+
 def _write_files(folder: Path, prepared: Prepared) -> None:
     n_items = len(prepared.items)
     ids = prepared.items["id"].to_list()
