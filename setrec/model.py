@@ -153,7 +153,7 @@ class SETRec(nn.Module):
             each_slot: with objective `score`, take every slot's own loss too, for the log; it costs a little.
         """
         codes = self.codes()  # (N, H)
-        answers = self(batch, codes)
+        answers = self.forward(batch, codes)
         target = batch.target.flatten()[batch.valid]  # (M,)
         n_prefix = target.new_tensor(len(target), dtype=torch.float32)
         if self.recipe.objective == "slots":
@@ -210,7 +210,7 @@ class SETRec(nn.Module):
 
     def read(self, batch: Batch, index: Index) -> UserRow:
         """Histories in, the users' rows of the index out: what evaluation and serving need."""
-        return user_row(self(batch, index.codes if self.n_sem else None).folded)
+        return user_row(self.forward(batch, index.codes if self.n_sem else None).folded)
 
 
 def check_slots(catalogue: Catalogue, n_cf: int, n_sem: int) -> None:

@@ -1,7 +1,7 @@
 """SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in ranking.py."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
@@ -15,6 +15,7 @@ from setrec.hparams import made, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
 from setrec.ranking import RankingModule
 from setrec.schemas import Batch
+from setrec.sharding import shard
 
 BETAS = tuple(b / 10 for b in range(11))
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
@@ -99,6 +100,18 @@ class SETRecModule(RankingModule):
         """Make the layers, now that the data says how wide its vectors are."""
         if self.model is None:
             self.model = SETRec(self.data.catalogue, self.backbone_settings[0], self.recipe)
+            if self.device_mesh is not None:  # ModelParallelStrategy
+                shard(self.model, self.device_mesh)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the frozen base that the checkpoint leaves out, if any."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["backbone"] = self.backbone_settings[0].origin()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another data set, or another frozen base."""
+        super().on_load_checkpoint(checkpoint)
+        self.backbone_settings[0].check_origin(checkpoint.get("backbone", {}))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]

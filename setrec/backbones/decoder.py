@@ -67,7 +67,7 @@ class DecoderBackbone(Backbone):
         quantize: Hold the frozen base in 4 or 8 bits (bitsandbytes; needs a GPU, `pretrained` and `lora`).
         gradient_checkpointing: Keep only the layers' inputs for the backward pass and compute the rest anew: about a
             third slower, a fraction of the memory, the same gradients.
-        dropout: Probability of dropout on the tokens that go into the model and on its answers; language models have
+        token_dropout: Probability of dropout on the tokens that go into the model and on its answers; language models have
             none of their own. For models from random weights.
         instruction: Text before the history, tokenised with the pretrained tokenizer, with the token its texts begin
             with, if any.
@@ -93,7 +93,7 @@ class DecoderBackbone(Backbone):
         lora: LoRA | None = None,
         quantize: Literal[4, 8] | None = None,
         gradient_checkpointing: bool = False,
-        dropout: float = 0.0,
+        token_dropout: float = 0.0,
         instruction: str = "What would the user be likely to purchase next after buying the following items?",
         response: str = "The user would purchase:",
         n_prompt: int = 1,
@@ -119,7 +119,7 @@ class DecoderBackbone(Backbone):
         self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # plain types, as checkpoints keep them
         self.quantize = quantize
         self.gradient_checkpointing = gradient_checkpointing
-        self.dropout = dropout
+        self.token_dropout = token_dropout
         self.instruction = instruction
         self.response = response
         self.n_prompt = n_prompt
@@ -148,7 +148,7 @@ class DecoderBackbone(Backbone):
         if self.lora:
             inject(base, self.lora)
         self.base = base
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = nn.Dropout(self.token_dropout)
         if self._origin:  # a random base can't be found again: it stays in the checkpoint
             leave_frozen_out(self, base)
         self.train()  # from_pretrained returns eval(), and Lightning would keep it
