@@ -23,6 +23,7 @@ class Backbone(nn.Module, ABC):
     """
 
     width: int  # D, known after `build`
+    reads_whole_row = False  # True: a history token sees later items too, so a row may hold one prefix only
     query_std: float  # scale of the backbone's own token embeddings; queries are drawn on that scale
 
     @abstractmethod

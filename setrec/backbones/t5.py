@@ -89,6 +89,7 @@ class T5Backbone(Backbone):
         self.instruction = instruction
         self.response = response
         self.n_prompt = n_prompt
+        self.reads_whole_row = mask == "bidirectional"
         self.query_std = 1.0  # T5 draws its embeddings with standard deviation 1
 
     def build(self) -> None:
