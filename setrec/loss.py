@@ -16,7 +16,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor, trained: slice
+    ) -> tuple[Tensor, Tensor]:
         needs_queries, needs_table = ctx.needs_input_grad[:2]
         n_rows, n_items = queries.shape[0], table.shape[0]
         kind = queries.device.type
@@ -42,24 +44,25 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                 if d_queries is not None:
                     d_queries[rows] = (pull @ items).to(d_queries.dtype)  # (r, W)
                 if d_table is not None:
-                    d_table += pull.T @ q[rows]  # (N, W)
+                    d_table[:, trained] += pull.T @ q[rows, trained]  # (N, trained)
         ctx.save_for_backward(d_queries, d_table)
         ctx.mark_non_differentiable(losses)
         return (losses * weight).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
         d_queries, d_table = ctx.saved_tensors
         return (
             None if d_queries is None else d_queries * grad.to(d_queries.dtype),
             None if d_table is None else d_table * grad.to(d_table.dtype),
             None,
             None,
+            None,
         )
 
 
 def catalogue_cross_entropy(
-    queries: Tensor, table: Tensor, target: Tensor, weight: Tensor | None = None
+    queries: Tensor, table: Tensor, target: Tensor, weight: Tensor | None = None, trained: slice = slice(None)
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of every query against every item.
 
@@ -68,9 +71,10 @@ def catalogue_cross_entropy(
         table: (N, W) float, one row an item.
         target: (R,) int64, the right item's row in `table`.
         weight: (R,) float, factors of the rows in the sum; ones if None.
+        trained: columns of `table` that get a gradient; the others are frozen vectors, and theirs would be thrown away.
 
     Returns the weighted sum, a scalar with gradients, and the losses of the rows, (R,) without, both at least float32.
     """
     if weight is None:
         weight = torch.ones(queries.shape[0], device=queries.device)  # (R,)
-    return _CatalogueCrossEntropy.apply(queries, table, target, weight)
+    return _CatalogueCrossEntropy.apply(queries, table, target, weight, trained)

@@ -194,7 +194,8 @@ class SETRec(nn.Module):
         user, index = user_row(folded), self.index_of(codes)
         rows = torch.cat([user.cf, user.sem], dim=1)  # (M, sum(E) + H)
         table = torch.cat([index.cf, index.sem], dim=1)[self.negatives]  # (n, sum(E) + H)
-        return catalogue_cross_entropy(rows, table, target)[0]
+        trained = slice(user.cf.shape[1], user.cf.shape[1] + index.codes.shape[1])  # CF and text vectors are frozen
+        return catalogue_cross_entropy(rows, table, target, trained=trained)[0]
 
     def index(self) -> Index:
         """The catalogue ready to be scored; valid until a weight changes."""

@@ -30,6 +30,17 @@ def test_chunked_cross_entropy_equals_torch() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_frozen_columns_get_no_gradient_and_change_no_other() -> None:
+    torch.manual_seed(0)
+    queries, table, target = torch.randn(M, E, requires_grad=True), torch.randn(N, E), torch.randint(N, (M,))
+    whole, part = table.clone().requires_grad_(), table.clone().requires_grad_()
+    every = torch.autograd.grad(catalogue_cross_entropy(queries, whole, target)[0], (queries, whole))
+    some = torch.autograd.grad(catalogue_cross_entropy(queries, part, target, trained=slice(2, 5))[0], (queries, part))
+    torch.testing.assert_close(some[0], every[0])
+    torch.testing.assert_close(some[1][:, 2:5], every[1][:, 2:5])
+    assert some[1][:, [0, 1, 5]].abs().max() == 0
+
+
 def test_a_frozen_table_gets_no_gradient() -> None:
     queries, table = torch.randn(M, E, requires_grad=True), torch.randn(N, E)
     catalogue_cross_entropy(queries, table, torch.randint(N, (M,)))[0].backward()
