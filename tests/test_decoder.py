@@ -1,14 +1,20 @@
 """DecoderBackbone against the stock Hugging Face models, its adapters, its checkpoints and its errors."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,9 +27,11 @@ from transformers import (
 import setrec.backbones.decoder
 import setrec.backbones.lora
 from setrec.backbones import DecoderBackbone, LoRA
+from setrec.cli import run
 from setrec.errors import ConfigError
 from setrec.sequence import packed_mask, packed_positions
 
+ROOT = Path(__file__).parent.parent
 FAMILIES = ("qwen2", "qwen3", "llama")
 WIDTH = 24
 
@@ -329,3 +337,82 @@ def test_a_base_without_all_its_weights_is_refused(tmp_path: Path) -> None:
 )
 def test_options_that_do_not_go_together(options: dict[str, object], sentence: str) -> None:
     refused(sentence, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------------ runs
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "DecoderBackbone" in path.read_text())
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+def world(folder: Path, n_cf: int = 1) -> list[str]:
+    """A small made-up world in place of the data; everything is written inside `folder`."""
+    return [
+        *("--data.name=tiny", f"--data.root={folder / 'data'}", f"--trainer.default_root_dir={folder}"),
+        *(
+            "--data.reader=SyntheticWorld",
+            "--data.reader.users=120",
+            "--data.reader.items=60",
+            "--data.cleaning.k_core=2",
+        ),
+        *("--data.text=TfidfSVD", f"--data.cf=[{', '.join(['CooccurrenceSVD'] * n_cf)}]", *QUIET),
+    ]
+
+
+def outcome(folder: Path, version: int = 0) -> dict:
+    return json.loads((folder / f"lightning_logs/version_{version}/results.json").read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_fits_and_tests(path: Path, tmp_path: Path) -> None:
+    """As shipped, but small: no download, one process."""
+    n_cf = yaml.safe_load(path.read_text())["model"].get("n_cf", 1)
+    small = ["--model.backbone.pretrained=null", "--model.backbone.shape=nano", "--trainer.max_epochs=1"]
+    few = ["--trainer.limit_train_batches=2", "--trainer.devices=1", "--trainer.strategy=auto", "--test_after_fit=true"]
+    run(["fit", f"--config={path}", *world(tmp_path, n_cf), *small, *few])
+    assert outcome(tmp_path)["metrics"]["all"]["recall@20"] > 0
+
+
+def test_a_run_with_lora_from_its_checkpoint_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    lora = [f"--model.backbone.pretrained={folders['qwen3']}", "--model.backbone.lora.r=2", "--model.n_sem=2"]
+    start = ["fit", *world(tmp_path), "--model.backbone=DecoderBackbone", *lora, "--trainer.max_epochs=1"]
+    run([*start, "--test_after_fit=true", "--model.lr=1e-2"])
+    path = next((tmp_path / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
+    checkpoint = torch.load(path, weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if ".base." in name and ".lora_" not in name]
+    assert checkpoint["backbone"]["pretrained"] == str(folders["qwen3"])
+    again = ["test", "--ckpt_path", str(path), f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    run(again)
+    assert outcome(tmp_path, 1)["metrics"] == outcome(tmp_path)["metrics"]
+    other = save_model(tmp_path / "other", "qwen3", seed=9)
+    with pytest.raises(ConfigError, match="adapters were trained on"):
+        run([*again, f"--model.backbone.pretrained={other}"])
+    with pytest.raises(ConfigError, match="neither a folder here"):
+        run([*again, f"--model.backbone.pretrained={tmp_path / 'nowhere'}"])
+
+
+def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The same steps as one process; the checkpoint is a folder without the base, and `test` needs nothing else."""
+    lora = [f"--model.backbone.pretrained={folders['llama']}", "--model.backbone.lora={r: 2, dropout: 0}"]
+    start = ["fit", "--model.backbone=DecoderBackbone", *lora, "--model.n_sem=2", "--trainer.max_epochs=1"]
+    start += ["--trainer.limit_train_batches=4", "--trainer.num_sanity_val_steps=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run([*start, *world(one)])
+    split = ["--trainer.devices=2", "--trainer.strategy=ModelParallelStrategy"]
+    split += ["--trainer.strategy.data_parallel_size=2", "--trainer.strategy.tensor_parallel_size=1"]
+
+    def launch(words: list[str]) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, str(ROOT / "main.py"), *words, *split]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    launch([*start, *world(two)])
+    folder = two / "lightning_logs/version_0/checkpoints/last.ckpt"
+    dcp_to_torch_save(folder, tmp_path / "flat.pt")
+    state = torch.load(tmp_path / "flat.pt", weights_only=True)["state_dict"]
+    single = torch.load(one / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert state.keys() == single.keys()
+    for name, value in single.items():
+        assert (state[name] - value).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
+    launch(["test", "--ckpt_path", str(folder), f"--trainer.default_root_dir={two}", *QUIET])
+    assert outcome(two, 1)["metrics"]["all"]["recall@20"] > 0
