@@ -1,76 +1,64 @@
 """Training speed of packed prefixes against one row per prefix, in one run: python tests/benchmarks/packed.py [seconds]
 
-The same prefixes of the same histories, forward and backward, a tiny Qwen2 from random weights. Lengths are drawn like
-those of Toys' training histories (mean 7.4 items, a long tail, at most 50).
+A tiny Qwen2 from random weights, forward and backward, on batches of 512 prefixes as training makes them, rows of like
+length together. Lengths are drawn like those of Toys' training histories (mean 7.4 items, a long tail).
 """
 
 import sys
 import time
-from collections.abc import Callable
+from itertools import cycle
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from setrec.backbones import DecoderBackbone
+from setrec.data.batches import TrainPlan, TrainRows
+from setrec.data.catalogue import Ragged
+from setrec.schemas import mask_of
 
-SLOTS, BATCH = 5, 256  # K; prefixes in a batch
-
-
-def rows(lengths: list[int], width: int, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Items (B, L, K, D), real (B, L) and prefix (B, P) of histories with all their prefixes, as rows of either kind."""
-    if packed:
-        shown, first = [length - 1 for length in lengths], [range(length) for length in lengths]
-    else:
-        shown = [t for length in lengths for t in range(length)]
-        first = [range(t, t + 1) for t in shown]
-    n_items = max(shown)
-    prefix = torch.full((len(shown), max(map(len, first))), -1)  # (B, P)
-    for row, prefixes in enumerate(first):
-        prefix[row, : len(prefixes)] = torch.tensor(list(prefixes))
-    real = torch.arange(n_items) < torch.tensor(shown)[:, None]  # (B, L)
-    return torch.randn(len(shown), n_items, SLOTS, width), real, prefix
+SLOTS, BATCH = 5, 512  # K; prefixes in a batch
 
 
-def speed(step: Callable[[], int], seconds: float) -> float:
-    """Prefixes a second of `step`, which returns how many it did."""
-    step()
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        done += step()
-    return done / (time.perf_counter() - start)
+class Way:
+    """One way of making rows, and the time it has taken so far."""
+
+    def __init__(self, name: str, train: Ragged, packed: bool) -> None:
+        rows = TrainRows(train, max_history=50, prefix_parallel=packed)
+        batches = TrainPlan(rows.prefixes, rows.history, BATCH, seed=0).batches()
+        self.name, self.batches = name, cycle([rows[each] for each in batches[:: max(1, len(batches) // 16)]])
+        self.prefixes, self.seconds = 0, 0.0
+
+    def step(self, backbone: DecoderBackbone, table: torch.Tensor, queries: torch.Tensor, timed: bool) -> None:
+        batch = next(self.batches)
+        start = time.perf_counter()
+        items = table[batch.history.clamp(min=0)]  # (B, L, K, D)
+        answers = backbone(items, mask_of(batch.history), batch.prefix, queries)  # (B, P, K, D)
+        answers.flatten(0, 1)[batch.valid].square().mean().backward()
+        if timed:
+            self.seconds += time.perf_counter() - start
+            self.prefixes += len(batch.valid)
 
 
 def main(seconds: float) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
+    lengths = 1 + rng.geometric(1 / 6.4, 4000)  # 2 or more
+    train = Ragged(np.concatenate([[0], np.cumsum(lengths)]), rng.integers(0, 1000, lengths.sum()).astype(np.int32))
     backbone = DecoderBackbone(family="qwen2", shape="tiny")
     backbone.build()
-    queries = torch.randn(SLOTS, backbone.width, requires_grad=True)
-    # batches hold rows of like length, as TrainPlan makes them
-    lengths = np.sort(np.minimum(2 + rng.geometric(1 / 5.4, 4000) - 1, 51))
-    batches, start = [], 0
-    while start < len(lengths):
-        end = start + max(1, int(np.searchsorted(np.cumsum(lengths[start:]), BATCH)))
-        batches.append(lengths[start:end].tolist())
-        start = end
-    chosen = [batches[i] for i in rng.permutation(len(batches))[:12]]
-    found = {}
-    for name, packed in (("one row per prefix", False), ("packed", True), ("one row per prefix, again", False)):
-        made = [rows(batch, backbone.width, packed) for batch in chosen]
-        turn = iter(range(10**9))
-
-        def step(made: list = made, turn: object = turn) -> int:
-            items, real, prefix = made[next(turn) % len(made)]  # type: ignore[call-overload]
-            backbone(items, real, prefix, queries)[prefix >= 0].square().mean().backward()
-            return int((prefix >= 0).sum())
-
-        found[name] = speed(step, seconds)
-        print(f"{name:28s}{found[name]:9.0f} prefixes a second")
-    print(
-        f"packed is {found['packed'] / found['one row per prefix']:.2f} times as fast ({torch.get_num_threads()} threads)"
-    )
+    table = torch.randn(1000, SLOTS, backbone.width)  # (N, K, D)
+    queries = torch.randn(SLOTS, backbone.width, requires_grad=True)  # (K, D)
+    ways = [Way("one row per prefix", train, False), Way("packed", train, True)]
+    for way in ways:
+        way.step(backbone, table, queries, timed=False)
+    while sum(way.seconds for way in ways) < seconds:  # in turn: a busy machine slows both
+        for way in ways:
+            way.step(backbone, table, queries, timed=True)
+    single, packed = (way.prefixes / way.seconds for way in ways)
+    print(f"one row per prefix {single:7.0f} prefixes a second")
+    print(f"packed             {packed:7.0f} prefixes a second, {packed / single:.2f} times as fast")
+    print(f"{len(lengths)} histories of {lengths.mean():.1f} items in the mean, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 10.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
