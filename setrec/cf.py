@@ -43,14 +43,15 @@ class CFVectors(ABC):
 
 
 class CFFile(CFVectors):
-    """Vectors of a CF model trained elsewhere, such as the released SASRec (64 numbers per item).
+    """Vectors of a CF model trained before: the item_vectors.safetensors of a SASRec run, or the released SASRec.
 
-    Rows of cold items are left as the file has them (in the release: the random numbers the model began with); they are
-    marked as not present, and the model decides what a missing row is.
+    Rows of cold items are left as the file has them (the random numbers the model began with, or what it made of items
+    that were never right); they are marked as not present, and the model decides what a missing row is.
 
     Args:
         file: name inside the raw folder, or a path: .pkl (a pickled tensor, read without trusting it), .npy or
-            .safetensors with one row per item in id order.
+            .safetensors with one row per item in id order. A .safetensors file that says which rows are present, and
+            for which ids and which training split it was made, is taken at its word, and refused for any other.
     """
 
     def __init__(self, file: str = "SASRec_item_embed.pkl") -> None:
@@ -58,10 +59,17 @@ class CFFile(CFVectors):
 
     def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
         from setrec.data.reader import raw_file  # here and not above: setrec.data imports this module
-        from setrec.data.vectorfile import read_vectors
+        from setrec.data.vectorfile import read_vector_file, train_hash
 
-        vectors = read_vectors(raw_file(self.file, raw), ids)  # (N, E)
-        return vectors, np.bincount(train.items, minlength=len(ids)) > 0  # (N,)
+        path = raw_file(self.file, raw)
+        found = read_vector_file(path, ids)
+        if found.train_sha256 is not None and found.train_sha256 != train_hash(train):
+            raise DataError(
+                f"{path.name} was learned from another training split of these items, so it may know what is to be "
+                "predicted here; train it again on this data set."
+            )
+        present = found.present if found.present is not None else np.bincount(train.items, minlength=len(ids)) > 0
+        return found.vectors, present  # (N, E), (N,)
 
     def describe(self) -> dict[str, str | int | float]:
         return {"source": "CFFile", "file": Path(self.file).name}

@@ -6,24 +6,31 @@
 A checkpoint carries the arguments of its model and its data: `--ckpt_path` alone restores both, flags given win.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+import setrec.encoders  # noqa: F401  its classes can be named on the command line without their module
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError, SETRecError
 from setrec.module import SETRecModule
+from setrec.ranking import RankingModule
+from setrec.sasrec import SASRecModule
 from setrec.writer import PredictionWriter
 
+MODELS = {f"{model.__module__}.{model.__qualname__}": model for model in (SETRecModule, SASRecModule)}
 SEED = 2023
 MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
@@ -57,7 +64,8 @@ class SETRecCLI(LightningCLI):
         words = list(sys.argv[1:] if args is None else args)
         path = ckpt_path_of(words)
         if path is not None:
-            words = [words[0], "--config", json.dumps(checkpoint_arguments(path)), *words[1:]]
+            known = checkpoint_arguments(path, with_class=self.subclass_mode_model)
+            words = [words[0], "--config", json.dumps(known), *words[1:]]
         self.config = parser.parse_args(words)
 
     def _parse_ckpt_path(self) -> None:
@@ -92,19 +100,19 @@ def say(line: str) -> None:
     print(line)
 
 
+def values_of(words: Sequence[str], *options: str) -> list[str]:
+    """What a command line gives for an option, in order: `--option value` or `--option=value`."""
+    found = [after for word, after in pairwise(words) if word in options]
+    return found + [value for word in words for name, _, value in [word.partition("=")] if value and name in options]
+
+
 def ckpt_path_of(words: Sequence[str]) -> Path | None:
     """The file that `--ckpt_path` names, or None where there is none or it is a keyword such as `best`.
 
     Raises:
         ConfigError: it looks like a path and isn't there.
     """
-    for place, word in enumerate(words):
-        if word == "--ckpt_path" and place + 1 < len(words):
-            value = words[place + 1]
-        elif word.startswith("--ckpt_path="):
-            value = word.split("=", 1)[1]
-        else:
-            continue
+    for value in values_of(words, "--ckpt_path"):
         if value in ("best", "last", "hpc", "registry", "null"):
             return None
         if not Path(value).exists():
@@ -113,8 +121,42 @@ def ckpt_path_of(words: Sequence[str]) -> Path | None:
     return None
 
 
-def checkpoint_arguments(path: Path) -> dict[str, Any]:
+def names_model(words: Sequence[str]) -> bool:
+    """Whether the model is named by its class: by --model, in a --config file, or in a checkpoint that isn't SETRec's.
+
+    SETRec needs no name; left unnamed, `--help` explains every one of its hyper-parameters.
+    """
+    if values_of(words, "--model", "--model.help"):
+        return True
+    for value in values_of(words, "--config", "-c"):
+        try:
+            config = yaml.safe_load(Path(value).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser will say what is wrong with it
+        if isinstance(config, dict) and "class_path" in (config.get("model") or {}):
+            return True
+    path = ckpt_path_of(words)
+    return path is not None and read_checkpoint(path)["model_class"] is not SETRecModule
+
+
+def checkpoint_arguments(path: Path, with_class: bool = False) -> dict[str, Any]:
     """The model's and the data's arguments inside a checkpoint, {"model": ..., "data": ...}.
+
+    with_class: the model as {"class_path": ..., "init_args": ...}.
+
+    Raises:
+        ConfigError: see `read_checkpoint`.
+    """
+    checkpoint = read_checkpoint(path)
+    model, data = checkpoint["model"], checkpoint["data"]
+    if with_class:
+        named = checkpoint["model_class"]
+        model = {"class_path": f"{named.__module__}.{named.__qualname__}", "init_args": model}
+    return {"model": model, "data": data}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint knows: {"model_class": type, "model": arguments, "data": arguments}.
 
     Raises:
         ConfigError: the file isn't a checkpoint of this project, or needs more than weights and plain types.
@@ -123,6 +165,7 @@ def checkpoint_arguments(path: Path) -> dict[str, Any]:
         file = path / "meta.pt" if path.is_dir() else path
         checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
         model, data = dict(checkpoint["hyper_parameters"]), dict(checkpoint["datamodule_hyper_parameters"])
+        model_class = MODELS[checkpoint.get("model_class", "setrec.module.SETRecModule")]
     except Exception as error:  # whatever is wrong with the file, one sentence says so and names it
         raise ConfigError(
             f"--ckpt_path {path} is not a checkpoint of this project ({type(error).__name__}: "
@@ -131,15 +174,17 @@ def checkpoint_arguments(path: Path) -> dict[str, Any]:
     for arguments in (model, data):
         for key in ("_class_path", "_instantiator"):
             arguments.pop(key, None)
-    return {"model": model, "data": data}
+    return {"model_class": model_class, "model": model, "data": data}
 
 
 def run(args: Sequence[str] | None = None) -> SETRecCLI:
     """Parse and run; errors come as exceptions. Tests call this."""
     torch.set_float32_matmul_precision("high")
+    named = names_model(sys.argv[1:] if args is None else list(args))
     return SETRecCLI(
-        SETRecModule,
+        RankingModule if named else SETRecModule,
         SETRecDataModule,
+        subclass_mode_model=named,
         args=None if args is None else list(args),
         seed_everything_default=SEED,
         save_config_kwargs={"overwrite": True},
@@ -153,4 +198,10 @@ def main(args: Sequence[str] | None = None) -> None:
         run(args)
     except SETRecError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the run's folder"
+        print(f"error: the disk is full, {where} was not written; free some space and start again.", file=sys.stderr)
         sys.exit(2)

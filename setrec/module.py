@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from setrec.backbones import Backbone, T5Backbone
+from setrec.errors import ConfigError
 from setrec.grounding import Index, part_scores
 from setrec.hparams import made, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
@@ -98,6 +99,11 @@ class SETRecModule(RankingModule):
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
+        if self.backbone_settings[0].reads_whole_row and self.data.prefix_parallel:
+            raise ConfigError(
+                "The bidirectional mask shows later items of a row to its earlier prefixes: "
+                "add --data.prefix_parallel false, which trains one prefix a row."
+            )
         if self.model is None:
             self.model = SETRec(self.data.catalogue, self.backbone_settings[0], self.recipe)
             if self.device_mesh is not None:  # ModelParallelStrategy
@@ -121,13 +127,6 @@ class SETRecModule(RankingModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # --------------------------------------------------------------------------------------------------------- training
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Draw dropout from (seed, step, process) alone, so that a resumed run continues to the bit.
-
-        Lightning saves no random state; with this there is none to save.
-        """
-        torch.manual_seed(self.data.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
-
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         assert self.model is not None
         logged = self.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
@@ -144,15 +143,8 @@ class SETRecModule(RankingModule):
         return loss
 
     def average(self, sums: LossSums) -> Tensor:
-        """Mean over the prefixes of all processes, as a loss whose gradients DDP may average.
-
-        DDP divides the sum of gradients by the number of processes, but the mean wanted is over prefixes, which differ in number.
-        """
-        counts = torch.stack([sums.n_prefix, sums.n_reconstructed])  # (2,)
-        if self.trainer.world_size > 1:
-            everywhere = self.all_gather(counts)  # (processes, 2)
-            assert isinstance(everywhere, Tensor)
-            counts = everywhere.sum(dim=0) / self.trainer.world_size  # (2,)
+        """Mean over the prefixes of all processes, as a loss whose gradients DDP may average: see `shared`."""
+        counts = self.shared(torch.stack([sums.n_prefix, sums.n_reconstructed]))  # (2,)
         n_prefix, n_reconstructed = counts.clamp(min=1e-6)  # a batch of empty histories reconstructs nothing
         return sums.ranking / n_prefix + self.alpha * sums.reconstruction / n_reconstructed
 

@@ -71,8 +71,9 @@ class RankingModule(LightningModule):
         return data
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the catalogue that the weights belong to."""
+        """Name the model's class, and the catalogue that the weights belong to."""
         catalogue = self.data.catalogue
+        checkpoint["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["catalogue"] = {"name": catalogue.name, "fingerprint": catalogue.fingerprint}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -88,6 +89,26 @@ class RankingModule(LightningModule):
                 f"{here.name!r} ({here.fingerprint[:12]}): item ids and vectors would not match. Give the checkpoint's own "
                 "data (no --data flags are needed for that), or train anew."
             )
+
+    # --------------------------------------------------------------------------------------------------------- training
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Draw dropout from (seed, step, process) alone, so that a resumed run continues to the bit.
+
+        Lightning saves no random state; with this there is none to save.
+        """
+        torch.manual_seed(self.data.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+
+    def shared(self, counts: Tensor) -> Tensor:
+        """What local sums are divided by, so that DDP's mean of gradients is the gradient of the mean over all processes.
+
+        DDP divides the sum of gradients by the number of processes, but the mean wanted is over prefixes, which differ in
+        number. counts: (n,) float of this process; returns (n,) float, their mean over the processes.
+        """
+        if self.trainer.world_size > 1:
+            everywhere = self.all_gather(counts)  # (processes, n)
+            assert isinstance(everywhere, Tensor)
+            counts = everywhere.sum(dim=0) / self.trainer.world_size  # (n,)
+        return counts
 
     # ------------------------------------------------------------------------------------------------------- validation
     def on_validation_epoch_start(self) -> None:

@@ -1,0 +1,251 @@
+"""SASRec: the collaborative tokenizer. A small causal transformer over item ids whose item vectors SETRec takes over.
+
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. Differs from it: a learned start token answers
+the empty history, every prefix is trained in one pass with the cross-entropy over the whole catalogue (the paper's BCE with
+sampled negatives is an option), blocks are normalised first, and positions count from the start of the history.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from setrec.data.batches import TrainRows
+from setrec.data.vectorfile import write_vectors
+from setrec.errors import ConfigError
+from setrec.hparams import save_plain_hyperparameters
+from setrec.loss import catalogue_cross_entropy
+from setrec.ranking import RankingModule
+from setrec.schemas import Batch
+
+EXPORT = "item_vectors.safetensors"  # in the run's folder; what --data.cf takes
+
+
+class Block(nn.Module):
+    """Causal self-attention, then a feed-forward layer, each with LayerNorm before and a residual around it."""
+
+    def __init__(self, width: int, n_heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.attention_norm, self.inner_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.inner = nn.Sequential(
+            nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E); place t sees places 0..t. Padding at the end needs no mask: nobody real looks there."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, heads, E / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, E / heads)
+        dropout = self.dropout if self.training else 0.0
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        seen = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, E)
+        x = x + nn.functional.dropout(seen, self.dropout, self.training)  # (B, T, E)
+        return x + self.inner(self.inner_norm(x))  # (B, T, E)
+
+
+class SASRec(nn.Module):
+    """Histories -> (M, E) answers, to be compared with the item vectors (N, E). Arguments: see `SASRecModule`."""
+
+    def __init__(
+        self, n_items: int, max_history: int, width: int, n_blocks: int, n_heads: int, inner: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.items = nn.Embedding(n_items, width)
+        self.start = nn.Parameter(
+            torch.empty(width)
+        )  # stands before the first item, so that an empty history has an answer
+        self.position = nn.Parameter(torch.empty(max_history + 1, width))
+        self.blocks = nn.ModuleList(Block(width, n_heads, inner, dropout) for _ in range(n_blocks))
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        for weight in (self.items.weight, self.start, self.position):
+            nn.init.normal_(weight, std=0.02)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The answers at the batch's M real prefixes, (M, E): that of prefix t stands behind its t-th item."""
+        items = self.items(batch.history.clamp(min=0))  # (B, L, E)
+        start = self.start.expand(len(items), 1, -1)  # (B, 1, E)
+        x = torch.cat([start, items], dim=1)  # (B, L + 1, E)
+        x = self.dropout(x + self.position[: x.shape[1]])  # (B, L + 1, E)
+        for block in self.blocks:
+            x = block(x)  # (B, L + 1, E)
+        n_prefix = batch.prefix.shape[1]
+        row = batch.valid // n_prefix  # (M,)
+        return self.norm(x[row, batch.prefix.flatten()[batch.valid]])  # (M, E)
+
+
+class SASRecModule(RankingModule):
+    """Trains SASRec, reports it like SETRec, and leaves its item vectors in the run's folder.
+
+    Args:
+        width: E, numbers per item vector (the release's SASRec: 64).
+        n_blocks: Transformer blocks (SASRec paper: 2).
+        n_heads: Attention heads (SASRec paper: 1).
+        inner: Width inside a block's feed-forward layer (SASRec paper: the same as width).
+        dropout: After the embeddings, in attention and after each layer (SASRec paper: 0.2 on dense, 0.5 on sparse data).
+        loss: ce, softmax cross-entropy over the whole catalogue; bce, binary cross-entropy against sampled items
+            (SASRec paper).
+        negatives: Items drawn uniformly for each prefix, for bce (SASRec paper: 1).
+        temperature: Scores are cosines divided by this; null: plain inner products (SASRec paper).
+        lr: Learning rate of AdamW after the warm-up, constant (SASRec paper: 1e-3).
+        weight_decay: AdamW's.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. Test
+            reports both.
+        top_k: Items that predict lists for each user.
+    """
+
+    label = "SASRec"
+    variants = (0.0,)
+
+    def __init__(
+        self,
+        width: int = 64,
+        n_blocks: int = 2,
+        n_heads: int = 2,
+        inner: int = 256,
+        dropout: float = 0.5,
+        loss: Literal["ce", "bce"] = "ce",
+        negatives: int = 1,
+        temperature: float | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 100,
+        filter_seen: bool = True,
+        top_k: int = 10,
+    ) -> None:
+        super().__init__(filter_seen, top_k)
+        arguments = {
+            "width": width, "n_blocks": n_blocks, "n_heads": n_heads, "inner": inner, "dropout": dropout, "loss": loss,
+            "negatives": negatives, "temperature": temperature, "lr": lr, "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps, "filter_seen": filter_seen, "top_k": top_k,
+        }  # fmt: skip
+        save_plain_hyperparameters(self, arguments)
+        if width % n_heads:
+            raise ConfigError(f"width is {width} and n_heads is {n_heads}: the width must be a multiple of the heads.")
+        if loss == "bce" and negatives < 1:
+            raise ConfigError(f"negatives is {negatives}; bce needs at least one item to compare with.")
+        if temperature is not None and temperature <= 0:
+            raise ConfigError(f"temperature is {temperature}; give a number above 0, or null for inner products.")
+        self.width, self.n_blocks, self.n_heads = width, n_blocks, n_heads
+        self.inner, self.dropout = inner, dropout
+        self.loss: Literal["ce", "bce"] = loss
+        self.negatives, self.temperature = negatives, temperature
+        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
+        self.model: SASRec | None = None
+
+    def configure_model(self) -> None:
+        """Make the layers, now that the data says how many items there are."""
+        if self.model is None:
+            sizes = (self.width, self.n_blocks, self.n_heads, self.inner, self.dropout)
+            self.model = SASRec(self.data.catalogue.n_items, self.data.max_history, *sizes)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        rise = max(self.warmup_steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --------------------------------------------------------------------------------------------------------- training
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        queries, table = self.compared(self.answers(batch), self.vectors)  # (M, E), (N, E)
+        target = batch.target.flatten()[batch.valid]  # (M,)
+        if self.loss == "ce":
+            total, _ = catalogue_cross_entropy(queries, table, target)
+        else:
+            total = self.binary_cross_entropy(queries, table, target)
+        n_prefix = torch.tensor([float(len(target))], device=self.device)  # (1,)
+        loss = total / self.shared(n_prefix).squeeze(0)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(target))
+        return loss
+
+    def binary_cross_entropy(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:
+        """Sum over the prefixes: the target up, the mean of `negatives` random other items down.
+
+        queries: (M, E); table: (N, E); target: (M,) int64; returns a scalar.
+        """
+        n_items = len(table)
+        drawn = torch.randint(n_items - 1, (len(target), self.negatives), device=target.device)  # (M, negatives)
+        other = drawn + (drawn >= target[:, None])  # (M, negatives): every item but the target
+        up = (queries * table[target]).sum(dim=-1)  # (M,)
+        down = torch.einsum("me,mne->mn", queries, table[other])  # (M, negatives)
+        softplus = nn.functional.softplus
+        return softplus(-up).sum() + softplus(down).mean(dim=1).sum()
+
+    # ---------------------------------------------------------------------------------------------------------- scoring
+    @property
+    def vectors(self) -> Tensor:
+        """The item vectors (N, E)."""
+        assert self.model is not None
+        return self.model.items.weight
+
+    def answers(self, batch: Batch) -> Tensor:
+        """(M, E)."""
+        assert self.model is not None
+        return self.model(batch)
+
+    def compared(self, queries: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides of the inner product, (M, E) and (N, E), as `temperature` wants them."""
+        if self.temperature is None:
+            return queries, table
+        normalize = nn.functional.normalize
+        return normalize(queries, dim=-1) / self.temperature, normalize(table, dim=-1)
+
+    def refresh(self) -> None:
+        """Nothing to make: the item vectors are the index."""
+
+    def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
+        """Scores (B, N); there is nothing to weigh."""
+        queries, table = self.compared(self.answers(batch), self.vectors)  # (B, E), (N, E)
+        scores = queries.float() @ table.float().T  # (B, N)
+        for _ in variants:
+            yield scores
+
+    # ----------------------------------------------------------------------------------------------------------- export
+    def on_fit_end(self) -> None:
+        """Leave the item vectors of the best checkpoint beside it (of the last weights where none was written)."""
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        vectors = self.vectors.detach()  # (N, E)
+        folder = Path(self.trainer.log_dir or ".")  # asked of every process: they agree on it by a broadcast
+        if best and Path(best).is_file():
+            weights = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
+            vectors = weights["model.items.weight"]
+        self.export(folder / EXPORT, vectors)
+
+    def on_test_end(self) -> None:
+        """Leave the item vectors of the checkpoint that was tested in the run's folder."""
+        self.export(Path(self.trainer.log_dir or ".") / EXPORT, self.vectors.detach())
+
+    @rank_zero_only
+    def export(self, path: Path, vectors: Tensor) -> None:
+        """Write item vectors as a matrix that says which items and which training split it was made for.
+
+        Args:
+            path: a .safetensors file: vectors (N, E) float32, present (N,) bool.
+            vectors: (N, E). As trained; with a temperature, at unit length, as they are compared.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        if self.temperature is not None:
+            vectors = nn.functional.normalize(vectors, dim=-1)  # (N, E)
+        data = self.data
+        rows = TrainRows(data.histories.train, data.max_history)
+        trained = np.zeros(data.catalogue.n_items, bool)  # (N,)
+        trained[window_items(rows)] = True
+        about = {"model": self.label, "dataset": data.catalogue.name, "loss": self.loss}
+        made = vectors.float().cpu().numpy()  # (N, E)
+        write_vectors(path, made, trained, data.catalogue.ids, data.histories.train, about)
+        print(f"item vectors: {path} (for SETRec: --data.cf=[CFFile] --data.cf.file={path})")
+
+
+def window_items(rows: TrainRows) -> np.ndarray:
+    """Every item that training shows or asks for; older ones of long histories never appear. (any,) int32, distinct."""
+    length = rows.history + 1  # (rows,) the longest prefix and its target
+    begin = np.repeat(rows.begin - np.cumsum(length) + length, length)  # where each row's run begins, less its place
+    return np.unique(rows.train.items[begin + np.arange(length.sum())])
