@@ -241,7 +241,7 @@ class SASRecModule(RankingModule):
         about = {"model": self.label, "dataset": data.catalogue.name, "loss": self.loss}
         made = vectors.float().cpu().numpy()  # (N, E)
         write_vectors(path, made, trained, data.catalogue.ids, data.histories.train, about)
-        print(f"item vectors: {path} (for SETRec: --data.cf=[CFFile] --data.cf.file={path})")
+        print(f'item vectors: {path} (for SETRec: "--data.cf=[CFFile]" --data.cf.file={path})')
 
 
 def window_items(rows: TrainRows) -> np.ndarray:

@@ -18,6 +18,7 @@ from setrec.data.vectorfile import write_vectors
 from setrec.errors import ConfigError, DataError
 from setrec.sasrec import SASRec, SASRecModule, window_items
 from setrec.schemas import PAD, Batch
+from tests.test_processes import launch, weights
 
 N, LONGEST = 30, 8
 
@@ -224,6 +225,13 @@ def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     assert list(tmp_path.rglob("predictions.parquet"))
 
 
+@pytest.mark.parametrize("name", ["beauty", "sports", "steam"])
+def test_the_other_configurations_fit(name, tmp_path):
+    config = CONFIG.with_name(f"{name}_sasrec.yaml")
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    assert isinstance(run(command("fit", tmp_path, "s", f"--config={config}", *few)).model, SASRecModule)
+
+
 def test_resumes_to_the_bit(tmp_path):
     def weights(folder: Path, *more: str) -> torch.Tensor:
         words = command("fit", folder, "s", "--model=SASRecModule", "--model.width=16", "--model.inner=16", *more)
@@ -233,6 +241,23 @@ def test_resumes_to_the_bit(tmp_path):
     weights(tmp_path / "b", "--trainer.max_epochs=1")
     last = next((tmp_path / "b").rglob("last.ckpt"))
     assert torch.equal(weights(tmp_path / "b", "--trainer.max_epochs=3", f"--ckpt_path={last}"), unbroken)
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
+    """Dropout off, as it differs by process."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    two.mkdir()
+    flags = ["--model=SASRecModule", "--model.dropout=0", "--data.cf=[]", "--data.text=null", "--trainer.max_epochs=2"]
+    run(command("fit", one, "s", *flags))
+    launch(command("fit", two, "s", *flags), 2, two)
+    expected, found = weights(one), weights(two)
+    for name, value in expected.items():
+        assert (value - found[name]).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
+    files = [folder / "lightning_logs/version_0/item_vectors.safetensors" for folder in (one, two)]
+    data = SETRecDataModule(name="s", root=str(one / "data"))
+    data.setup()
+    vectors = [CFFile(str(file)).vectors(data.catalogue.ids, data.histories.train, None)[0] for file in files]
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-4)
 
 
 def test_setrec_takes_the_vectors_by_one_option_beside_svd(fitted, tmp_path):
