@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import polars as pl
@@ -50,7 +50,8 @@ def csv_batches(
 ) -> Iterator[pl.DataFrame]:
     """Columns of a CSV as text, "" where a field is empty and null where it is no UTF-8.
 
-    Rows with too many or too few fields are counted as malformed. A quoted line break does not count as a line.
+    Rows with too many or too few fields are counted as malformed. Line numbers are exact as long as no quoted field
+    before it, within 16 MiB, holds a line break.
 
     Args:
         file: CSV, packed or not.
@@ -65,50 +66,80 @@ def csv_batches(
         DataError: see `opened` and `Tally`.
     """
     names = header(file, separator, quotes) if names is None else names
-    broken: list[int] = []  # lines with a wrong number of fields
+    broken: list[tuple[int, int]] = []  # line within the block, and lines it takes
 
     def pass_over(row: pacsv.InvalidRow) -> str:
-        broken.append(row.number)
+        broken.append((row.number, row.text.count("\n") + 1))
         return "skip"
 
-    reading = pacsv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names, skip_rows=first_line)
     parsing = pacsv.ParseOptions(
         delimiter=separator, quote_char='"' if quotes else False, double_quote=quotes, newlines_in_values=quotes,
         ignore_empty_lines=False, invalid_row_handler=pass_over,
     )  # fmt: skip
     binary = dict.fromkeys(wanted, pa.binary())
     converting = pacsv.ConvertOptions(include_columns=list(wanted), column_types=binary, strings_can_be_null=False)
-    told = 0
+    before, skip = 0, first_line  # lines before the block, lines of it to pass over
     with opened(file) as stream:
-        row = first_line + 1
-        for batch in _csv_reader(stream, reading, parsing, converting):
-            data = pl.from_arrow(batch)
-            assert isinstance(data, pl.DataFrame)
-            rows = row + np.arange(len(data))
-            row += len(data)
-            shift = np.array(broken, np.int64) - np.arange(len(broken))
-            lines = rows + np.searchsorted(shift, rows, side="right")  # broken lines before it move a row down
-            tally.lines += len(data) + len(broken) - told
-            for line in broken[told:]:
-                tally.bad(line, f"not {len(names)} fields")
-            told = len(broken)
-            data = data.with_columns(pl.all().cast(pl.String, strict=False)).with_columns(pl.Series(LINE, lines))
-            yield data.filter(pl.any_horizontal((pl.col(list(wanted)) != "").fill_null(True)))  # not the empty lines
-    tally.lines += len(broken) - told
-    for line in broken[told:]:
-        tally.bad(line, f"not {len(names)} fields")
+        for block in _blocks(stream, quotes):
+            broken.clear()
+            reading = pacsv.ReadOptions(
+                use_threads=False, block_size=len(block) + 1, column_names=names, skip_rows=skip
+            )
+            lines = block.count(b"\n")
+            if lines + (not block.endswith(b"\n")) > skip:
+                # from memory: reading the stream itself would leave a thread behind where the stream breaks off
+                data = pl.from_arrow(pacsv.read_csv(pa.BufferReader(block), reading, parsing, converting))
+                assert isinstance(data, pl.DataFrame)
+                rows = skip + 1 + np.arange(len(data))
+                shift = np.array([line for line, _ in broken], np.int64) - np.arange(len(broken))
+                rows = before + rows + np.searchsorted(shift, rows, side="right")  # each broken line moves them down
+                tally.lines += len(data) + sum(count for _, count in broken)
+                for line, count in broken:
+                    tally.bad(before + line, f"not {len(names)} fields" + ", a quote left open" * (count > 1), count)
+                data = pl.DataFrame([_decoded(column) for column in data]).with_columns(pl.Series(LINE, rows))
+                yield data.filter(pl.any_horizontal((pl.col(list(wanted)) != "").fill_null(True)))  # no empty lines
+            before, skip = before + lines, 0
 
 
-def _csv_reader(
-    stream: object, reading: pacsv.ReadOptions, parsing: pacsv.ParseOptions, converting: pacsv.ConvertOptions
-) -> Iterator[pa.RecordBatch]:
+def _blocks(stream: IO[bytes], quotes: bool) -> Iterator[bytes]:
+    """The file in blocks of whole lines; a quoted line break ends no line."""
+    rest = b""
+    while data := stream.read(_BLOCK):
+        data = rest + data
+        end = _end_of_lines(data, quotes)
+        if end:
+            yield data[:end]
+        rest = data[end:]
+    if rest:
+        yield rest
+
+
+def _end_of_lines(data: bytes, quotes: bool) -> int:
+    """Where the last whole line ends, 0 where none does yet."""
+    last = end = data.rfind(b"\n") + 1
+    if quotes and b'"' in data:
+        count = data.count(b'"', 0, end)
+        while count % 2 and end:  # inside quotes: back to the line break before
+            before = data.rfind(b"\n", 0, end - 1) + 1
+            count -= data.count(b'"', before, end)
+            end = before
+    return last if not end and len(data) > 4 * _BLOCK else end  # a quote that is never closed
+
+
+def _decoded(column: pl.Series) -> pl.Series:
+    """Bytes as text, null where they are no UTF-8."""
     try:
-        reader = pacsv.open_csv(stream, reading, parsing, converting)
-    except pa.ArrowInvalid as error:
-        if "Empty CSV" in str(error):  # a header and nothing below it
-            return
-        raise
-    yield from reader
+        return column.cast(pl.String)
+    except pl.exceptions.ComputeError:  # some row; rare, so slowly one by one
+        texts = [_utf8(field) for field in column.to_list()]
+        return pl.Series(column.name, texts, pl.String)
+
+
+def _utf8(field: bytes) -> str | None:
+    try:
+        return field.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def parquet_batches(file: RawFile, wanted: Sequence[str], tally: Tally) -> Iterator[pl.DataFrame]:

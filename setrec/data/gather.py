@@ -3,7 +3,7 @@
 import html
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -157,15 +157,25 @@ def plain(value: object) -> str:
     """A field as one line of text: lists and dicts flattened, HTML undone, white space made single spaces."""
     if value is None or (isinstance(value, float) and value != value):
         return ""
-    if isinstance(value, Mapping):
-        return plain([f"{name} {plain(part)}" for name, part in value.items() if plain(part)])
-    if isinstance(value, list | tuple | set):
-        parts = sorted(map(plain, value)) if isinstance(value, set) else map(plain, value)
-        return ", ".join(dict.fromkeys(part for part in parts if part))  # each once, in order
+    if isinstance(value, Mapping | list | tuple | set):
+        return ", ".join(dict.fromkeys(part for part in _parts(value) if part))  # each once, in order
     text = str(value)
     if "<" in text or "&" in text:
         text = _TAG.sub(" ", html.unescape(text))
     return _paired(" ".join(text.split()))
+
+
+def _parts(value: object) -> Iterator[str]:
+    """The texts in a list or dict, however deep."""
+    if isinstance(value, Mapping):
+        yield from (f"{name} {text}" for name, part in value.items() if (text := plain(part)))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _parts(part)
+    elif isinstance(value, set):
+        yield from sorted(map(plain, value))
+    else:
+        yield plain(value)
 
 
 def _paired(text: str) -> str:

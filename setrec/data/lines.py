@@ -48,13 +48,13 @@ class Tally:
         self.lines = self.skipped = 0
         self._first: list[str] = []
 
-    def bad(self, line: int, why: str) -> None:
-        """Count a malformed line.
+    def bad(self, line: int, why: str, count: int = 1) -> None:
+        """Count a malformed line, or `count` of them from this one on.
 
         Raises:
             DataError: the limit is a number of lines, and is passed.
         """
-        self.skipped += 1
+        self.skipped += count
         if len(self._first) < _SHOWN:
             self._first.append(f"line {line} ({why})")
         if isinstance(self.limit, int) and self.skipped > self.limit:

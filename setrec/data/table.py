@@ -175,13 +175,16 @@ def add_events(
         given = stars.is_not_null() & (stars.cast(pl.String) != "")
         columns["odd"] = given & columns["rating"].is_null()
     rows = pl.DataFrame(columns).with_columns(batch[LINE])
-    bad = pl.any_horizontal(pl.col("user", "item", "time").is_null(), *([pl.col("odd")] if rating else []))
+    torn = pl.col("user", "item").str.contains("\n", literal=True)  # a quote left open swallows lines
+    bad = pl.any_horizontal(pl.col("user", "item", "time").is_null(), torn, *([pl.col("odd")] if rating else []))
     if rows.select(bad.any()).item():
         whens = batch[timestamp].filter(rows.select(bad=bad)["bad"])
         for row, when in zip(rows.filter(bad).iter_rows(named=True), whens, strict=True):
             lacks = next((f"no {name}" for name in ("user", "item") if row[name] is None), None)
             shown = f"time {str(when)[:30]!r}" if row["time"] is None else "the rating is no number"
-            tally.bad(row[LINE], lacks or shown)
+            breaks = f"{row['user']}{row['item']}".count("\n")
+            tally.bad(row[LINE], lacks or ("a quote left open" if breaks else shown), breaks + 1)
+            tally.lines += breaks
     rows = rows.filter(~bad)
     events.add(rows["user"], rows["item"], rows["time"], rows["rating"] if rating else None)
 
