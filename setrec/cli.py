@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import setrec.encoders  # noqa: F401  its classes can be named on the command line without their module
+from setrec.checkpoints import WholeCheckpointIO
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError, SETRecError
 from setrec.module import SETRecModule
@@ -72,9 +73,15 @@ class SETRecCLI(LightningCLI):
         """Nothing: `parse_arguments` has read the checkpoint. Lightning's own way lets it override flags."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """As Lightning's, but plain `ddp` doesn't send the tables (buffers that never change) at every step."""
-        if self._get(self.config_init, "trainer").get("strategy") == "ddp":
+        """As Lightning's, but checkpoints are whole, and plain `ddp` doesn't send the unchanging tables at every step."""
+        given = self._get(self.config_init, "trainer")
+        if given.get("strategy") == "ddp":
             kwargs["strategy"] = DDPStrategy(broadcast_buffers=False)
+        if not given.get("plugins") and given.get("strategy") in (
+            "auto",
+            "ddp",
+        ):  # sharded strategies write their own way
+            kwargs["plugins"] = [WholeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
@@ -202,6 +209,5 @@ def main(args: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = error.filename or "the run's folder"
-        print(f"error: the disk is full, {where} was not written; free some space and start again.", file=sys.stderr)
+        print(f"error: the disk is full ({error}); free some space and start again.", file=sys.stderr)
         sys.exit(2)
