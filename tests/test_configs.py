@@ -13,7 +13,9 @@ SMALL = {  # whatever the configuration reads or loads, replaced by something sm
     "t5": ["--model.backbone.pretrained=null", "--model.backbone.shape=nano"],
     "quickstart": ["--model.backbone.shape=nano"],
 }
-T5_CONFIGS = sorted(path.name for path in CONFIGS.glob("*.yaml") if "_t5" in path.name or path.name == "quickstart.yaml")
+T5_CONFIGS = sorted(
+    path.name for path in CONFIGS.glob("*.yaml") if "_t5" in path.name or path.name == "quickstart.yaml"
+)
 
 
 @pytest.mark.parametrize("name", T5_CONFIGS)

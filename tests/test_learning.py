@@ -7,7 +7,12 @@ import pytest
 
 from setrec.cli import run
 
-WORLD = ["--data.reader=SyntheticWorld", "--data.reader.users=500", "--data.reader.items=150", "--data.cleaning.k_core=3"]
+WORLD = [
+    "--data.reader=SyntheticWorld",
+    "--data.reader.users=500",
+    "--data.reader.items=150",
+    "--data.cleaning.k_core=3",
+]
 PRESETS = {
     "paper": [],
     "score": [
