@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.wrong_range = False
         self.no_length = False
+        self.chunked = False
         self.status: list[int] = []  # for each request in turn: an error to answer with, or 0
         self.asked: list[tuple[str, str | None]] = []
 
@@ -42,7 +43,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.0"
+    protocol_version = "HTTP/1.1"  # which chunks belong to; every answer closes the connection
     server: Server
 
     def log_message(self, *_: object) -> None:
@@ -68,13 +69,20 @@ class Handler(BaseHTTPRequestHandler):
         if begin:
             first = begin + 7 if server.wrong_range else begin
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        if not server.no_length:
+        if server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        elif not server.no_length:
             self.send_header("Content-Length", str(len(body) + server.lie))
         if server.tag:
             self.send_header("ETag", server.tag)
         self.end_headers()
         stop = server.break_after.pop(0) if server.break_after else None
+        if server.chunked:
+            self.wfile.write(f"{len(body):x}\r\n".encode())
         self.wfile.write(body[:stop])
+        if server.chunked and stop is None:
+            self.wfile.write(b"\r\n0\r\n\r\n")
+        self.close_connection = True
         return None
 
 
@@ -120,7 +128,7 @@ def test_it_gives_up_and_goes_on_in_a_later_run(server, tmp_path):
         DataError, match=rf"cannot download {server.url} \(the connection ended after 100,000 of 300,000"
     ):
         get(server, tmp_path)
-    assert there(tmp_path) == {"file.bin.part", "file.bin.part.json"}  # half a file is never called file.bin
+    assert there(tmp_path) == {"file.bin.part", "file.bin.part.about"}  # half a file is never called file.bin
     assert get(server, tmp_path)[0].read_bytes() == CONTENT
     assert server.asked[-1][1] == "bytes=100000-"
     assert there(tmp_path) == {"file.bin"}
@@ -158,12 +166,22 @@ def test_a_stale_part_with_a_known_hash_is_begun_anew(server, tmp_path):
     assert get(server, tmp_path, sha256=sha)[0].read_bytes() == server.content
 
 
+def test_a_server_that_sends_chunks(server, tmp_path):
+    server.chunked, server.tag, server.break_after = True, "", [100_000, 50_000]
+    assert get(server, tmp_path)[0].read_bytes() == CONTENT
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_server_that_says_no_length(server, tmp_path, ranges):
+    server.no_length, server.ranges, server.break_after = True, ranges, [100_000, 150_000] if ranges else [100_000]
+    assert get(server, tmp_path)[0].read_bytes() == CONTENT  # an end that may be a broken connection is asked about
+
+
 def test_a_part_that_is_complete_already(server, tmp_path):
-    server.no_length, server.break_after = True, [None]
-    server.wrong_range = True
     assert get(server, tmp_path)[0].read_bytes() == CONTENT
     (tmp_path / "file.bin").rename(tmp_path / "file.bin.part")
-    (tmp_path / "file.bin.part.json").write_text(f'{{"url": "{server.url}"}}')  # killed just before the renaming
+    (tmp_path / "file.bin.part.about").write_text(f'{{"url": "{server.url}"}}')  # killed just before the renaming
     assert get(server, tmp_path)[0].read_bytes() == CONTENT
     assert there(tmp_path) == {"file.bin"}
 
@@ -173,7 +191,7 @@ def test_a_part_from_nowhere_is_not_trusted(server, tmp_path):
     assert get(server, tmp_path)[0].read_bytes() == CONTENT
     (tmp_path / "file.bin").unlink()
     (tmp_path / "file.bin.part").write_bytes(b"x" * 100)
-    (tmp_path / "file.bin.part.json").write_text('{"url": "http://elsewhere/file.bin"}')
+    (tmp_path / "file.bin.part.about").write_text('{"url": "http://elsewhere/file.bin"}')
     assert get(server, tmp_path)[0].read_bytes() == CONTENT
 
 

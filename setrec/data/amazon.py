@@ -142,7 +142,7 @@ class AmazonReviews(Reader):
         """The reviews and the metadata."""
         if raw is None:
             raise DataError("AmazonReviews needs raw files; pass --data.raw DIR with the folder that holds them.")
-        there = sorted(path for path in raw.iterdir() if path.is_file() and set(_ENDINGS) & set(path.suffixes))
+        there = sorted(path for path in raw.iterdir() if path.name.removesuffix(".gz").endswith(_ENDINGS))
         if self.category is not None:
             there = [path for path in there if _category(path.name) == self.category.lower()]
         about = [path for path in there if path.name.startswith("meta_")]

@@ -5,11 +5,12 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from setrec.errors import ConfigError, DataError
 
 _BLOCK = 1 << 18  # bytes read at a time
+_NETWORK = (urllib.error.URLError, ssl.SSLError, ConnectionError, TimeoutError)
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # the server may do better later
 
 
@@ -107,8 +109,9 @@ class _Download:
         self, source: Source, folder: Path, tries: int, wait: float, timeout: float, progress: Progress
     ) -> None:
         self.source, self.path = source, folder / source.name
-        self.part, self.about = folder / f"{source.name}.part", folder / f"{source.name}.part.json"
+        self.part, self.about = folder / f"{source.name}.part", folder / f"{source.name}.part.about"
         self.tries, self.wait, self.timeout, self.progress = tries, wait, timeout, progress
+        self._unsized = -1  # bytes of an answer that ended without ever having said how long it is
 
     def run(self) -> Path | None:
         """Fetch it; None where it is optional and not there."""
@@ -150,13 +153,7 @@ class _Download:
                 if error.code not in _AGAIN:
                     raise self._failed(f"the server says {error.code} {error.reason}") from None
                 reason, failures = f"the server says {error.code} {error.reason}", failures + 1
-            except (
-                _BrokenError,
-                urllib.error.URLError,
-                http.client.HTTPException,
-                ConnectionError,
-                TimeoutError,
-            ) as error:
+            except (_BrokenError, http.client.HTTPException, *_NETWORK) as error:
                 cause = getattr(error, "reason", error)
                 if isinstance(cause, socket.gaierror):
                     raise self._failed(f"no network, or no such server: {cause}") from None
@@ -192,26 +189,31 @@ class _Download:
                     raise _ChangedError
             else:  # the whole file: Range is not understood, or the file has changed
                 have, total = 0, _number(answer.headers.get("Content-Length"))
-            self._write(answer.read, have, total, _validator(answer.headers), task)
+            self._write(answer, have, total, task)
 
-    def _write(
-        self, read: Callable[[int], bytes], have: int, total: int | None, validator: str | None, task: TaskID
-    ) -> None:
-        self.about.write_text(json.dumps({"url": self.source.url, "total": total, "validator": validator}))
+    def _write(self, answer: http.client.HTTPResponse, have: int, total: int | None, task: TaskID) -> None:
+        """Put the answer behind the first `have` bytes of the .part."""
+        about = {"url": self.source.url, "total": total, "validator": _validator(answer.headers)}
+        self.about.write_text(json.dumps(about))
         self.progress.update(task, total=total, completed=have)
         with self.part.open("r+b" if have else "wb") as file:
             file.seek(have)
             file.truncate()
             try:
-                while block := read(_BLOCK):
+                while block := answer.read(_BLOCK):
                     file.write(block)
                     self.progress.advance(task, len(block))
             except http.client.IncompleteRead as error:
                 file.write(error.partial)
+                raise
             file.flush()
             os.fsync(file.fileno())
-        if total is not None and self._size() != total:
-            raise _BrokenError(f"the connection ended after {self._size():,} of {total:,} bytes")
+        size = self._size()
+        if total is not None and size != total:
+            raise _BrokenError(f"the connection ended after {size:,} of {total:,} bytes")
+        if total is None and not answer.chunked and self.source.sha256 is None and size != self._unsized:
+            self._unsized = size  # the end, or a broken connection? A second answer of the same length settles it
+            raise _BrokenError(f"the server ended after {size:,} bytes without saying how many there are")
 
     def _size(self) -> int:
         """Bytes in the .part; one that comes from another URL, or from nowhere, is thrown away."""

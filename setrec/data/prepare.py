@@ -35,11 +35,13 @@ class Recipe(NamedTuple):
     paper_ids: bool
 
     def options(self) -> dict:
-        """The recipe in plain types; options that this reader has no use for are left out."""
+        """The recipe in plain types, without what this reader has no use for and where it would be fetched from."""
         used: dict[str, object] = {"reader": self.reader, "text": self.text, "cf": self.cf}
         if not self.reader.gives_splits:
             used |= {"cleaning": self.cleaning, "split": self.split, "paper_ids": self.paper_ids}
-        return json.loads(json.dumps(spec(used)))
+        plain = json.loads(json.dumps(spec(used)))
+        plain["reader"]["init_args"].pop("download", None)
+        return plain
 
     def sources(self, raw: Path | None) -> dict[str, Path]:
         """Every file that would be read, by the name that the manifest knows it by."""
