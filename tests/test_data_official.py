@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_COLD, TINY_ITEMS, TINY_USERS, save_object
 
 from setrec.data import Catalogue, Histories, OfficialRelease
 from setrec.data.pickles import load_object_npy, load_pickle
 from setrec.data.vectorfile import read_vectors
 from setrec.errors import DataError
+from tests.conftest import TINY_COLD, TINY_ITEMS, TINY_USERS, save_object
 
 
 class Hostile:
