@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
 TINY_USERS, TINY_ITEMS, TINY_COLD = 60, 40, 8  # the last 8 items of tiny_release are cold
 
 
