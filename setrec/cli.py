@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import auto_cli
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,6 +27,7 @@ import setrec.encoders  # noqa: F401  its classes can be named on the command li
 from setrec.checkpoints import WholeCheckpointIO
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError, SETRecError
+from setrec.merge import merge
 from setrec.module import SETRecModule
 from setrec.ranking import RankingModule
 from setrec.sasrec import SASRecModule
@@ -75,6 +77,12 @@ class SETRecCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As Lightning's, but checkpoints are whole, and plain `ddp` doesn't send the unchanging tables at every step."""
         given = self._get(self.config_init, "trainer")
+        path = self._get(self.config, "ckpt_path")
+        if path and Path(path).is_dir() and given.get("strategy") in ("auto", "ddp"):
+            raise ConfigError(
+                f"{path} is a sharded checkpoint, a folder of parts: give the --trainer.strategy it was written with, "
+                "or train with save_distributed_checkpoint false, which writes one file."
+            )
         if given.get("strategy") == "ddp":
             kwargs["strategy"] = DDPStrategy(broadcast_buffers=False)
         if not given.get("plugins") and given.get("strategy") in (
@@ -201,8 +209,13 @@ def run(args: Sequence[str] | None = None) -> SETRecCLI:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command: one clear sentence and exit code 2 where the input is at fault."""
+    words = list(sys.argv[1:] if args is None else args)
     try:
-        run(args)
+        if words[:1] == ["merge"]:
+            ckpt_path_of(words)
+            auto_cli(merge, args=words[1:], as_positional=False)
+        else:
+            run(args)
     except SETRecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -27,7 +27,7 @@ from transformers import (
 import setrec.backbones.decoder
 import setrec.backbones.lora
 from setrec.backbones import DecoderBackbone, LoRA
-from setrec.cli import run
+from setrec.cli import main, run
 from setrec.errors import ConfigError
 from setrec.sequence import packed_mask, packed_positions
 
@@ -388,6 +388,13 @@ def test_a_run_with_lora_from_its_checkpoint_alone(folders: dict[str, Path], tmp
         run([*again, f"--model.backbone.pretrained={other}"])
     with pytest.raises(ConfigError, match="neither a folder here"):
         run([*again, f"--model.backbone.pretrained={tmp_path / 'nowhere'}"])
+    main(["merge", "--ckpt_path", str(path), "--output", str(tmp_path / "merged")])
+    adapted = [name for name in checkpoint["state_dict"] if ".lora_B" in name]
+    assert any(checkpoint["state_dict"][name].any() for name in adapted)
+    plain, merged = (AutoModel.from_pretrained(folder) for folder in (folders["qwen3"], tmp_path / "merged"))
+    changed = [n for n, p in plain.named_parameters() if not torch.equal(p, merged.get_parameter(n))]
+    assert len(changed) == len(adapted)
+    assert all(name.split(".")[-2] in ("q_proj", "v_proj", "o_proj") for name in changed)
 
 
 def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], tmp_path: Path) -> None:
