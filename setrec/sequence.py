@@ -90,7 +90,7 @@ def queries_see(prefix: Tensor, n_text: int, n_items: int, n_slots: int) -> Tens
     return torch.cat([text, items], dim=-1)  # (B, P, T)
 
 
-def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int) -> Tensor:
+def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int, n_queries: int) -> Tensor:
     """All prefixes of a history in one sequence: who sees whom, so that each prefix answers as if it were alone.
 
     The instruction is causal, as a language model reads it. Items see as in `history_mask`. A response token of prefix
@@ -118,12 +118,14 @@ def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_respo
 
     Args:
         prefix: (B, P) int64, how many items each prefix shows; padding (-1) sees what the empty history does.
+        n_text, n_items, n_slots, n_response: lengths of the instruction, the history, an item and the response.
+        n_queries: queries of a prefix: K, fewer where one is left out.
 
     Returns (B, T, T) bool with T = n_text + L * K + P * (n_response + K): the square of a long packed row is what it
     costs, for 50 items, 7 slots and 5 response tokens about a million entries a user.
     """
     n_batch, n_prefix = prefix.shape
-    n_history, block = n_text + n_items * n_slots, n_response + n_slots
+    n_history, block = n_text + n_items * n_slots, n_response + n_queries
     history = history_mask(n_text, n_items, n_slots, prefix.device)  # (S, S) with S = n_text + L * K
     history[:n_text, :n_text].tril_()  # the instruction is causal
     own = torch.eye(block, dtype=torch.bool, device=prefix.device)  # (R + K, R + K): queries see themselves ...
@@ -139,7 +141,9 @@ def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_respo
     return see  # (B, T, T)
 
 
-def packed_positions(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int) -> Tensor:
+def packed_positions(
+    prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int, n_queries: int
+) -> Tensor:
     """Positions of the packed sequence: each prefix counts on from its own last item, wherever it stands in the row.
 
     The instruction counts up, item i stands at n_text + i with all its slots, token j of the response of prefix t at
@@ -155,7 +159,7 @@ def packed_positions(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_
     """
     n_batch = prefix.shape[0]
     history = history_positions(n_text, n_items, n_slots, prefix.device).expand(n_batch, -1)  # (B, S)
-    step = torch.arange(n_response + n_slots, device=prefix.device).clamp(max=n_response)  # (R + K,) 0 1 .. R R R
+    step = torch.arange(n_response + n_queries, device=prefix.device).clamp(max=n_response)  # (R + K,) 0 1 .. R R R
     answers = n_text + prefix.clamp(min=0)[..., None] + step  # (B, P, R + K)
     return torch.cat([history, answers.flatten(1)], dim=1)  # (B, T)
 

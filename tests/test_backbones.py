@@ -113,6 +113,13 @@ def test_queries_are_isolated(backbone: Backbone) -> None:
     assert (changed[:, :, 1] - whole[:, :, 1]).abs().max() > 1e-4
 
 
+def test_removing_a_query_leaves_the_others(backbone: Backbone) -> None:
+    items, real, prefix, queries = inputs(backbone)
+    whole = backbone(items, real, prefix, queries)
+    fewer = backbone(items, real, prefix, queries[[0, 2]])
+    torch.testing.assert_close(fewer, whole[:, :, [0, 2]], rtol=1e-6, atol=1e-6)
+
+
 def test_permuting_queries_permutes_answers(backbone: Backbone) -> None:
     items, real, prefix, queries = inputs(backbone)
     order = torch.tensor([2, 0, 1])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from setrec.cli import main, run
+from setrec.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,6 +150,14 @@ def test_one_kind_of_slot(n_cf: int, n_sem: int, tmp_path: Path) -> None:
     run([*command("fit", tmp_path, "--trainer.max_epochs=1", "--test_after_fit=true"), *flags])
     results = json.loads((tmp_path / "lightning_logs/version_0/results.json").read_text())
     assert results["beta"] == float(n_sem > 0)
+
+
+def test_the_released_codes_encoder_trains_one_prefix_a_row(tmp_path: Path) -> None:
+    flags = [*command("fit", tmp_path, "--trainer.max_epochs=1"), *model("--model.backbone.mask=bidirectional")]
+    with pytest.raises(ConfigError, match="--data.prefix_parallel false"):
+        run(flags)
+    cli = run([*flags, "--data.prefix_parallel=false"])
+    assert float(cli.trainer.callback_metrics["recall@10"]) > 0
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -203,14 +203,14 @@ def test_packed_mask_and_positions_are_as_drawn() -> None:
         xxxxx ...x.x
     """
     rows = [[letter == "x" for letter in line.replace(" ", "")] for line in drawn.split("\n") if line.strip()]
-    see = packed_mask(prefix, n_text=1, n_items=2, n_slots=2, n_response=1)
+    see = packed_mask(prefix, n_text=1, n_items=2, n_slots=2, n_response=1, n_queries=2)
     assert see[0].tolist() == rows
     assert see[1, 5, :5].tolist() == [True, True, True, False, False]  # one item
     assert see[1, 8, :5].tolist() == [True, False, False, False, False]  # padding: as the empty history
     assert see.diagonal(dim1=1, dim2=2).all()
-    positions = packed_positions(prefix, n_text=1, n_items=2, n_slots=2, n_response=1)
+    positions = packed_positions(prefix, n_text=1, n_items=2, n_slots=2, n_response=1, n_queries=2)
     assert positions.tolist() == [[0, 1, 1, 2, 2, 1, 2, 2, 3, 4, 4], [0, 1, 1, 2, 2, 2, 3, 3, 1, 2, 2]]
-    causal = packed_mask(torch.tensor([[0]]), n_text=3, n_items=0, n_slots=1, n_response=2)[0]
+    causal = packed_mask(torch.tensor([[0]]), n_text=3, n_items=0, n_slots=1, n_response=2, n_queries=1)[0]
     assert torch.equal(causal, torch.ones(6, 6, dtype=torch.bool).tril())  # no items: a plain text
 
 

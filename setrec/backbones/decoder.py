@@ -250,14 +250,15 @@ class DecoderBackbone(Backbone):
         x = self.drop(x)
         if self.dtype == "bfloat16":
             x = x.to(torch.bfloat16)
-        see = packed_mask(prefix, self.n_text, n_items, n_slots, self.n_announce)  # (B, T, T)
+        lengths = (self.n_text, n_items, n_slots, self.n_announce, queries.shape[0])
+        see = packed_mask(prefix, *lengths)  # (B, T, T)
         device = x.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         # 4D floats pass untouched through transformers' own masks; without one, repeated positions would be taken for
         # several packed texts
         output = self.base(
             inputs_embeds=x,
-            position_ids=packed_positions(prefix, self.n_text, n_items, n_slots, self.n_announce),
+            position_ids=packed_positions(prefix, *lengths),
             attention_mask=additive(see, precision)[:, None],  # (B, 1, T, T)
             use_cache=False,
         ).last_hidden_state  # (B, T, D)

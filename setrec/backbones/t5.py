@@ -155,7 +155,7 @@ class T5Backbone(Backbone):
     def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
         """Answer the queries of every prefix; see `Backbone.forward`."""
         history = self._encode(items, real)  # (B, T, D)
-        return self._answer(history, prefix, queries, n_items=items.shape[1])  # (B, P, K, D)
+        return self._answer(history, prefix, queries, n_items=items.shape[1], n_slots=items.shape[2])  # (B, P, K, D)
 
     def _encode(self, items: Tensor, real: Tensor) -> Tensor:
         """items (B, L, K, D), real (B, L) -> (B, T, D): the text, then the items' tokens, contextualised."""
@@ -180,27 +180,27 @@ class T5Backbone(Backbone):
             x, _, _ = block(x, position_bias=bias)  # (B, T, D)
         return self.drop(self.encoder_norm(x))  # (B, T, D)
 
-    def _answer(self, history: Tensor, prefix: Tensor, queries: Tensor, n_items: int) -> Tensor:
+    def _answer(self, history: Tensor, prefix: Tensor, queries: Tensor, n_items: int, n_slots: int) -> Tensor:
         """history (B, T, D), prefix (B, P), queries (K, D) -> (B, P, K, D)."""
         n_batch, n_prefix = prefix.shape
-        n_slots, width = queries.shape
+        n_queries, width = queries.shape
         see = queries_see(prefix, self.prompt.shape[0], n_items, n_slots)  # (B, P, T)
         bias = additive(see, history.dtype)[:, None]  # (B, 1, P, T)
         if self.recency_bias:
             bias = bias + self._recency(prefix, n_items, n_slots)  # (B, heads, P, T)
-        bias = bias.repeat_interleave(n_slots, dim=2)  # (B, 1 or heads, P * K, T)
-        x = queries.to(history.dtype).expand(n_batch, n_prefix, n_slots, width)  # (B, P, K, D)
-        x = self.drop(x.reshape(n_batch, n_prefix * n_slots, width))  # (B, P * K, D)
+        bias = bias.repeat_interleave(n_queries, dim=2)  # (B, 1 or heads, P * K, T)
+        x = queries.to(history.dtype).expand(n_batch, n_prefix, n_queries, width)  # (B, P, K, D)
+        x = self.drop(x.reshape(n_batch, n_prefix * n_queries, width))  # (B, P * K, D)
         for block in self.decoder:
             alone, cross, feed_forward = (block.get_submodule(f"layer.{i}") for i in range(3))
             assert isinstance(alone, T5LayerSelfAttention)
-            x = self._queries_among_themselves(alone, x, n_slots)  # (B, P * K, D)
+            x = self._queries_among_themselves(alone, x, n_queries)  # (B, P * K, D)
             x, _, _ = cross(x, key_value_states=history, position_bias=bias)  # (B, P * K, D)
             x = feed_forward(x)  # (B, P * K, D)
         x = self.drop(self.decoder_norm(x))  # (B, P * K, D)
-        return x.view(n_batch, n_prefix, n_slots, width)  # (B, P, K, D)
+        return x.view(n_batch, n_prefix, n_queries, width)  # (B, P, K, D)
 
-    def _queries_among_themselves(self, layer: T5LayerSelfAttention, x: Tensor, n_slots: int) -> Tensor:
+    def _queries_among_themselves(self, layer: T5LayerSelfAttention, x: Tensor, n_queries: int) -> Tensor:
         """The decoder's self-attention. x and the result: (B, P * K, D).
 
         Isolated queries attend to one key, themselves: the softmax is 1 whatever q and k are, so only the value path is left.
@@ -208,7 +208,7 @@ class T5Backbone(Backbone):
         if self.isolate_queries:
             attention = layer.SelfAttention
             return x + layer.dropout(attention.o(attention.v(layer.layer_norm(x))))  # (B, P * K, D)
-        sets = x.reshape(-1, n_slots, x.shape[-1])  # (B * P, K, D)
+        sets = x.reshape(-1, n_queries, x.shape[-1])  # (B * P, K, D)
         zero = x.new_zeros(1, 1, 1, 1)
         sets, _, _ = layer(sets, attention_mask=zero, position_bias=zero)  # (B * P, K, D)
         return sets.reshape(x.shape)  # (B, P * K, D)
