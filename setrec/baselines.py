@@ -23,6 +23,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from setrec.data import batches
 from setrec.data.catalogue import Catalogue, Histories, Ragged
 from setrec.metrics import group_targets, mask_seen, top_items
 from setrec.schemas import PAD, mask_of
@@ -241,12 +242,7 @@ def choose_weight(
 
 def padded(rows: Ragged, which: np.ndarray) -> Tensor:
     """The rows `which` (B,) as one matrix: (B, longest) int64, padded with -1 at the end."""
-    length = rows.lengths[which]  # (B,)
-    place = np.arange(length.max(initial=0))  # (longest,)
-    real = place < length[:, None]  # (B, longest)
-    matrix = np.full(real.shape, PAD, np.int64)  # (B, longest)
-    matrix[real] = rows.items[(rows.offsets[which][:, None] + place)[real]]
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(batches.padded(rows, rows.offsets[which], rows.lengths[which]))  # (B, longest)
 
 
 def fit_baselines(catalogue: Catalogue, histories: Histories, split: str = "test") -> dict[str, Baseline]:
