@@ -53,6 +53,7 @@ class Recipe:
         objective: `slots`, one cross-entropy a slot, averaged; `score`, one over the slots' sum, which is what is ranked by.
         negatives: items in the softmax of the loss: `all`; `warm`, only those that can be a target in training.
         cf_dropout: probability of hiding a history item's CF vectors in training.
+        cf_score_dropout: probability of leaving the CF slots out of a prefix's score in training; with objective `score`.
         memory: add the history's own vectors, fading with age, to the answers; see memory.py.
     """
 
@@ -64,6 +65,7 @@ class Recipe:
     objective: Literal["slots", "score"] = "slots"
     negatives: Literal["all", "warm"] = "all"
     cf_dropout: float = 0.0
+    cf_score_dropout: float = 0.0
     memory: bool = False
 
 
@@ -84,6 +86,8 @@ class SETRec(nn.Module):
         check_slots(catalogue, recipe.n_cf, recipe.n_sem)
         if recipe.memory and recipe.objective == "slots":
             raise ConfigError("--model.memory true needs --model.objective score: a memory is no slot of its own.")
+        if recipe.cf_score_dropout and recipe.objective == "slots":
+            raise ConfigError("--model.cf_score_dropout needs --model.objective score: slots have losses of their own.")
         backbone.build()
         self.backbone = backbone
         self.recipe = recipe
@@ -192,7 +196,10 @@ class SETRec(nn.Module):
     def score_loss(self, folded: Folded, codes: Tensor | None, target: Tensor) -> Tensor:
         """One softmax over the slots' sum, the score that is ranked by at beta = 1/2, summed over the prefixes, ()."""
         user, index = user_row(folded), self.index_of(codes)
-        rows = torch.cat([user.cf, user.sem], dim=1)  # (M, sum(E) + H)
+        cf = user.cf
+        if self.training and self.recipe.cf_score_dropout:  # as for a cold item, the semantic slots must carry it alone
+            cf = cf * (torch.rand(len(cf), 1, device=cf.device) >= self.recipe.cf_score_dropout)  # (M, sum(E))
+        rows = torch.cat([cf, user.sem], dim=1)  # (M, sum(E) + H)
         table = torch.cat([index.cf, index.sem], dim=1)[self.negatives]  # (n, sum(E) + H)
         trained = slice(user.cf.shape[1], user.cf.shape[1] + index.codes.shape[1])  # CF and text vectors are frozen
         return catalogue_cross_entropy(rows, table, target, trained=trained)[0]

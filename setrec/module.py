@@ -39,6 +39,8 @@ class SETRecModule(RankingModule):
         negatives: Items in the softmax of the loss: all (paper); warm, without the cold ones, which can never be a target.
         cf_dropout: Probability of hiding the CF vectors of a history item in training, so that the semantic slots learn to
             stand alone, as they must for cold items (paper: 0).
+        cf_score_dropout: Probability of ranking a prefix's target by the semantic slots alone in training, so that they can
+            rank what has no CF vector (paper: 0). Needs objective score.
         memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
             (paper: false). Needs objective score.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
@@ -63,6 +65,7 @@ class SETRecModule(RankingModule):
         objective: Literal["slots", "score"] = "slots",
         negatives: Literal["all", "warm"] = "all",
         cf_dropout: float = 0.0,
+        cf_score_dropout: float = 0.0,
         memory: bool = False,
         warmup_steps: int = 100,
         weight_decay: float = 0.0,
@@ -73,8 +76,8 @@ class SETRecModule(RankingModule):
         arguments = {
             "backbone": backbone, "lr": lr, "n_sem": n_sem, "n_cf": n_cf, "alpha": alpha, "bottleneck": bottleneck,
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
-            "cf_dropout": cf_dropout, "memory": memory, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
-            "filter_seen": filter_seen, "top_k": top_k,
+            "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout, "memory": memory,
+            "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.backbone_settings = [made(backbone)]  # in a list: its layers belong to `model`, not to this module
@@ -90,6 +93,7 @@ class SETRecModule(RankingModule):
             objective=objective,
             negatives=negatives,
             cf_dropout=cf_dropout,
+            cf_score_dropout=cf_score_dropout,
             memory=memory,
         )
         self.warmup_steps = warmup_steps
