@@ -74,7 +74,7 @@ class SETRec(nn.Module):
 
     Args:
         catalogue: the items; its vectors become buffers that are not part of checkpoints (they are data).
-        backbone: how histories are read; not yet built.
+        backbone: how histories are read; built here unless it is.
         recipe: what the method is made of.
 
     Raises:
@@ -88,7 +88,8 @@ class SETRec(nn.Module):
             raise ConfigError("--model.memory true needs --model.objective score: a memory is no slot of its own.")
         if recipe.cf_score_dropout and recipe.objective == "slots":
             raise ConfigError("--model.cf_score_dropout needs --model.objective score: slots have losses of their own.")
-        backbone.build()
+        if not backbone.built:
+            backbone.build()
         self.backbone = backbone
         self.recipe = recipe
         self.n_cf, self.n_sem = recipe.n_cf, recipe.n_sem
@@ -130,6 +131,11 @@ class SETRec(nn.Module):
             batch: see `Batch`.
             codes: (N, H) from `codes()`.
         """
+        folded, tokens = self.answer(batch, codes)
+        return Answers(self.remember(folded, batch), tokens)
+
+    def answer(self, batch: Batch, codes: Tensor | None) -> tuple[Folded, Tensor]:
+        """What the backbone answers, folded, and the tokens (U, K, D) that it read; before any memory is added."""
         distinct = [table[batch.unique] for table in self.cf]  # n_cf of (U, E)
         if self.training and self.recipe.cf_dropout:
             keep = torch.rand(len(batch.unique), 1, device=batch.unique.device) >= self.recipe.cf_dropout  # (U, 1)
@@ -139,7 +145,7 @@ class SETRec(nn.Module):
         real = mask_of(batch.history)  # (B, L)
         answers = self.backbone(items, real, batch.prefix, self.queries)  # (B, P, K, D)
         answers = answers.flatten(0, 1)[batch.valid]  # (M, K, D)
-        return Answers(self.remember(fold(answers, self.tokens), batch), tokens)
+        return fold(answers, self.tokens), tokens
 
     def remember(self, folded: Folded, batch: Batch) -> Folded:
         """Add the memories of the history to the folded answers, where the recipe has them."""
@@ -219,6 +225,31 @@ class SETRec(nn.Module):
     def read(self, batch: Batch, index: Index) -> UserRow:
         """Histories in, the users' rows of the index out: what evaluation and serving need."""
         return user_row(self.forward(batch, index.codes if self.n_sem else None).folded)
+
+    def parts(self, batch: Batch, index: Index, items: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What each slot and each memory adds to the two scores of some items, before beta weighs them.
+
+        Args:
+            batch: see `Batch`; one prefix a user.
+            index: from `index()`.
+            items: (B, k) int64 item ids.
+
+        Returns the parts of the CF score and those of the semantic score, name -> (B, k) float.
+        """
+        folded, _ = self.answer(batch, index.codes if self.n_sem else None)
+        cf, sem = {}, {}
+        for c, (answer, table) in enumerate(zip(folded.cf, self.cf, strict=True)):
+            cf[f"cf_{c}"] = torch.einsum("be,bke->bk", answer, table[items])  # (B, k)
+            if self.recipe.memory:
+                remembered = self.cf_memory[c](batch, table)  # (B, E)
+                cf[f"memory_cf_{c}"] = torch.einsum("be,bke->bk", remembered, table[items])  # (B, k)
+        if folded.sem is not None:
+            slots = torch.einsum("bsh,bkh->sbk", folded.sem, index.codes[items])  # (n_sem, B, k)
+            sem = {f"sem_{k}": part for k, part in enumerate(slots)}
+            if self.recipe.memory and self.text_memory is not None:
+                remembered = self.text_memory(batch, self.text)  # (B, F)
+                sem["memory_text"] = torch.einsum("bf,bkf->bk", remembered, self.text[items])  # (B, k)
+        return cf, sem
 
 
 def check_slots(catalogue: Catalogue, n_cf: int, n_sem: int) -> None:

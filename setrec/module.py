@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from setrec.backbones import Backbone, T5Backbone
+from setrec.data import Catalogue
 from setrec.errors import ConfigError
 from setrec.grounding import Index, part_scores
 from setrec.hparams import made, save_plain_hyperparameters
@@ -109,9 +110,13 @@ class SETRecModule(RankingModule):
                 "add --data.prefix_parallel false, which trains one prefix a row."
             )
         if self.model is None:
-            self.model = SETRec(self.data.catalogue, self.backbone_settings[0], self.recipe)
+            self.model = self.make_model(self.data.catalogue)
             if self.device_mesh is not None:  # ModelParallelStrategy
                 shard(self.model, self.device_mesh)
+
+    def make_model(self, catalogue: Catalogue) -> SETRec:
+        """The layers for a catalogue; without a Trainer, this is how a model gets them."""
+        return SETRec(catalogue, self.backbone_settings[0], self.recipe)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the frozen base that the checkpoint leaves out, if any."""
@@ -169,3 +174,20 @@ class SETRecModule(RankingModule):
             cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
         for beta in variants:
             yield (1 - beta) * cf + beta * sem  # (B, N)
+
+    def parts(self, batch: Batch, beta: float, items: Tensor) -> dict[str, Tensor]:
+        """What the score of some items is made of: the contribution of every slot and memory, weighed by beta.
+
+        Args:
+            batch: see `Batch`; one prefix a user.
+            beta: as in `score_variants`; the parts of an item add up to its score there.
+            items: (B, k) int64 item ids.
+
+        Returns name -> (B, k) float: cf_0, memory_cf_0, ..., sem_0, ..., memory_text.
+        """
+        assert self.model is not None
+        with torch.autocast(self.device.type, enabled=False):
+            cf, sem = self.model.parts(batch, self.index, items)
+        return {name: (1 - beta) * part for name, part in cf.items()} | {
+            name: beta * part for name, part in sem.items()
+        }

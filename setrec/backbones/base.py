@@ -26,6 +26,11 @@ class Backbone(nn.Module, ABC):
     reads_whole_row = False  # True: a history token sees later items too, so a row may hold one prefix only
     query_std: float  # scale of the backbone's own token embeddings; queries are drawn on that scale
 
+    @property
+    def built(self) -> bool:
+        """Whether the layers are there. A model of a changed catalogue takes them over from the one before."""
+        return hasattr(self, "width")
+
     @abstractmethod
     def build(self) -> None:
         """Make the layers: load the pretrained weights, or draw random ones of the named shape.
