@@ -30,10 +30,9 @@ from setrec.errors import ConfigError, SETRecError
 from setrec.merge import merge
 from setrec.module import SETRecModule
 from setrec.ranking import RankingModule
-from setrec.sasrec import SASRecModule
+from setrec.restore import read_checkpoint
 from setrec.writer import PredictionWriter
 
-MODELS = {f"{model.__module__}.{model.__qualname__}": model for model in (SETRecModule, SASRecModule)}
 SEED = 2023
 MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
@@ -108,6 +107,10 @@ class SETRecCLI(LightningCLI):
         """Say where the figures are."""
         say(f"results: {self.model.results_path}")
 
+    def after_validate(self) -> None:
+        """Say where the figures are."""
+        self.after_test()
+
 
 @rank_zero_only
 def say(line: str) -> None:
@@ -168,28 +171,6 @@ def checkpoint_arguments(path: Path, with_class: bool = False) -> dict[str, Any]
         named = checkpoint["model_class"]
         model = {"class_path": f"{named.__module__}.{named.__qualname__}", "init_args": model}
     return {"model": model, "data": data}
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint knows: {"model_class": type, "model": arguments, "data": arguments}.
-
-    Raises:
-        ConfigError: the file isn't a checkpoint of this project, or needs more than weights and plain types.
-    """
-    try:
-        file = path / "meta.pt" if path.is_dir() else path
-        checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-        model, data = dict(checkpoint["hyper_parameters"]), dict(checkpoint["datamodule_hyper_parameters"])
-        model_class = MODELS[checkpoint.get("model_class", "setrec.module.SETRecModule")]
-    except Exception as error:  # whatever is wrong with the file, one sentence says so and names it
-        raise ConfigError(
-            f"--ckpt_path {path} is not a checkpoint of this project ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); give the path that fit printed at its end."
-        ) from error
-    for arguments in (model, data):
-        for key in ("_class_path", "_instantiator"):
-            arguments.pop(key, None)
-    return {"model_class": model_class, "model": model, "data": data}
 
 
 def run(args: Sequence[str] | None = None) -> SETRecCLI:

@@ -86,3 +86,8 @@ def save_plain_hyperparameters(holder: HyperparametersMixin, arguments: Mapping[
         return
     with _given_hyperparameters_context(spec(dict(arguments)), _CLI_INSTANTIATOR):
         holder.save_hyperparameters()
+
+
+def plain(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """`self.hparams` as `spec` gives it, without what Lightning keeps there for itself."""
+    return {key: spec(value) for key, value in hparams.items() if not key.startswith("_")}

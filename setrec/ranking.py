@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
-from setrec.baselines import Popularity, fit_baselines
+from setrec.comparison import Comparison, Figures
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError
-from setrec.metrics import RandomTieMetrics, RankingMetrics, RankingTable, mask_seen, top_groups, top_items
-from setrec.results import MODEL, Protocol, beta_curve, make_results, print_table, write_results
+from setrec.hparams import plain
+from setrec.metrics import RankingMetrics, RankingTable, mask_seen, top_groups, top_items
+from setrec.peruser import beside_results, write_hits, write_per_user
+from setrec.results import MODEL, RESULTS, Split, beta_curve, make_protocol, make_results, print_table, write_results
 from setrec.schemas import GROUPS, Batch
 
 CUTOFFS = (5, 10, 20)
@@ -115,13 +118,26 @@ class RankingModule(LightningModule):
         self.refresh()
         self.warm = self.data.catalogue.warm.to(self.device)  # (N,)
         self.validation_metrics = RankingMetrics(self.variants, CUTOFFS).to(self.device)
+        # the command `validate` compares with the baselines; within fit that would only take time
+        self.comparison = self.compare("validation") if self.trainer.state.fn == TrainerFn.VALIDATING else None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        ranked = [self.rank(scores, batch, self.filter_seen) for scores in self.score_variants(batch, self.variants)]
+        ranked = []
+        for place, scores in enumerate(self.score_variants(batch, self.variants)):
+            ranked.append(self.rank(scores, batch, self.filter_seen))  # (G, B, k)
+            if self.comparison is not None and place == self.chosen:
+                self.comparison.update(batch, scores)
         self.validation_metrics.update(batch.user, torch.stack(ranked), batch.target, self.warm)  # of (V, G, B, k)
+
+    @property
+    def chosen(self) -> int:
+        """Place among the variants of the one that validation chose; beta's own precision is float32."""
+        return min(range(len(self.variants)), key=lambda v: abs(self.variants[v] - float(self.beta)))
 
     def on_validation_epoch_end(self) -> None:
         """Choose beta by Recall@10 over all items, and log every group's figures under it."""
+        if self.comparison is not None:  # under the checkpoint's beta, before another can be chosen
+            self.report(self.comparison)
         table = self.validation_metrics.compute()
         best = table.best("recall@10", "all")
         self.beta.fill_(self.variants[best])
@@ -147,70 +163,52 @@ class RankingModule(LightningModule):
     # ------------------------------------------------------------------------------------------------------------- test
     def on_test_epoch_start(self) -> None:
         self.refresh()
-        self.warm = self.data.catalogue.warm.to(self.device)  # (N,)
-        self.baselines = fit_baselines(self.data.catalogue, self.data.histories, split="test")
-        self.test_metrics = nn.ModuleDict()  # one for every method and filter
-        for filtered in (True, False):
-            self.test_metrics[f"{MODEL}/{filtered}"] = RankingMetrics((float(self.beta),), CUTOFFS)
-            for name, baseline in self.baselines.items():
-                # popularity ties everywhere on cold items: its expected value under random order is reported
-                kind = RandomTieMetrics if isinstance(baseline, Popularity) else RankingMetrics
-                self.test_metrics[f"{name}/{filtered}"] = kind((0.0,), CUTOFFS)
-        self.test_metrics.to(self.device)
+        self.comparison = self.compare("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         (scores,) = self.score_variants(batch, (float(self.beta),))  # (B, N)
-        self._collect(MODEL, scores, batch)
-        for name, baseline in self.baselines.items():
-            self._collect(name, baseline.score(batch.history.cpu()).to(self.device), batch)
-
-    def _collect(self, name: str, scores: Tensor, batch: Batch) -> None:
-        """Add one method's scores (B, N) to its figures, with and without the seen items."""
-        for filtered in (True, False):
-            metric = self.test_metrics[f"{name}/{filtered}"]
-            assert isinstance(metric, RankingMetrics)
-            if isinstance(metric, RandomTieMetrics):
-                masked = mask_seen(scores, batch.seen) if filtered else scores  # (B, N)
-                metric.update(batch.user, masked, batch.target, self.warm)
-            else:
-                metric.update(batch.user, self.rank(scores, batch, filtered)[None], batch.target, self.warm)
+        assert self.comparison is not None
+        self.comparison.update(batch, scores)
 
     def on_test_epoch_end(self) -> None:
         """Print the table and its protocol, and write results.json into the run's folder."""
-        tables: dict[str, RankingTable] = {}
-        for name, metric in self.test_metrics.items():
-            assert isinstance(metric, RankingMetrics)
-            tables[name] = metric.compute()
-        own = tables[f"{MODEL}/{self.filter_seen}"].table()
+        assert self.comparison is not None
+        own = self.report(self.comparison).table()
         if self.logger is not None:  # not self.log_dict: Lightning would print a second, longer table
             figures = {f"test/{group}/{name}": value for group in GROUPS for name, value in own[group].items()}
             self.logger.log_metrics(figures, step=self.global_step)
-        self.report(tables)
 
-    def report(self, tables: dict[str, RankingTable]) -> None:
-        """Print the table and its protocol, and write results.json into the run's folder."""
+    def compare(self, split: Split) -> Comparison:
+        """What collects the model's and the baselines' figures over a split."""
+        data = self.data
+        return Comparison(data.catalogue, data.histories, split, float(self.beta), CUTOFFS, self.device)
+
+    def report(self, comparison: Comparison) -> RankingTable:
+        """Print the table and its protocol, and write results.json with every user's figures beside it into the run's folder.
+
+        A validation's files are validation_results.json and so on. Returns the model's figures.
+        """
         folder = Path(self.trainer.log_dir or ".")  # asked of every process: they agree on it by a broadcast
-        self.results_path = folder / "results.json"
-        own, data = tables[f"{MODEL}/{self.filter_seen}"], self.data
-        n_warm = int(data.catalogue.warm.sum())
-        protocol = Protocol(
-            dataset=data.catalogue.name,
+        self.results_path = folder / RESULTS[comparison.split]
+        data, figures = self.data, comparison.compute()
+        own = figures[self.filter_seen][MODEL].table
+        protocol = make_protocol(
+            comparison.split,
+            data.catalogue,
             method=self.label,
             filter_seen=self.filter_seen,
             users=own.n_users(),
-            candidates={"all": data.catalogue.n_items, "warm": n_warm, "cold": data.catalogue.n_items - n_warm},
             max_history=data.max_history,
-            beta=float(self.beta),
-            beta_from="validation Recall@10 (All)" if len(self.variants) > 1 else "",
+            beta=self.variants[self.chosen],
+            weighed=len(self.variants) > 1,
             cutoffs=CUTOFFS,
-            baselines={name: baseline.describe() for name, baseline in self.baselines.items()},
+            baselines={name: baseline.describe() for name, baseline in comparison.baselines.items()},
             seed=data.seed,
         )
-        by_filter = {
-            filtered: {name: tables[f"{name}/{filtered}"] for name in (MODEL, *self.baselines)}
-            for filtered in (True, False)
-        }
-        publish(self.results_path, make_results(protocol, by_filter))
+        tables = {filtered: {name: one.table for name, one in of.items()} for filtered, of in figures.items()}
+        options = {"model": plain(self.hparams), "data": plain(data.hparams)}
+        publish(self.results_path, make_results(protocol, tables, options), figures, data)
+        return own
 
     # ---------------------------------------------------------------------------------------------------------- predict
     def on_predict_epoch_start(self) -> None:
@@ -226,8 +224,13 @@ class RankingModule(LightningModule):
 
 
 @rank_zero_only
-def publish(path: Path, results: dict[str, Any]) -> None:
-    """Write results.json and print the table, on one process."""
+def publish(
+    path: Path, results: dict[str, Any], figures: dict[bool, dict[str, Figures]], data: SETRecDataModule
+) -> None:
+    """Write results.json, last of its files, and print the table, on one process."""
+    per_user, hits = beside_results(path)
+    write_per_user(per_user, figures, data.histories, results["protocol"]["split"])
+    write_hits(hits, figures, data.histories, data.catalogue)
     write_results(path, results)
     print()
     print_table(results)

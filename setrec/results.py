@@ -8,16 +8,19 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from setrec.data.catalogue import Catalogue
 from setrec.errors import SETRecError
 from setrec.metrics import RankingTable
 from setrec.schemas import GROUPS
 
 MODEL = "model"  # its name among the methods; the others are the baselines'
+Split = Literal["test", "validation"]
+RESULTS: dict[Split, str] = {"test": "results.json", "validation": "validation_results.json"}
 LABELS = {"popularity": "popularity", "item_cf": "item CF", "text": "text", "item_cf_text": "item CF + text"}
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
@@ -95,16 +98,55 @@ class Protocol:
         ]
 
 
-def make_results(protocol: Protocol, tables: dict[bool, dict[str, RankingTable]]) -> dict[str, Any]:
+def make_protocol(
+    split: Split,
+    catalogue: Catalogue,
+    method: str,
+    filter_seen: bool,
+    users: dict[str, int],
+    max_history: int,
+    beta: float,
+    weighed: bool,
+    cutoffs: tuple[int, ...],
+    baselines: dict[str, str],
+    seed: int | None,
+) -> Protocol:
+    """The protocol of a run over a split. weighed: beta was chosen at all; the rest: see `Protocol`."""
+    n_warm = int(catalogue.warm.sum())
+    beta_from = "validation Recall@10 (All)" if weighed else ""
+    history = "train + validation items" if split == "test" else "train items"
+    return Protocol(
+        dataset=catalogue.name,
+        method=method,
+        filter_seen=filter_seen,
+        users=users,
+        candidates={"all": catalogue.n_items, "warm": n_warm, "cold": catalogue.n_items - n_warm},
+        max_history=max_history,
+        beta=beta,
+        cutoffs=cutoffs,
+        baselines=baselines,
+        seed=seed,
+        beta_from=beta_from,
+        split=split,
+        history=f"{history}, oldest first",
+        target=f"all {split} items of a user, each distinct item once",
+    )
+
+
+def make_results(
+    protocol: Protocol, tables: dict[bool, dict[str, RankingTable]], options: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
         protocol: Its filter_seen says which of the tables is the main one.
         tables: Under filter_seen (True and False, or one of them): the table of "model" and of each baseline, by name.
+        options: Arguments of the model and of the data, {"model": {...}, "data": {...}}, in plain types.
 
     Returns:
         {"protocol": {...}, "beta": b, "metrics": {"all": {"recall@5": x, ...}, "warm": ..., "cold": ...},
-        "baselines": {name: {"all": ...}}, "other_filter": {"filter_seen": ..., "metrics": ..., "baselines": ...}}
+        "baselines": {name: {"all": ...}}, "other_filter": {"filter_seen": ..., "metrics": ..., "baselines": ...},
+        "options": {...}}
     """
 
     def figures(filtered: bool) -> dict[str, Any]:
@@ -115,6 +157,8 @@ def make_results(protocol: Protocol, tables: dict[bool, dict[str, RankingTable]]
     results = {"protocol": asdict(protocol), "beta": protocol.beta, **figures(main)}
     if (not main) in tables:
         results["other_filter"] = {"filter_seen": not main, **figures(not main)}
+    if options is not None:
+        results["options"] = options
     return results
 
 
