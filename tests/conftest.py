@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -92,3 +93,50 @@ def build_release(folder: Path, seed: int = 0) -> Path:
 def tiny_release(tmp_path: Path) -> Path:
     """Folder of a tiny release, see `build_release`; a copy of its own for each test."""
     return build_release(tmp_path / "release")
+
+
+class TrainedRun(NamedTuple):
+    """A run that is over."""
+
+    checkpoint: Path
+    data: Path  # folder of its prepared data
+    folder: Path  # of the whole run
+
+
+def train_tiny(folder: Path, *more: str) -> TrainedRun:
+    """Fit a nano model for two epochs on a made-up world of 150 users and 80 items, and test it; seconds."""
+    from setrec.cli import run
+
+    run(
+        [
+            "fit",
+            "--test_after_fit=true",
+            "--data.name=tiny",
+            f"--data.root={folder / 'data'}",
+            "--data.reader=SyntheticWorld",
+            "--data.reader.users=150",
+            "--data.reader.items=80",
+            "--data.cleaning.k_core=2",
+            "--data.batch_size=128",
+            "--model.backbone=T5Backbone",
+            "--model.backbone.shape=nano",
+            "--model.n_sem=2",
+            "--model.lr=3e-3",
+            "--model.warmup_steps=5",
+            f"--trainer.default_root_dir={folder}",
+            "--trainer.max_epochs=2",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false",
+            *more,
+        ]
+    )
+    checkpoint = next((folder / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
+    return TrainedRun(checkpoint, folder / "data/tiny", folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A trained checkpoint with everything that a served model can have (score, memory, zero missing CF); don't change it."""
+    flags = ["--model.objective=score", "--model.memory=true", "--model.missing_cf=zero", "--model.negatives=warm"]
+    return train_tiny(tmp_path_factory.mktemp("tiny_run"), *flags, "--model.backbone.recency_bias=true")
