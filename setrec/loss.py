@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = 4 * 1024 * 1024  # logits held at a time: 16 MiB in float32, small enough to stay near the caches
+CHUNK_LOGITS = 3 * 1024 * 1024  # logits held at a time: 12 MiB in float32, small enough to stay near the caches
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
@@ -13,6 +13,8 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
     The softmax is needed for the loss and for the gradient. Taken a chunk of rows at a time, its gradient is folded into
     (R, W) and (N, W) at once and the chunk is forgotten: three matrix products, no recomputation, O(chunk * N) memory.
+    All chunks share one buffer: a fresh one would be handed over by the system page by page, at twice the cost of the
+    arithmetic. The gradient is (softmax - one hot) * weight; the one hot part is taken apart, on (R, W) only.
     """
 
     @staticmethod
@@ -26,25 +28,41 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(queries.dtype, torch.float32)  # of softmax and sums, whatever the products are in
         losses = torch.empty(n_rows, dtype=exact, device=queries.device)  # (R,)
         d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
-        d_table = torch.zeros_like(table, dtype=exact) if needs_table else None  # (N, W)
-        step = max(1, CHUNK_LOGITS // max(1, n_items))
+        d_table = torch.zeros_like(table[:, trained], dtype=exact) if needs_table else None  # (N, trained)
+        step = min(n_rows, max(1, CHUNK_LOGITS // max(1, n_items)))
+        soft_buffer = torch.empty(step, n_items, dtype=exact, device=queries.device)  # (r, N)
+        logit_buffer = soft_buffer if narrow == exact else soft_buffer.to(narrow)  # (r, N)
         with torch.autocast(kind, enabled=False):
             q, items = queries.to(narrow), table.to(narrow)  # (R, W), (N, W)
             for start in range(0, n_rows, step):
                 rows = slice(start, min(start + step, n_rows))
-                logits = (q[rows] @ items.T).to(exact)  # (r, N)
-                wanted = target[rows, None]  # (r, 1)
-                norm = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
-                losses[rows] = (norm - logits.gather(1, wanted)).squeeze(1)
+                n = rows.stop - start
+                soft, logits = soft_buffer[:n], logit_buffer[:n]  # (r, N), (r, N)
+                torch.mm(q[rows], items.T, out=logits)
+                if logits.dtype != exact:
+                    soft.copy_(logits)
+                wanted = soft.gather(1, target[rows, None])  # (r, 1)
+                highest = soft.amax(dim=1, keepdim=True)  # (r, 1)
+                torch.softmax(soft, dim=1, out=soft)
+                norm = (
+                    highest - soft.amax(dim=1, keepdim=True).log()
+                )  # (r, 1): the highest probability is exp(highest - norm)
+                losses[rows] = (norm - wanted).squeeze(1)
                 if not (needs_queries or needs_table):
                     continue
-                soft = logits.sub_(norm).exp_()  # (r, N) softmax, in place of the logits
-                soft.scatter_add_(1, wanted, soft.new_full(wanted.shape, -1.0))  # softmax - one hot
-                pull = soft.mul_(weight[rows, None]).to(narrow)  # (r, N)
+                if logits.dtype != exact:
+                    logits.copy_(soft)
+                scale = weight[rows, None]  # (r, 1)
                 if d_queries is not None:
-                    d_queries[rows] = (pull @ items).to(d_queries.dtype)  # (r, W)
+                    d_queries[rows] = (logits @ items - items[target[rows]]).to(d_queries.dtype) * scale  # (r, W)
                 if d_table is not None:
-                    d_table[:, trained] += pull.T @ q[rows, trained]  # (N, trained)
+                    d_table += logits.T @ (q[rows, trained] * scale.to(narrow))  # (N, trained)
+            if d_table is not None:
+                d_table.index_add_(0, target, q[:, trained].to(exact) * weight[:, None].to(exact), alpha=-1)
+        if d_table is not None and d_table.shape[1] < table.shape[1]:
+            whole = torch.zeros_like(table, dtype=exact)  # (N, W)
+            whole[:, trained] = d_table
+            d_table = whole  # (N, W)
         ctx.save_for_backward(d_queries, d_table)
         ctx.mark_non_differentiable(losses)
         return (losses * weight).sum(), losses
