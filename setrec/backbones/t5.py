@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, T5Config, T5Model
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerSelfAttention
 
 from setrec.backbones.base import Backbone
+from setrec.dropout import Dropout, replace_dropout
 from setrec.errors import ConfigError
 from setrec.sequence import additive, bidirectional_mask, history_mask, history_positions, queries_see
 
@@ -102,7 +103,8 @@ class T5Backbone(Backbone):
         self.encoder_norm = model.encoder.final_layer_norm
         self.decoder = model.decoder.block
         self.decoder_norm = model.decoder.final_layer_norm
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
+        replace_dropout(self)
         for block in self.decoder:
             attention = block.get_submodule("layer.0.SelfAttention")
             assert isinstance(attention, T5Attention)
