@@ -31,6 +31,7 @@ from setrec.merge import merge
 from setrec.module import SETRecModule
 from setrec.ranking import RankingModule
 from setrec.restore import read_checkpoint
+from setrec.serve import serve
 from setrec.writer import PredictionWriter
 
 SEED = 2023
@@ -195,6 +196,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if words[:1] == ["merge"]:
             ckpt_path_of(words)
             auto_cli(merge, args=words[1:], as_positional=False)
+        elif words[:1] == ["serve"]:
+            ckpt_path_of(words)
+            auto_cli(serve, args=words[1:], as_positional=False)
         else:
             run(args)
     except SETRecError as error:

@@ -1,0 +1,103 @@
+"""A Recommender without a model, for the tests of the server around it: a checkpoint is a small JSON file."""
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from setrec.errors import DataError
+from setrec.explain import Why
+from setrec.recommend import Item, RankedItem, Recommendation
+
+
+def write_checkpoint(path: Path, n_items: int = 20, shift: float = 0.0, delay: float = 0.0, fault: str = "") -> Path:
+    """A file that `FakeRecommender.load` takes.
+
+    Args:
+        path: the file.
+        n_items: items A000, A001, ...; every fourth is cold.
+        shift: what the first score is above 0: tells one checkpoint from another.
+        delay: seconds that a call of recommend takes.
+        fault: "recommend": every call fails.
+    """
+    path.write_text(json.dumps({"n_items": n_items, "shift": shift, "delay": delay, "fault": fault}))
+    return path
+
+
+class FakeRecommender:
+    """Ranks items by their place in the catalogue: scores shift, shift - 1, shift - 2 ..."""
+
+    def __init__(self, n_items: int, shift: float, delay: float, fault: str) -> None:
+        self.titles = {f"A{i:03d}": f"toy train {i}" for i in range(n_items)}
+        self.warm = {own: i % 4 != 3 for i, own in enumerate(self.titles)}
+        self.shift, self.delay, self.fault = shift, delay, fault
+        self.calls: list[int] = []  # histories of each call
+        self.threads: set[int] = set()
+
+    @classmethod
+    def load(cls, path: Path) -> "FakeRecommender":
+        return cls(**json.loads(path.read_text()))
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        exclude_seen: bool = True,
+        candidates: Any = None,
+        explain: bool = False,
+        beta: float | None = None,
+        unknown: str = "skip",
+    ) -> list[Recommendation]:
+        self.calls.append(len(histories))
+        self.threads.add(threading.get_ident())
+        if self.delay:
+            time.sleep(self.delay)
+        if self.fault == "recommend":
+            raise RuntimeError("a fault in the model")
+        answers = []
+        for row, history in enumerate(histories):
+            strange = [own for own in history if own not in self.titles]
+            if strange and unknown == "refuse":
+                raise DataError(f"history {row}: item {strange[0]!r} is not in the catalogue.")
+            places = {own: i for i, own in enumerate(self.titles)}
+            kept = [
+                own for own in self.titles
+                if not (exclude_seen and own in history) and (candidates is None or own in candidates)
+            ]  # fmt: skip
+            ranked = []
+            for own in kept[:k]:
+                score = self.shift - places[own]
+                parts = {"cf_0": score - 0.25, "sem_0": 0.5, "sem_1": -0.25}
+                near = [(known, 0.5) for known in history if known in self.titles][:3]
+                why = Why(parts, near, near) if explain else None
+                ranked.append(RankedItem(own, self.titles[own], score, self.warm[own], why))
+            answers.append(Recommendation(ranked, strange))
+        return answers
+
+    def __contains__(self, own: object) -> bool:
+        return own in self.titles
+
+    def search(self, text: str, limit: int = 20) -> list[Item]:
+        found = [own for own, title in self.titles.items() if text.casefold() in title.casefold()]
+        return [Item(own, self.titles[own], self.warm[own]) for own in found[:limit]]
+
+    def add_items(self, items: list[dict[str, str]]) -> list[str]:
+        ids = [item["id"] for item in items]
+        for own in ids:
+            if own in self.titles or ids.count(own) > 1:
+                raise DataError(f"item {own!r} is there already.")
+        self.titles = self.titles | {item["id"]: item["title"] for item in items}
+        self.warm = self.warm | dict.fromkeys(ids, False)
+        return ids
+
+    def remove_items(self, ids: Sequence[str]) -> None:
+        self.titles = {own: title for own, title in self.titles.items() if own not in ids}
+
+    def info(self) -> dict[str, Any]:
+        n_warm = sum(self.warm[own] for own in self.titles)
+        return {
+            "name": "fake", "n_items": len(self.titles), "warm": n_warm, "cold": len(self.titles) - n_warm,
+            "slots": {"cf": 1, "sem": 2}, "beta": 0.5,
+        }  # fmt: skip
