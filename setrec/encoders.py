@@ -38,6 +38,7 @@ class LanguageModelText(TextVectors):
     device: str
     dtype: Literal["auto", "float32", "bfloat16"]
     commit: str | None = None  # the hub's name of the version that was loaded
+    kept: Encode | None = None  # see `keep`
 
     @property
     @abstractmethod
@@ -51,6 +52,10 @@ class LanguageModelText(TextVectors):
         Raises:
             ConfigError: a package, the folder or the hub is not there.
         """
+
+    def keep(self) -> None:
+        """Load the model now and keep it, for who encodes a few texts again and again."""
+        self.kept = self.kept or self.load()
 
     def combine_fields(self, vectors: np.ndarray, filled: np.ndarray) -> np.ndarray:
         """Vectors of an item's texts, (N, fields, F), zero where not `filled` (N, fields), as one vector per item."""
@@ -73,7 +78,7 @@ class LanguageModelText(TextVectors):
                 f"none of the {len(ids)} items has a text in {', '.join(self.templates)}; use --data.text null with "
                 "--model.n_sem 0, or name other columns."
             )
-        encode = self.load()
+        encode = self.kept or self.load()
         found = encode_blocks(flat, encode, self.batch_size * BLOCK, self._folder(scratch, flat))  # (N * fields, F)
         filled = np.array([bool(text) for text in flat]).reshape(len(ids), -1)  # (N, fields)
         vectors = self.combine_fields(found.reshape(*filled.shape, -1), filled)  # (N, F)

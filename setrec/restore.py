@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from setrec.backbones import Backbone
-from setrec.data.catalogue import ITEMS, Catalogue
+from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
 from setrec.errors import ConfigError, DataError
 from setrec.module import SETRecModule
 from setrec.ranking import RankingModule
@@ -116,9 +116,6 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
     )
-
-
-ENCODER = "encoder.safetensors"  # in a prepared folder
 
 
 def results_of(path: Path, dataset: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Item texts -> vectors (N, F): what the semantic tokens of an item are made from. Language models: encoders.py."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +51,26 @@ class TextVectors(ABC):
         """The files that `encode` would read; preparing is repeated when one of them changes."""
         return []
 
+    def learned(self) -> dict[str, np.ndarray]:
+        """What the last `encode` took from the texts and `encode_more` needs, to be stored beside the vectors."""
+        return {}
+
+    def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Vectors of items that came later, as `encode` would have given them.
+
+        Args:
+            items: id, title, text and any other column that the encoder reads.
+            learned: of the `encode` that gave the others.
+
+        Returns:
+            (items, F) float32.
+
+        Raises:
+            DataError: these vectors cannot be made anew.
+            ConfigError: the encoder cannot be loaded.
+        """
+        return self.encode(items["id"].to_list(), items["text"].to_list(), None, items)  # (items, F)
+
 
 class TextFile(TextVectors):
     """Vectors that somebody has computed already, such as the release's toys.emb-t5-tdcb.npy.
@@ -77,6 +98,12 @@ class TextFile(TextVectors):
 
     def describe(self) -> dict[str, str | int | float]:
         return {"source": "TextFile", "file": Path(self.file).name}
+
+    def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
+        raise DataError(
+            f"the text vectors of this data come from the file {Path(self.file).name}, which has none for new items: give "
+            "each item's vector in a column `vector`, or name the encoder that made the file with --encoder."
+        )
 
     def sources(self, raw: Path | None) -> list[Path]:
         from setrec.data.reader import raw_file
@@ -107,17 +134,46 @@ class TfidfSVD(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
+        words = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
-            counts = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
+            counts = words.fit_transform(texts)  # (N, words)
         except ValueError as error:  # scikit-learn's word for an empty vocabulary
             raise DataError(
                 f"no words to make text vectors from in {len(texts)} items ({error}); use --data.text null with "
                 "--model.n_sem 0, or a file of vectors with --data.text TextFile."
             ) from None
         width = min(self.width, min(counts.shape))
-        vectors = TruncatedSVD(width, n_iter=7, random_state=self.seed).fit_transform(counts)  # (N, F)
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)  # (N, 1)
-        return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6).astype(np.float32)  # (N, F)
+        svd = TruncatedSVD(width, n_iter=7, random_state=self.seed)
+        vectors = svd.fit_transform(counts)  # (N, F)
+        self._learned = {
+            "words": np.frombuffer("\n".join(words.get_feature_names_out()).encode(), np.uint8),  # no word has a line break
+            "idf": np.ascontiguousarray(words.idf_, np.float32),  # (words,)
+            "components": np.ascontiguousarray(svd.components_, np.float32),  # (F, words)
+        }
+        return _unit(vectors)  # (N, F)
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """The words, each one's idf, and the projection."""
+        return self._learned
+
+    def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
+        if not learned:
+            raise DataError(
+                "the data was prepared before the words of TfidfSVD were kept with it: prepare it again (delete its folder; "
+                "checkpoints stay valid), or give each item's vector in a column `vector`."
+            )
+        words = TfidfVectorizer(
+            vocabulary=learned["words"].tobytes().decode().split("\n"), sublinear_tf=True, dtype=np.float32
+        )
+        words.idf_ = learned["idf"]
+        counts = words.transform(items["text"].to_list())  # (items, words)
+        return _unit(counts @ learned["components"].T)  # (items, F)
 
     def describe(self) -> dict[str, str | int | float]:
         return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows at unit length, float32; zero rows stay."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)  # (N, 1)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6).astype(np.float32)  # (N, F)

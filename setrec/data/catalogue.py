@@ -16,7 +16,7 @@ from torch import Tensor
 from setrec.errors import DataError
 
 ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
-TEXT, CF = "text.safetensors", "cf.safetensors"
+TEXT, CF, ENCODER = "text.safetensors", "cf.safetensors", "encoder.safetensors"
 
 
 def ids_hash(ids: list[str]) -> str:

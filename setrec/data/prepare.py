@@ -164,7 +164,8 @@ def _with_vectors(
         hashes = [sources[label] for label, path in recipe.sources(raw).items() if path in maker.sources(raw)]
         cf.append((vectors, present))
         about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
-    prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf)
+    learned = recipe.text.learned() if recipe.text is not None else None
+    prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf, learned)
     return prepared, {"text": about_text, "cf": about_cf}
 
 

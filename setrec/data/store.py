@@ -4,6 +4,7 @@
                   users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
                   text.safetensors    vectors (N, F) float32; absent without text
                   cf.safetensors      vectors_0 (N, E) float32, present_0 (N,) bool, vectors_1, ...; absent without CF
+                  encoder.safetensors what the text encoder learned from the texts; absent where it learns nothing
                   manifest.json       counts, options, where everything came from, sha256 of every file
 
 A data set is written to a hidden folder beside its place and moved there when it is complete.
@@ -25,7 +26,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ITEMS, MANIFEST, TEXT, USERS, Ragged, ids_hash
+from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS, Ragged, ids_hash
 from setrec.errors import DataError
 
 FORMAT = 1
@@ -42,6 +43,7 @@ class Prepared(NamedTuple):
     test: Ragged
     text: np.ndarray | None  # (N, F) float32
     cf: list[tuple[np.ndarray, np.ndarray]]  # per slot (N, E) float32 and (N,) bool
+    encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
 
 
 def file_hash(path: Path) -> str:
@@ -148,6 +150,8 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
     made_for = {"ids_sha256": ids_hash(ids)}
     if prepared.text is not None:
         save_file({"vectors": np.ascontiguousarray(prepared.text, np.float32)}, folder / TEXT, made_for)
+    if prepared.encoder:
+        save_file(prepared.encoder, folder / ENCODER)
     if prepared.cf:
         tables: dict[str, np.ndarray] = {}
         for c, (vectors, present) in enumerate(prepared.cf):
