@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from setrec.model import SETRec
-from setrec.schemas import Batch, mask_of
+from setrec.module import SETRecModule
+from setrec.schemas import PAD, Batch, mask_of
 
 NEAREST = 3  # history items named for each kind of vector
 
@@ -56,24 +57,41 @@ def nearest(table: Tensor, history: Tensor, items: Tensor) -> Nearest:
     return Nearest(item, best.values)
 
 
-def explain(
-    parts: dict[str, Tensor], text: Nearest, cf: Nearest, user: int, places: list[int], ids: list[str]
-) -> list[Why]:
-    """The explanations of one row of a batch, as plain values.
+def explain(module: SETRecModule, batch: Batch, beta: float, items: Tensor, ids: list[str]) -> list[list[Why]]:
+    """Why each item of each list.
 
     Args:
-        parts: name -> (B, k) float on the CPU, see `SETRecModule.parts`.
-        text, cf: on the CPU.
-        user: the row.
-        places: those of the list that hold an item.
-        ids: the items' own ids.
+        module: what scored them.
+        batch: B histories.
+        beta: under which they were scored.
+        items: (B, k) int64, padded.
+        ids: the catalogue's own ids.
+
+    Returns:
+        B lists, one Why for each item that is no padding.
     """
-
-    def named(found: Nearest, place: int) -> list[tuple[str, float]]:
-        pairs = zip(found.item[user, place].tolist(), found.cosine[user, place].tolist(), strict=True)
-        return [(ids[item], cosine) for item, cosine in pairs if cosine != -torch.inf]
-
+    assert module.model is not None
+    real = items.clamp(min=0)  # (B, k)
+    parts = module.parts(batch, beta, real)
+    values = torch.stack(list(parts.values()), dim=-1).float().tolist()  # B lists of k lists of parts
+    text = named(nearest_by_text(module.model, batch, real), ids)
+    cf = named(nearest_by_cf(module.model, batch, real), ids)
     return [
-        Why({name: float(values[user, j]) for name, values in parts.items()}, named(text, j), named(cf, j))
-        for j in places
+        [
+            Why(dict(zip(parts, values[b][j], strict=True)), text[b][j], cf[b][j])
+            for j, item in enumerate(row)
+            if item != PAD
+        ]
+        for b, row in enumerate(items.tolist())
+    ]
+
+
+def named(found: Nearest, ids: list[str]) -> list[list[list[tuple[str, float]]]]:
+    """In own ids, without the places where there is no such item: B lists of k lists of up to n pairs."""
+    return [
+        [
+            [(ids[item], cosine) for item, cosine in zip(*pair, strict=True) if cosine != -torch.inf]
+            for pair in zip(items, cosines, strict=True)
+        ]
+        for items, cosines in zip(found.item.tolist(), found.cosine.tolist(), strict=True)
     ]

@@ -9,42 +9,45 @@ puts it in its place.
 """
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
+import polars as pl
 import torch
-from torch import Tensor
+from safetensors.numpy import load_file
 
-from setrec.data.batches import EvalRows
-from setrec.data.catalogue import Catalogue, Ragged
+from setrec.answers import (
+    Asked,
+    RankedItem,
+    Recommendation,
+    State,
+    allowed_items,
+    answer,
+    chosen_beta,
+    make_state,
+    read_histories,
+)
 from setrec.errors import ConfigError, DataError
-from setrec.explain import Why, explain, nearest_by_cf, nearest_by_text
-from setrec.metrics import mask_seen, top_items
-from setrec.module import SETRecModule
-from setrec.restore import Trained, build, read_trained
-from setrec.schemas import PAD, Batch
+from setrec.explain import Why
+from setrec.hparams import spec
+from setrec.newitems import VECTOR, ItemEncoder, described, given_vectors
+from setrec.restore import Trained, build, instance_of, read_trained, rebuild
+from setrec.text import TextFile, TextVectors
+from setrec.versions import (
+    NONE,
+    VERSION,
+    Changes,
+    apply,
+    next_path,
+    read_version,
+    versioned,
+    with_added,
+    without,
+    write_version,
+)
 
-BLOCK = 256  # histories scored together, as in `test`
-SCORES = 1 << 26  # most scores held at once: fewer histories a block where the catalogue is large
-
-
-class RankedItem(NamedTuple):
-    """One recommended item."""
-
-    id: str
-    title: str
-    score: float
-    warm: bool  # seen in training
-    why: Why | None  # only where asked for
-
-
-class Recommendation(NamedTuple):
-    """What one history gets."""
-
-    items: list[RankedItem]  # best first; fewer than k where fewer can be recommended
-    unknown: list[str]  # ids of the history that the catalogue doesn't have, each once
+__all__ = ["Item", "RankedItem", "Recommendation", "Recommender", "Why"]
 
 
 class Item(NamedTuple):
@@ -55,23 +58,6 @@ class Item(NamedTuple):
     warm: bool
 
 
-class State(NamedTuple):
-    """Everything an answer depends on; never changed once it is made."""
-
-    module: SETRecModule
-    catalogue: Catalogue
-    row: dict[str, int]  # own id -> item id
-    folded: list[str]  # N titles without case, for the search
-    by_fame: np.ndarray  # (N,) int64 item ids, the most bought in training first
-
-
-def make_state(module: SETRecModule, catalogue: Catalogue) -> State:
-    """The state of a model over a catalogue."""
-    row = {own: i for i, own in enumerate(catalogue.ids)}
-    by_fame = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
-    return State(module, catalogue, row, [title.casefold() for title in catalogue.titles], by_fame)
-
-
 class Recommender:
     """A trained SETRec with its catalogue. Make one with `load`."""
 
@@ -79,13 +65,14 @@ class Recommender:
         self._trained = trained
         self._state = state
         self._changing = threading.Lock()  # one change of the catalogue at a time
+        self._encoder: ItemEncoder | None = None  # loaded when it is first needed
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", data: str | Path | None = None) -> "Recommender":
         """A model from the disk.
 
         Args:
-            path: a checkpoint of fit.
+            path: a checkpoint of fit, or a version of its catalogue that `save` wrote.
             device: where it computes: cpu, cuda, cuda:1.
             data: the folder of prepared data, where it is not where the checkpoint says.
 
@@ -96,9 +83,14 @@ class Recommender:
         path = Path(path)
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give the path that fit printed at its end.")
-        trained = read_trained(path, Path(data) if data is not None else None)
-        module = build(trained, trained.catalogue, torch.device(device))
-        return cls(trained, make_state(module, trained.catalogue))
+        version = read_version(path) if (path / VERSION).is_file() else None
+        model = path if version is None else version.model
+        folder = Path(data) if data is not None else version.data if version is not None else None
+        trained = read_trained(model, folder)
+        catalogue = trained.catalogue if version is None else versioned(trained.catalogue, version, path)
+        module = build(trained, catalogue, torch.device(device))
+        changes = NONE if version is None else version.changes
+        return cls(trained, make_state(module, catalogue, changes, trained.max_history))
 
     # ---------------------------------------------------------------------------------------------------- recommending
     def recommend(
@@ -134,88 +126,102 @@ class Recommender:
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more.")
         rows, strange = read_histories(histories, state.row, unknown)
-        allowed = self._allowed(state, candidates, unknown)
-        found: list[Recommendation | None] = [None] * len(rows)
-        for places, batch in self._batches(rows, state):
-            lists = self._rank(state, batch, k, exclude_seen, allowed, explain, self._beta(state, beta))
-            for place, items in zip(places.tolist(), lists, strict=True):
-                found[place] = Recommendation(items, strange[place])
-        return [answer for answer in found if answer is not None]
+        allowed = allowed_items(state, candidates, unknown)
+        asked = Asked(k, exclude_seen, allowed, chosen_beta(state, beta), explain)
+        found = dict(answer(state, rows, asked))
+        return [Recommendation(found[place], strange[place]) for place in range(len(rows))]
 
-    def _beta(self, state: State, beta: float | None) -> float:
-        variants = state.module.variants
-        if beta is not None and not 0 <= beta <= 1:
-            raise ConfigError(f"beta is {beta}; it must be between 0 (collaborative) and 1 (semantic).")
-        if beta is None or len(variants) == 1:  # with one kind of slot there is nothing to weigh
-            return float(state.module.beta) if len(variants) > 1 else variants[0]
-        return float(beta)
+    # --------------------------------------------------------------------------------------------------- the catalogue
+    def add_items(self, items: pl.DataFrame | list[dict[str, Any]], encoder: TextVectors | None = None) -> list[str]:
+        """Put new items into the catalogue; they can be recommended, and stand in histories, at once.
 
-    def _allowed(self, state: State, candidates: Collection[str] | None, unknown: str) -> Tensor | None:
-        """(N,) bool, None for all."""
-        if candidates is None:
-            return None
-        if isinstance(candidates, str):
-            raise DataError("candidates is one text; give a list of item ids.")
-        rows = [state.row.get(own, PAD) for own in candidates]
-        if unknown == "refuse" and PAD in rows:
-            own = next(own for own in candidates if own not in state.row)
-            raise DataError(f"candidates: item {own!r} is not in the catalogue.")
-        allowed = torch.zeros(state.catalogue.n_items, dtype=torch.bool)  # (N,)
-        allowed[[row for row in rows if row != PAD]] = True
-        return allowed.to(state.module.device)
+        Each gets semantic slots from its text, encoded as the texts of the training were, and no CF vector: what the model
+        makes of a missing one is a zero vector under either choice of `missing_cf`.
 
-    def _batches(self, rows: list[list[int]], state: State) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Blocks of histories of like length: their places (b,) and the batch. The blocks of `test`, for its users."""
-        eval_rows = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), self._trained.max_history)
-        order = np.argsort(eval_rows.shown, kind="stable")
-        size = max(1, min(BLOCK, SCORES // max(state.catalogue.n_items, 1)))
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
-            yield places, Batch(*(tensor.to(state.module.device) for tensor in eval_rows[places]))
+        Args:
+            items: id (own), title, text (default: the title; in the form of the training's `text` column), and whatever
+                else the encoder's template names; or the ready text vector in `vector`, a list of F numbers.
+            encoder: what made the training's vectors, where the data knows them from a file only. Tried on known items.
 
-    @torch.inference_mode()
-    def _rank(
-        self,
-        state: State,
-        batch: Batch,
-        k: int,
-        exclude_seen: bool,
-        allowed: Tensor | None,
-        with_why: bool,
-        beta: float,
-    ) -> list[list[RankedItem]]:
-        """The lists of a block of histories."""
-        module, catalogue = state.module, state.catalogue
-        (scores,) = module.score_variants(batch, (beta,))  # (B, N)
-        if exclude_seen:
-            scores = mask_seen(scores, batch.seen)  # (B, N)
-        items = top_items(scores, min(k, catalogue.n_items), allowed)  # (B, k)
-        values = scores.gather(1, items.clamp(min=0)).float().tolist()  # B lists of k
-        ids = items.tolist()
-        whys: list[list[Why]] | None = None
-        if with_why:
-            assert module.model is not None
-            real = items.clamp(min=0)  # (B, k)
-            parts = {name: part.cpu() for name, part in module.parts(batch, beta, real).items()}
-            text, cf = nearest_by_text(module.model, batch, real), nearest_by_cf(module.model, batch, real)
-            text, cf = type(text)(*(t.cpu() for t in text)), type(cf)(*(t.cpu() for t in cf))
-            places = [[j for j, item in enumerate(row) if item != PAD] for row in ids]
-            whys = [explain(parts, text, cf, b, here, catalogue.ids) for b, here in enumerate(places)]
-        warm = (catalogue.count[items.clamp(min=0).cpu()] > 0).tolist()  # B lists of k
-        return [
-            [
-                RankedItem(
-                    catalogue.ids[item],
-                    catalogue.titles[item],
-                    values[b][j],
-                    warm[b][j],
-                    whys[b][j] if whys is not None else None,
+        Returns:
+            The ids that were added.
+
+        Raises:
+            DataError: an id that is blank, there twice or known; no words; an encoder of other vectors. Nothing is added.
+            ConfigError: the model has no semantic slots; the encoder cannot be loaded.
+        """
+        with self._changing:
+            state = self._state
+            text = self._trained.catalogue.text
+            if not state.module.n_sem or text is None:
+                raise ConfigError(
+                    "this model has collaborative slots only (n_sem 0), so it knows nothing of an item that nobody has bought: "
+                    "train with text to add items."
                 )
-                for j, item in enumerate(row)
-                if item != PAD  # missing places are at the end
-            ]
-            for b, row in enumerate(ids)
-        ]
+            table = described(items, state.row)
+            if VECTOR in table.columns:
+                vectors, about = given_vectors(table, text.shape[1]), None  # (items, F)
+            else:
+                chosen = self._item_encoder(state, encoder)
+                vectors, about = chosen(table), spec(encoder) if encoder is not None else None  # (items, F)
+            self._change(with_added(state.changes, table, vectors, about))
+            return table["id"].to_list()
+
+    def remove_items(self, ids: Collection[str]) -> None:
+        """Take items out of the catalogue: not recommended any more, unknown in histories.
+
+        For what is only out of stock, `candidates` is the better way: the item stays known.
+
+        Raises:
+            DataError: an id is unknown, or nothing would be left.
+        """
+        with self._changing:
+            state = self._state
+            gone = set(ids)
+            unknown = sorted(gone - state.row.keys())
+            if unknown:
+                raise DataError(f"item {unknown[0]!r} is not in the catalogue, so it cannot be removed.")
+            if len(gone) == state.catalogue.n_items:
+                raise DataError("these are all items of the catalogue: nothing would be left to recommend.")
+            self._change(without(state.changes, gone))
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write this version of the catalogue; `load` takes it in place of the checkpoint. Nothing is ever overwritten.
+
+        Args:
+            path: a folder to make; None: beside the checkpoint, <checkpoint>.items-001 and so on.
+
+        Raises:
+            DataError: the folder exists, or the disk refuses.
+        """
+        with self._changing:
+            state, trained = self._state, self._trained
+            folder = Path(path) if path is not None else next_path(trained.path)
+            write_version(folder, trained.path, trained.data, trained.catalogue, state.catalogue, state.changes)
+            return folder
+
+    def _change(self, changes: Changes) -> None:
+        """Make the state of a changed catalogue and put it in place; who is being answered keeps the old one."""
+        state = self._state
+        catalogue = apply(self._trained.catalogue, changes)
+        module = rebuild(state.module, self._trained, catalogue)
+        self._state = make_state(module, catalogue, changes, state.max_history)
+
+    def _item_encoder(self, state: State, named: TextVectors | None) -> ItemEncoder:
+        """The encoder that was named now, or for this version before, or in training."""
+        trained = self._trained
+        if self._encoder is not None and (named is None or spec(named) == spec(self._encoder.text)):
+            return self._encoder
+        arguments = state.changes.encoder or trained.text
+        assert trained.catalogue.text is not None
+        text = named if named is not None else instance_of(arguments, TextVectors) if arguments is not None else None
+        if text is None:
+            raise DataError("the data names no text encoder: give each item's vector in a column `vector`.")
+        learned = load_file(trained.encoder) if trained.encoder is not None else {}
+        made = ItemEncoder(text, learned, trained.catalogue.text, trained.items)
+        if not isinstance(text, TextFile):
+            self._encoder = made
+        return made
 
     # ------------------------------------------------------------------------------------------------------- the model
     def search(self, text: str, limit: int = 20) -> list[Item]:
@@ -238,7 +244,7 @@ class Recommender:
     @property
     def beta(self) -> float:
         """What it chose."""
-        return self._beta(self._state, None)
+        return chosen_beta(self._state, None)
 
     def info(self) -> dict[str, Any]:
         """What is being served, in plain types."""
@@ -253,9 +259,11 @@ class Recommender:
             "warm": n_warm,
             "cold": catalogue.n_items - n_warm,
             "slots": {"cf": module.n_cf, "sem": module.n_sem},
-            "beta": self._beta(state, None),
+            "beta": round(chosen_beta(state, None), 6),
             "max_history": trained.max_history,
             "fingerprint": catalogue.fingerprint,
+            "added": 0 if state.changes.added is None else len(state.changes.added),
+            "removed": len(state.changes.removed),
             "model": {
                 "label": module.label,
                 "backbone": backbone["class_path"].rpartition(".")[2],
@@ -276,26 +284,3 @@ def summary(results: dict[str, Any] | None) -> dict[str, Any] | None:
     }
     protocol = results["protocol"]
     return {"filter_seen": protocol["filter_seen"], "date": protocol["date"], "metrics": figures}
-
-
-def read_histories(
-    histories: Sequence[Sequence[str]], row: dict[str, int], unknown: Literal["skip", "refuse"]
-) -> tuple[list[list[int]], list[list[str]]]:
-    """Own ids -> item ids, and the ids of each history that are unknown, each once.
-
-    Raises:
-        DataError: one is unknown under `refuse`; a history is no list.
-    """
-    if isinstance(histories, str):
-        raise DataError("histories is one text; give a list of histories, each a list of item ids.")
-    known, strange = [], []
-    for number, history in enumerate(histories):
-        if isinstance(history, str):
-            raise DataError(f"history {number} is the text {history!r}; give a list of item ids for each user.")
-        rows = [row.get(own, PAD) for own in history]
-        odd = list(dict.fromkeys(str(own) for own, at in zip(history, rows, strict=True) if at == PAD))
-        if odd and unknown == "refuse":
-            raise DataError(f"history {number}: item {odd[0]!r} is not in the catalogue; leave it out or add it.")
-        known.append([at for at in rows if at != PAD])
-        strange.append(odd)
-    return known, strange

@@ -125,6 +125,7 @@ class TfidfSVD(TextVectors):
 
     def __init__(self, width: int = 128, min_df: int = 2, seed: int = 2023) -> None:
         self.width, self.min_df, self.seed = width, min_df, seed
+        self._learned: dict[str, np.ndarray] = {}
 
     def encode(
         self,
@@ -146,7 +147,9 @@ class TfidfSVD(TextVectors):
         svd = TruncatedSVD(width, n_iter=7, random_state=self.seed)
         vectors = svd.fit_transform(counts)  # (N, F)
         self._learned = {
-            "words": np.frombuffer("\n".join(words.get_feature_names_out()).encode(), np.uint8),  # no word has a line break
+            "words": np.frombuffer(
+                "\n".join(words.get_feature_names_out()).encode(), np.uint8
+            ),  # no word has a line break
             "idf": np.ascontiguousarray(words.idf_, np.float32),  # (words,)
             "components": np.ascontiguousarray(svd.components_, np.float32),  # (F, words)
         }

@@ -1,0 +1,164 @@
+"""From own ids to ranked items in own ids, for one fixed state of model and catalogue."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setrec.data.batches import EvalRows
+from setrec.data.catalogue import Catalogue, Ragged
+from setrec.errors import ConfigError, DataError
+from setrec.explain import Why, explain
+from setrec.metrics import mask_seen, top_items
+from setrec.module import SETRecModule
+from setrec.schemas import PAD, Batch
+from setrec.versions import Changes
+
+BLOCK = 256  # histories scored together, as in `test`
+SCORES = 1 << 26  # most scores held at once: fewer histories a block where the catalogue is large
+
+
+class RankedItem(NamedTuple):
+    """One recommended item."""
+
+    id: str
+    title: str
+    score: float
+    warm: bool  # seen in training
+    why: Why | None  # only where asked for
+
+
+class Recommendation(NamedTuple):
+    """What one history gets."""
+
+    items: list[RankedItem]  # best first; fewer than k where fewer can be recommended
+    unknown: list[str]  # ids of the history that the catalogue doesn't have, each once
+
+
+class State(NamedTuple):
+    """Everything an answer depends on; never changed once it is made."""
+
+    module: SETRecModule
+    catalogue: Catalogue
+    changes: Changes  # since training
+    max_history: int  # history items that the model reads, the last ones
+    row: dict[str, int]  # own id -> item id
+    folded: list[str]  # N titles without case, for the search
+    by_fame: np.ndarray  # (N,) int64 item ids, the most bought in training first
+
+
+def make_state(module: SETRecModule, catalogue: Catalogue, changes: Changes, max_history: int) -> State:
+    """The state of a model over a version of its catalogue."""
+    row = {own: i for i, own in enumerate(catalogue.ids)}
+    folded = [title.casefold() for title in catalogue.titles]
+    by_fame = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
+    return State(module, catalogue, changes, max_history, row, folded, by_fame)
+
+
+class Asked(NamedTuple):
+    """What is wanted of every history."""
+
+    k: int
+    exclude_seen: bool
+    allowed: Tensor | None  # (N,) bool; None: every item
+    beta: float
+    explain: bool
+
+
+def answer(state: State, rows: list[list[int]], asked: Asked) -> Iterator[tuple[int, list[RankedItem]]]:
+    """The place of each history and its list, block by block."""
+    for places, batch in batches(state, rows):
+        yield from zip(places.tolist(), ranked(state, batch, asked), strict=True)
+
+
+def batches(state: State, rows: list[list[int]]) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Blocks of histories of like length: their places (b,) and the batch. The blocks of `test`, for its users."""
+    everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), state.max_history)
+    order = np.argsort(everyone.shown, kind="stable")
+    size = max(1, min(BLOCK, SCORES // max(state.catalogue.n_items, 1)))
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        yield places, Batch(*(tensor.to(state.module.device) for tensor in everyone[places]))
+
+
+@torch.inference_mode()
+def ranked(state: State, batch: Batch, asked: Asked) -> list[list[RankedItem]]:
+    """The lists of a block of histories."""
+    module, catalogue = state.module, state.catalogue
+    (scores,) = module.score_variants(batch, (asked.beta,))  # (B, N)
+    if asked.exclude_seen:
+        scores = mask_seen(scores, batch.seen)  # (B, N)
+    items = top_items(scores, min(asked.k, catalogue.n_items), asked.allowed)  # (B, k)
+    whys = explain(module, batch, asked.beta, items, catalogue.ids) if asked.explain else None
+    values = scores.gather(1, items.clamp(min=0)).float().tolist()  # B lists of k
+    warm = (catalogue.count[items.clamp(min=0).cpu()] > 0).tolist()  # B lists of k
+    return [
+        [
+            RankedItem(
+                catalogue.ids[item], catalogue.titles[item], values[b][j], warm[b][j], whys[b][j] if whys else None
+            )
+            for j, item in enumerate(row)
+            if item != PAD  # missing places are at the end
+        ]
+        for b, row in enumerate(items.tolist())
+    ]
+
+
+def chosen_beta(state: State, beta: float | None) -> float:
+    """The weight of the semantic slots: as asked for, or as chosen on validation; fixed with one kind of slot.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    module = state.module
+    if beta is not None and not 0 <= beta <= 1:
+        raise ConfigError(f"beta is {beta}; it must be between 0 (collaborative) and 1 (semantic).")
+    if len(module.variants) == 1:
+        return module.variants[0]
+    return float(module.beta) if beta is None else float(beta)
+
+
+def allowed_items(
+    state: State, candidates: Collection[str] | None, unknown: Literal["skip", "refuse"]
+) -> Tensor | None:
+    """Candidates in own ids as (N,) bool; None for every item.
+
+    Raises:
+        DataError: one is unknown under `refuse`; they are no list.
+    """
+    if candidates is None:
+        return None
+    if isinstance(candidates, str):
+        raise DataError("candidates is one text; give a list of item ids.")
+    rows = [state.row.get(own, PAD) for own in candidates]
+    if unknown == "refuse" and PAD in rows:
+        own = next(own for own in candidates if own not in state.row)
+        raise DataError(f"candidates: item {own!r} is not in the catalogue.")
+    allowed = torch.zeros(state.catalogue.n_items, dtype=torch.bool)  # (N,)
+    allowed[[row for row in rows if row != PAD]] = True
+    return allowed.to(state.module.device)
+
+
+def read_histories(
+    histories: Sequence[Sequence[str]], row: dict[str, int], unknown: Literal["skip", "refuse"]
+) -> tuple[list[list[int]], list[list[str]]]:
+    """Own ids -> item ids, and the ids of each history that are unknown, each once.
+
+    Raises:
+        DataError: one is unknown under `refuse`; a history is no list.
+    """
+    if isinstance(histories, str):
+        raise DataError("histories is one text; give a list of histories, each a list of item ids.")
+    known, strange = [], []
+    for number, history in enumerate(histories):
+        if isinstance(history, str):
+            raise DataError(f"history {number} is the text {history!r}; give a list of item ids for each user.")
+        rows = [row.get(own, PAD) for own in history]
+        odd = list(dict.fromkeys(str(own) for own, at in zip(history, rows, strict=True) if at == PAD))
+        if odd and unknown == "refuse":
+            raise DataError(f"history {number}: item {odd[0]!r} is not in the catalogue; leave it out or add it.")
+        known.append([at for at in rows if at != PAD])
+        strange.append(odd)
+    return known, strange
