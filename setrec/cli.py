@@ -196,6 +196,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if words[:1] == ["merge"]:
             ckpt_path_of(words)
             auto_cli(merge, args=words[1:], as_positional=False)
+        elif words[:1] == ["report"]:
+            from setrec.report import report  # only here: scipy.stats takes a second to import
+
+            auto_cli(report, args=words[1:], as_positional=False)
         elif words[:1] == ["serve"]:
             ckpt_path_of(words)
             auto_cli(serve, args=words[1:], as_positional=False)

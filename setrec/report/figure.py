@@ -1,0 +1,185 @@
+"""A report as one picture."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from setrec.errors import SETRecError
+from setrec.report.table import span_of
+from setrec.schemas import GROUPS
+
+MARKERS = "osD^vPX<>*"
+
+
+class Style:
+    """One colour and marker a method: runs in colours, baselines in greys."""
+
+    def __init__(self, made: dict[str, Any]) -> None:
+        kinds = {row["method"]: row["baseline"] for row in made["figures"]}
+        runs = [name for name, baseline in kinds.items() if not baseline]
+        baselines = [name for name, baseline in kinds.items() if baseline]
+        colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+        self.colour = {name: colours[i % 10] for i, name in enumerate(runs)}
+        self.colour |= {name: str(0.7 - 0.5 * i / max(len(baselines) - 1, 1)) for i, name in enumerate(baselines)}
+        self.methods = [*runs, *baselines]
+        self.runs = runs
+
+    def line(self, method: str) -> dict[str, Any]:
+        """Arguments of a line or point."""
+        place = self.methods.index(method)
+        run = method in self.runs
+        return {
+            "color": self.colour[method],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 5 if run else 4,
+            "linewidth": 1.8 if run else 1.1,
+            "linestyle": "-" if run else "--",
+            "zorder": 3 if run else 2,
+        }
+
+
+def draw(made: dict[str, Any], path: Path) -> Path:
+    """Draw what `study` found: figures, differences and breakdowns, with their intervals. Written beside, then renamed.
+
+    Raises:
+        SETRecError: the disk refuses.
+    """
+    style = Style(made)
+    n_tests = len({(row["run"], row["against"]) for row in made["tests"]})
+    height = 5.5 + 0.28 * max(len(style.methods), 1) + 0.28 * max(n_tests, 6)
+    figure = Figure(figsize=(15, height), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(3, 3, height_ratios=[max(len(style.methods), 4), max(n_tests, 4), 10])
+    settings = made["settings"]
+    for g, group in enumerate(GROUPS):
+        means(rows[0, g], made, style, group)
+        differences(rows[1, g], made, style, group)
+        for axes in rows[:2, g] if g else ():  # the names stand beside the first panel of a row
+            axes.set_yticklabels([])
+    grid = rows[2, 0].get_gridspec()
+    for axes in rows[2]:
+        axes.remove()
+    lower = grid[2, :].subgridspec(1, 2)
+    popularity(figure.add_subplot(lower[0]), made, style)
+    history(figure.add_subplot(lower[1]), made, style)
+    seen = "masked" if settings["filter_seen"] else "not masked"
+    figure.suptitle(
+        f"{made['dataset']}, {settings['split']}, seen items {seen}; bars: {settings['confidence']:.0%} over users"
+    )
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(beside, format="png")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise SETRecError(f"{path} can't be written ({error.strerror or error}): choose another --output.") from None
+    return path
+
+
+def nothing(axes: Axes, title: str) -> None:
+    """An empty panel that says so."""
+    axes.set_title(title, fontsize="medium")
+    axes.text(0.5, 0.5, "nothing to show", ha="center", va="center", transform=axes.transAxes, color="grey")
+    axes.set_xticks([]), axes.set_yticks([])
+
+
+def means(axes: Axes, made: dict[str, Any], style: Style, group: str) -> None:
+    """The tested metric of every method: the mean with its interval, and every seed as a small ring."""
+    settings = made["settings"]
+    wanted = {"group": group, "metric": settings["tested"], "filter_seen": settings["filter_seen"]}
+    rows = {row["method"]: row for row in made["figures"] if all(row[key] == value for key, value in wanted.items())}
+    title = f"{group.capitalize()}: {settings['tested']}"
+    if not rows:
+        return nothing(axes, title)
+    for y, method in enumerate(style.methods):
+        row = rows[method]
+        spread = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+        axes.errorbar(row["mean"], y, xerr=spread, capsize=3, **style.line(method))
+        if len(row["seeds"]) > 1:
+            axes.plot(row["seeds"], [y] * len(row["seeds"]), "o", markersize=8, markerfacecolor="none",
+                      markeredgecolor=style.colour[method], alpha=0.6, linestyle="none")  # fmt: skip
+    label_rows(axes, style.methods, title)
+
+
+def differences(axes: Axes, made: dict[str, Any], style: Style, group: str) -> None:
+    """Every paired difference with its interval and corrected p."""
+    tests = [row for row in made["tests"] if row["group"] == group]
+    title = f"{group.capitalize()}: difference in {made['settings']['tested']}, p after Holm"
+    if not tests:
+        return nothing(axes, title)
+    axes.axvline(0, color="black", linewidth=0.8)
+    for y, row in enumerate(tests):
+        spread = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+        axes.errorbar(
+            row["difference"], y, xerr=spread, capsize=3, color=style.colour[row["run"]], marker="o", markersize=5
+        )
+        p = "p < .0001" if row["p_holm"] < 0.0001 else f"p = {row['p_holm']:.2g}"
+        axes.annotate(p, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize="x-small")
+    label_rows(axes, [f"{row['run']} − {row['against']}" for row in tests], title)
+
+
+def label_rows(axes: Axes, names: list[str], title: str) -> None:
+    """One name a row, the first on top."""
+    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.tick_params(axis="x", labelsize="small")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_title(title, fontsize="medium")
+
+
+def popularity(axes: Axes, made: dict[str, Any], style: Style) -> None:
+    """Recall of targets by decile."""
+    rows = made["popularity"]
+    title = f"Targets found in the first {made['settings']['k']}, by popularity decile of the target"
+    if not rows:
+        return nothing(axes, title)
+    lines(axes, rows, style, "decile", "recall")
+    first = {row["decile"]: row for row in rows}
+    names = [
+        f"{decile or 'cold'}\n{row['least']}-{row['most']}\n{row['targets']:,}"
+        if row["least"] != row["most"]
+        else f"{decile or 'cold'}\n{row['least']}\n{row['targets']:,}"
+        for decile, row in first.items()
+    ]
+    axes.set_xticks(range(len(names)), names, fontsize="small")
+    axes.set_xlabel("decile / occurrences in training / targets", fontsize="small")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(fontsize="small", ncols=2)
+
+
+def history(axes: Axes, made: dict[str, Any], style: Style) -> None:
+    """The tested metric by length of history."""
+    tested = made["settings"]["tested"]
+    rows = [row for row in made["history"] if row["metric"] == tested]
+    title = f"{tested} by length of history"
+    if not rows:
+        return nothing(axes, title)
+    lines(axes, rows, style, "from", "mean")
+    first = {row["from"]: row for row in rows}
+    axes.set_xticks(
+        range(len(first)), [f"{span_of(row)}\n{row['users']:,}" for row in first.values()], fontsize="small"
+    )
+    axes.set_xlabel("items / users", fontsize="small")
+    axes.set_title(title, fontsize="medium")
+
+
+def lines(axes: Axes, rows: list[dict[str, Any]], style: Style, x: str, y: str) -> None:
+    """One line a method over the values of x in their order; a little apart, so that intervals don't hide each other."""
+    places = {value: i for i, value in enumerate(dict.fromkeys(row[x] for row in rows))}
+    for m, method in enumerate(style.methods):
+        own = [row for row in rows if row["method"] == method]
+        shift = 0.5 * (m / max(len(style.methods) - 1, 1) - 0.5)
+        spread = [[row[y] - row["low"] for row in own], [row["high"] - row[y] for row in own]]
+        axes.errorbar([places[row[x]] + shift for row in own], [row[y] for row in own], yerr=spread, capsize=2,
+                      elinewidth=0.8, label=method, **style.line(method))  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.3)
+    axes.tick_params(axis="y", labelsize="small")

@@ -1,0 +1,241 @@
+"""Everything a report says, as one plain dictionary: means, intervals, paired tests and breakdowns."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from setrec.peruser import DECILES
+from setrec.report.runs import Method, Questions, differences
+from setrec.report.statistics import bootstrap, holm, interval, sign_flip_p, wilcoxon_p
+from setrec.results import Split
+from setrec.schemas import GROUPS
+
+
+class Settings(NamedTuple):
+    """What is asked of the figures; see `setrec.report.command.report`."""
+
+    split: Split
+    filter_seen: bool
+    metrics: tuple[str, ...]
+    tested: str  # the metric of the tests, one of `metrics`
+    k: int  # length of the list in which a target counts as found
+    history_edges: tuple[int, ...]
+    confidence: float
+    resamples: int
+    permutations: int
+    seed: int
+
+
+class Samples:
+    """Columns to be bootstrapped together, added one by one and read back by name.
+
+    Args:
+        n: users.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.columns: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self.made: dict[tuple, np.ndarray] = {}
+
+    def add(self, key: tuple, numerator: np.ndarray, denominator: np.ndarray | None = None) -> None:
+        """numerator, denominator: (n,) float64; without one, a plain mean."""
+        self.columns[key] = (numerator, np.ones(self.n) if denominator is None else denominator)
+
+    def draw(self, settings: Settings, what: str) -> None:
+        """Bootstrap all columns."""
+        numerator, denominator = (
+            np.stack([pair[i] for pair in self.columns.values()], axis=1) for i in (0, 1)
+        )  # (n, C)
+        samples = bootstrap(numerator, denominator, settings.resamples, settings.seed, what)  # (resamples, C)
+        self.made = dict(zip(self.columns, samples.T, strict=True))
+
+    def value(self, key: tuple) -> float:
+        """The figure itself."""
+        numerator, denominator = self.columns[key]
+        return float(numerator.sum() / denominator.sum()) if denominator.sum() else float("nan")
+
+
+def study(methods: list[Method], questions: Questions, settings: Settings) -> dict[str, Any]:
+    """The content of report.json.
+
+    Args:
+        methods: runs first, then the baselines; see `load`.
+        questions: what all of them answered.
+        settings: what is asked.
+
+    Returns:
+        {"settings", "dataset", "users", "runs", "figures", "tests", "popularity", "history"}; the last four are lists of flat
+        rows. A figure of several seeds is the mean over users of the mean over seeds, "sd" the standard deviation of the seeds'
+        figures (null for one), "low" and "high" the interval over users. What there is nothing to say about is null.
+    """
+    figures: list[dict[str, Any]] = []
+    tests: list[dict[str, Any]] = []
+    breakdowns: dict[str, list[dict[str, Any]]] = {"popularity": [], "history": []}
+    for group in GROUPS:
+        n = len(questions.users[group])
+        if not n:
+            continue
+        samples = Samples(n)
+        for method in methods:
+            for filtered in (True, False):
+                for m, metric in enumerate(settings.metrics):
+                    samples.add((method.name, filtered, metric), method.values[filtered, group][:, :, m].mean(axis=0))
+        if group == "all":
+            add_popularity(samples, methods, questions, settings)
+            add_history(samples, methods, questions, settings)
+        samples.draw(settings, f"bootstrap over {n:,} users ({group})")
+        figures += mean_rows(samples, methods, group, settings)
+        tests += test_rows(samples, methods, group, settings)
+        if group == "all":
+            breakdowns["popularity"] = popularity_rows(samples, methods, questions, settings)
+            breakdowns["history"] = history_rows(samples, methods, settings)
+    for row, corrected in zip(tests, holm([row["p"] for row in tests]), strict=True):
+        row["p_holm"] = corrected
+    protocol = methods[0].protocols[0]
+    return {
+        "settings": settings._asdict(),
+        "dataset": protocol["dataset"],
+        "users": {group: len(users) for group, users in questions.users.items()},
+        "runs": run_rows(methods),
+        "figures": figures,
+        "tests": tests,
+        **breakdowns,
+    }
+
+
+def run_rows(methods: list[Method]) -> list[dict[str, Any]]:
+    """Where each run comes from, and what it changes against the first one."""
+    runs = [method for method in methods if not method.baseline]
+    first = runs[0]
+    rows = []
+    for run in runs:
+        changed = differences(first.options, run.options)
+        shared = [
+            option for option in changed if option in first.options and option in run.options
+        ]  # classes differ in more
+        rows.append(
+            {
+                "run": run.name,
+                "model": run.protocols[0]["method"],
+                "results": [str(path) for path in run.paths],
+                "seeds": [protocol["seed"] for protocol in run.protocols],
+                "beta": [protocol["beta"] for protocol in run.protocols],
+                "changed": {option: changed[option][1] for option in shared},
+            }
+        )
+    return rows
+
+
+def mean_rows(samples: Samples, methods: list[Method], group: str, settings: Settings) -> list[dict[str, Any]]:
+    """Every method's figures in a group, under both filters."""
+    rows = []
+    for method in methods:
+        for filtered in (True, False):
+            for m, metric in enumerate(settings.metrics):
+                seeds = method.values[filtered, group][:, :, m].mean(axis=1)  # (S,)
+                row = {"method": method.name, "baseline": method.baseline, "filter_seen": filtered, "group": group}
+                row |= {"metric": metric, "seeds": seeds.tolist(), "mean": float(seeds.mean())}
+                row["sd"] = float(seeds.std(ddof=1)) if len(seeds) > 1 else None
+                rows.append(row | ends(samples, (method.name, filtered, metric), settings))
+    return rows
+
+
+def test_rows(samples: Samples, methods: list[Method], group: str, settings: Settings) -> list[dict[str, Any]]:
+    """Every run against every baseline, and every later run against the first, paired over users."""
+    metric, filtered = settings.tested, settings.filter_seen
+    runs, baselines = ([one for one in methods if one.baseline is kind] for kind in (False, True))
+    pairs = [(run, baseline) for run in runs for baseline in baselines] + [(run, runs[0]) for run in runs[1:]]
+    rows = []
+    for one, other in track(pairs, f"paired tests ({group})", transient=True):
+        keys = [(method.name, filtered, metric) for method in (one, other)]
+        difference = samples.columns[keys[0]][0] - samples.columns[keys[1]][0]  # (n,)
+        difference[np.abs(difference) < 1e-12] = 0  # means over seeds that differ by rounding alone
+        low, high = interval(samples.made[keys[0]] - samples.made[keys[1]], settings.confidence)
+        rows.append(
+            {
+                "run": one.name,
+                "against": other.name,
+                "baseline": other.baseline,
+                "group": group,
+                "metric": metric,
+                "difference": float(difference.mean()),
+                "low": low,
+                "high": high,
+                "better": int((difference > 0).sum()),  # users
+                "worse": int((difference < 0).sum()),
+                "p": sign_flip_p(difference, settings.permutations, settings.seed),
+                "p_wilcoxon": wilcoxon_p(difference),
+            }
+        )
+    return rows
+
+
+def add_popularity(samples: Samples, methods: list[Method], questions: Questions, settings: Settings) -> None:
+    """Found targets over all targets, by the popularity decile of the target (0: cold)."""
+    n = samples.n
+    place = questions.target_user * (DECILES + 1) + questions.targets["decile"].to_numpy()  # (m,)
+
+    def per_user(weight: np.ndarray) -> np.ndarray:
+        return np.bincount(place, weight, n * (DECILES + 1)).reshape(n, DECILES + 1)  # (n, deciles)
+
+    asked = per_user(np.ones(len(place)))
+    for method in methods:
+        found = per_user(method.hits[settings.filter_seen])
+        for decile in range(DECILES + 1):
+            samples.add((method.name, "decile", decile), found[:, decile], asked[:, decile])
+
+
+def popularity_rows(
+    samples: Samples, methods: list[Method], questions: Questions, settings: Settings
+) -> list[dict[str, Any]]:
+    """Recall of targets in every decile that has any."""
+    count, decile = questions.targets["count"].to_numpy(), questions.targets["decile"].to_numpy()  # (m,), (m,)
+    rows = []
+    for d in sorted(set(decile.tolist())):
+        for method in methods:
+            key = (method.name, "decile", d)
+            row = {"method": method.name, "baseline": method.baseline, "decile": d}
+            row |= {"least": int(count[decile == d].min()), "most": int(count[decile == d].max())}
+            row |= {"targets": int((decile == d).sum()), "recall": samples.value(key)}
+            rows.append(row | ends(samples, key, settings))
+    return rows
+
+
+def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
+    """Edges 5, 10 -> (0, 5), (6, 10), (11, None): from and to, both included."""
+    starts = [0, *(edge + 1 for edge in edges)]
+    return list(zip(starts, [*edges, None], strict=True))
+
+
+def add_history(samples: Samples, methods: list[Method], questions: Questions, settings: Settings) -> None:
+    """The metrics of the users with short and with long histories."""
+    length = questions.history["all"]  # (n,)
+    for b, (start, end) in enumerate(buckets(settings.history_edges)):
+        inside = ((length >= start) & (length <= (length.max() if end is None else end))).astype(np.float64)  # (n,)
+        for method in methods:
+            for metric in settings.metrics:
+                values = samples.columns[method.name, settings.filter_seen, metric][0]  # (n,)
+                samples.add((method.name, "history", b, metric), values * inside, inside)
+
+
+def history_rows(samples: Samples, methods: list[Method], settings: Settings) -> list[dict[str, Any]]:
+    """The figures of every bucket that has users."""
+    rows = []
+    for b, (start, end) in enumerate(buckets(settings.history_edges)):
+        for method in methods:
+            for metric in settings.metrics:
+                key = (method.name, "history", b, metric)
+                users = int(samples.columns[key][1].sum())
+                if users:
+                    row = {"method": method.name, "baseline": method.baseline, "from": start, "to": end, "users": users}
+                    row |= {"metric": metric, "mean": samples.value(key)}
+                    rows.append(row | ends(samples, key, settings))
+    return rows
+
+
+def ends(samples: Samples, key: tuple, settings: Settings) -> dict[str, float]:
+    """The ends of a figure's interval: of the resamples that drew any of its users."""
+    low, high = interval(samples.made[key], settings.confidence)
+    return {"low": low, "high": high}
