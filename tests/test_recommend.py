@@ -1,9 +1,18 @@
-"""The public API: answers in own ids, equal to the test step's, from any number of threads."""
+"""The public API: answers in own ids, equal to the test step's, explained, from any number of threads."""
 
+import random
+import threading
+
+import numpy as np
 import pytest
+import torch
 
 from setrec import Recommender
-from tests.conftest import TrainedRun
+from setrec.data import Histories, SETRecDataModule, SyntheticWorld
+from setrec.data.clean import Cleaning
+from setrec.errors import ConfigError, DataError
+from setrec.metrics import mask_seen, top_groups
+from tests.conftest import TrainedRun, train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -11,11 +20,246 @@ def recommender(tiny_run: TrainedRun) -> Recommender:
     return Recommender.load(tiny_run.checkpoint)
 
 
-def test_answers_are_in_own_ids_with_titles(recommender: Recommender) -> None:
-    known = [item.id for item in recommender.search("", limit=3)]
-    (answer,) = recommender.recommend([known], k=5)
-    assert len(answer.items) == 5
-    assert not {item.id for item in answer.items} & set(known)
-    assert all(item.title and item.why is None for item in answer.items)
+@pytest.fixture(scope="module")
+def users(tiny_run: TrainedRun, recommender: Recommender) -> list[list[str]]:
+    """Every user's train and validation items, oldest first, in own ids."""
+    histories = Histories.load(tiny_run.data)
+    ids = recommender._state.catalogue.ids
+    rows = histories.train.joined(histories.validation)
+    return [[ids[item] for item in rows.row(u)] for u in range(len(rows))]
+
+
+def ids_of(recommender: Recommender, histories: list[list[str]], **how: object) -> list[list[str]]:
+    return [[item.id for item in answer.items] for answer in recommender.recommend(histories, **how)]  # type: ignore[arg-type]
+
+
+def datamodule(run: TrainedRun) -> SETRecDataModule:
+    data = SETRecDataModule(
+        name="tiny",
+        reader=SyntheticWorld(users=150, items=80),
+        cleaning=Cleaning(k_core=2),
+        root=str(run.data.parent),
+        batch_size=128,
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_answers_are_those_of_the_test_step(
+    recommender: Recommender, users: list[list[str]], tiny_run: TrainedRun
+) -> None:
+    """Every test user, seen items masked and not, in the batches of `test` and one by one."""
+    module, data = recommender._state.module, datamodule(tiny_run)
+    catalogue = data.catalogue
+    tested = np.flatnonzero(data.histories.test.lengths).tolist()
+    for masked in (True, False):
+        found = dict(zip(tested, ids_of(recommender, [users[u] for u in tested], exclude_seen=masked), strict=True))
+        for batch in data.test_dataloader():
+            (scores,) = module.score_variants(batch, (float(module.beta),))
+            scores = mask_seen(scores, batch.seen) if masked else scores
+            lists = top_groups(scores, catalogue.warm, 20)[0][:, :10]  # all items
+            for user, items in zip(batch.user.tolist(), lists.tolist(), strict=True):
+                assert found[user] == [catalogue.ids[item] for item in items]
+        for u in tested[:20]:
+            assert ids_of(recommender, [users[u]], exclude_seen=masked) == [found[u]]
+
+
+def test_items_come_with_titles_scores_and_warmth(recommender: Recommender, users: list[list[str]]) -> None:
+    catalogue = recommender._state.catalogue
+    (answer,) = recommender.recommend(users[:1], k=catalogue.n_items)
     scores = [item.score for item in answer.items]
     assert scores == sorted(scores, reverse=True)
+    assert {item.warm for item in answer.items} == {True, False}
+    for item in answer.items:
+        place = catalogue.ids.index(item.id)
+        assert item.title == catalogue.titles[place]
+        assert item.warm == bool(catalogue.count[place] > 0)
+        assert item.why is None
+
+
+def test_seen_items_are_left_out_however_long_ago(tiny_run: TrainedRun, users: list[list[str]]) -> None:
+    """Only the last max_history items are read, but older ones count as seen."""
+    recommender = Recommender.load(tiny_run.checkpoint)
+    recommender._state = recommender._state._replace(max_history=2)
+    long = max(users, key=len)
+    assert len(long) > 4
+    everything = recommender._state.catalogue.n_items
+    found = ids_of(recommender, [long, long[-2:]], k=everything)
+    assert not set(found[0]) & set(long)
+    assert found[0] == [own for own in found[1] if own not in long]  # the older items change nothing but that
+
+
+def test_an_empty_history_gets_the_prior_and_unknown_ids_are_told(
+    recommender: Recommender, users: list[list[str]]
+) -> None:
+    known = users[0][:2]
+    empty, strange, plain = recommender.recommend([[], ["nope", known[0], "nope", "never", known[1]], known])
+    assert len(empty.items) == 10
+    assert empty.unknown == []
+    assert strange.unknown == ["nope", "never"]
+    assert [item.id for item in strange.items] == [item.id for item in plain.items]
+    with pytest.raises(DataError, match="history 1: item 'nope'"):
+        recommender.recommend([known, ["nope"]], unknown="refuse")
+
+
+def test_candidates_keep_the_order_of_the_whole_ranking(recommender: Recommender, users: list[list[str]]) -> None:
+    (whole,) = ids_of(recommender, users[:1], k=1000)
+    some = set(whole[::3])
+    assert ids_of(recommender, users[:1], k=1000, candidates=some | {"nope"}) == [whole[::3]]
+    assert ids_of(recommender, users[:1], candidates=[]) == [[]]
+    with pytest.raises(DataError, match="'nope'"):
+        recommender.recommend(users[:1], candidates=["nope"], unknown="refuse")
+
+
+def test_answers_stand_in_the_order_asked_and_hold_each_user_once(
+    recommender: Recommender, users: list[list[str]]
+) -> None:
+    order = list(range(len(users)))
+    random.Random(3).shuffle(order)
+    plain = ids_of(recommender, users)
+    assert ids_of(recommender, [users[u] for u in order]) == [plain[u] for u in order]
+    assert recommender.recommend([]) == []
+
+
+def test_beta_weighs_the_slots(recommender: Recommender, users: list[list[str]]) -> None:
+    chosen, same, cf = (recommender.recommend(users[:1], beta=b)[0] for b in (None, recommender.beta, 0.0))
+    assert chosen == same
+    (explained,) = recommender.recommend(users[:1], beta=0.0, explain=True)
+    assert explained.items[0].score == cf.items[0].score
+    assert all(
+        value == 0
+        for item in explained.items
+        for name, value in item.why.parts.items()  # type: ignore[union-attr]
+        if "cf" not in name
+    )
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="beta"):
+            recommender.recommend(users[:1], beta=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["B01", ["B01", "B02"]])
+def test_a_text_is_no_history(recommender: Recommender, wrong: object) -> None:
+    with pytest.raises(DataError, match="list of"):
+        recommender.recommend(wrong)  # type: ignore[arg-type]
+
+
+def test_parts_add_up_to_the_score(recommender: Recommender, users: list[list[str]]) -> None:
+    names = None
+    for beta in (0.0, 0.3, None, 1.0):
+        for answer in recommender.recommend([*users[:40], []], k=5, explain=True, beta=beta):
+            for item in answer.items:
+                assert item.why is not None
+                assert sum(item.why.parts.values()) == pytest.approx(item.score, rel=1e-5, abs=1e-5)
+                names = set(item.why.parts)
+    assert names == {"cf_0", "memory_cf_0", "sem_0", "sem_1", "memory_text"}
+
+
+def test_why_names_the_closest_items_of_the_history(recommender: Recommender, users: list[list[str]]) -> None:
+    catalogue = recommender._state.catalogue
+    assert catalogue.text is not None
+    row = {own: i for i, own in enumerate(catalogue.ids)}
+    history = max(users, key=len)
+    history = [*history, history[0]]  # bought again: named once
+    (answer,) = recommender.recommend([history], k=200, explain=True)
+    for item in answer.items:
+        assert item.why is not None
+        for table, named in ((catalogue.text, item.why.nearest_text), (catalogue.cf[0], item.why.nearest_cf)):
+            of = {own: float(torch.cosine_similarity(table[row[own]], table[row[item.id]], dim=0)) for own in history}
+            there = [own for own in of if table[row[own]].norm() > 0]
+            if table is catalogue.cf[0]:  # missing_cf is zero
+                there = [own for own in there if catalogue.present[0][row[own]]]
+                there = there if catalogue.present[0][row[item.id]] else []
+            best = sorted((of[own] for own in there), reverse=True)[:3]
+            assert [cosine for _, cosine in named] == pytest.approx(best, abs=1e-5)
+            assert [of[own] for own, _ in named] == pytest.approx(best, abs=1e-5)
+    cold = [item for item in answer.items if not item.warm]
+    assert cold
+    assert all(item.why.nearest_cf == [] for item in cold)  # type: ignore[union-attr]
+
+
+def test_search_finds_titles_and_ids(recommender: Recommender) -> None:
+    catalogue = recommender._state.catalogue
+    found = recommender.search("TELESCOPE", limit=100)
+    assert [item.id for item in found]
+    assert {item.id for item in found} == {
+        own for own, title in zip(catalogue.ids, catalogue.titles, strict=True) if "telescope" in title.lower()
+    }
+    assert recommender.search(catalogue.ids[7])[0].id == catalogue.ids[7]
+    assert len(recommender.search("e", limit=3)) == 3
+    assert recommender.search("no such title") == []
+
+
+def test_info_says_what_is_served(recommender: Recommender) -> None:
+    info = recommender.info()
+    assert info["name"] == "tiny"
+    assert info["n_items"] == info["warm"] + info["cold"]
+    assert info["slots"] == {"cf": 1, "sem": 2}
+    assert info["results"]["metrics"]["all"]["recall@10"] >= 0  # of the test at the end of the fit
+
+
+def test_many_threads_get_one_state_each_while_items_come_and_go(tiny_run: TrainedRun, users: list[list[str]]) -> None:
+    """An answer belongs to the catalogue before a change or after it, never to a mixture."""
+    recommender = Recommender.load(tiny_run.checkpoint)
+    vector = (recommender._state.catalogue.text * 1.0)[3].tolist()  # type: ignore[operator]
+    asked = users[:30]
+    without = recommender.recommend(asked, k=20)
+    recommender.add_items([{"id": "NEW", "title": "new", "vector": vector}])
+    with_it = recommender.recommend(asked, k=20)
+    assert with_it != without
+    odd: list[object] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                if (answers := recommender.recommend(asked, k=20)) not in (without, with_it):
+                    odd.append(answers)
+            except Exception as error:
+                odd.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        recommender.remove_items(["NEW"])
+        recommender.add_items([{"id": "NEW", "title": "new", "vector": vector}])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not odd
+
+
+def test_a_decoder_only_backbone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = train_tiny(
+        tmp_path_factory.mktemp("decoder"), "--model.backbone=DecoderBackbone", "--model.backbone.shape=nano"
+    )
+    recommender = Recommender.load(run.checkpoint)
+    own = recommender._state.catalogue.ids
+    histories = [own[:3], own[5:12], [], own[2:3]]
+    together = recommender.recommend(histories, explain=True)
+    for history, answer in zip(histories, together, strict=True):
+        (alone,) = recommender.recommend([history])
+        assert [item.id for item in alone.items] == [item.id for item in answer.items]
+        for item in answer.items:
+            assert sum(item.why.parts.values()) == pytest.approx(item.score, rel=1e-4, abs=1e-4)  # type: ignore[union-attr]
+    found: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(recommender.recommend(histories, explain=True))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [together] * 4
+
+
+def test_what_cannot_be_loaded_is_told_in_one_sentence(tiny_run: TrainedRun, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="no such file"):
+        Recommender.load(tmp_path / "nothing.ckpt")
+    wrong = tmp_path / "wrong.ckpt"
+    wrong.write_text("hello")
+    with pytest.raises(ConfigError, match="not a checkpoint"):
+        Recommender.load(wrong)
+    with pytest.raises(DataError, match="--data DIR"):
+        Recommender.load(tiny_run.checkpoint, data=tmp_path / "moved")
