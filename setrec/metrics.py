@@ -64,13 +64,18 @@ def top_items(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
 def top_groups(scores: Tensor, warm: Tensor, k: int) -> Tensor:
     """Ranked lists of the three groups from one score matrix; the list of all items is a merge of the other two.
 
-    scores: (B, N) float, -inf = not a candidate; warm: (N,) bool; returns (G, B, k) int64, padded with -1.
+    scores: (B, N) float, -inf = not a candidate, changed during the call and restored; warm: (N,) bool; returns
+    (G, B, k) int64, padded with -1.
     """
-    lists = []
-    for group in (warm, ~warm):
-        ids = group.nonzero().squeeze(1)  # (n,), ascending: ties by position in the group are ties by item id
-        best, place = _top(scores.index_select(1, ids), k)  # (B, k)
-        lists.append((best, _take(ids, place)))
+    few, few_is_warm = (warm, True) if 2 * int(warm.sum()) < len(warm) else (~warm, False)  # the smaller group is copied
+    ids = few.nonzero().squeeze(1)  # (n,), ascending: ties by position in the group are ties by item id
+    part = scores.index_select(1, ids)  # (B, n)
+    best, place = _top(part, k)  # (B, k)
+    small = (best, _take(ids, place))
+    scores.index_fill_(1, ids, -torch.inf)
+    large = _top(scores, k)
+    scores.index_copy_(1, ids, part)
+    lists = (small, large) if few_is_warm else (large, small)  # warm, cold
     merged = _order(torch.cat([best for best, _ in lists], 1), torch.cat([ids for _, ids in lists], 1))  # (B, 2k)
     return torch.stack([merged[1][:, :k], lists[0][1], lists[1][1]])  # (G, B, k)
 
@@ -83,7 +88,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     (score bits, id) packed in an int64, nearly all of it spent in packing.
     """
     n = scores.shape[1]
-    best, ids = scores.topk(min(k + 1, n), dim=1)  # (B, min(k + 1, N))
+    best, ids = _any_top(scores, min(k + 1, n))  # (B, min(k + 1, N))
     if n > k:
         border = best[:, k - 1]  # (B,)
         tied = ((border == best[:, k]) & (border > -torch.inf)).nonzero().squeeze(1)  # (b,)
@@ -100,6 +105,27 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if best.isnan().any():
         raise ValueError("scores hold NaN, so there is no ranking: the model has diverged; lower the learning rate")
     return _order(best, ids)
+
+
+def _any_top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk, ties broken anyhow, in half the time for long rows: scores and ids, each (B, k).
+
+    Items are taken in blocks of 8 (every N/8-th). The k best lie in the k blocks with the highest maxima, so topk looks at
+    N/8 maxima and then at 8 k items.
+    """
+    n, size = scores.shape[1], 8
+    n_blocks = n // size
+    if n_blocks <= 16 * k:
+        best, ids = scores.topk(k, dim=1)  # (B, k)
+        return best, ids
+    whole = n_blocks * size
+    blocks = scores[:, :whole].view(len(scores), size, n_blocks).amax(dim=1).topk(k, dim=1).indices  # (B, k)
+    step = torch.arange(0, whole, n_blocks, device=scores.device)  # (8,)
+    ids = (blocks[:, :, None] + step).flatten(1)  # (B, 8 k)
+    rest = torch.arange(whole, n, device=scores.device).expand(len(ids), -1)  # (B, fewer than 8)
+    ids = torch.cat([ids, rest], dim=1)  # (B, 8 k or a few more)
+    best, place = scores.gather(1, ids).topk(k, dim=1)  # (B, k)
+    return best, ids.gather(1, place)
 
 
 def _order(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -173,7 +173,7 @@ class SETRecModule(RankingModule):
         with torch.autocast(self.device.type, enabled=False):
             cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
         for beta in variants:
-            yield (1 - beta) * cf + beta * sem  # (B, N)
+            yield torch.lerp(cf, sem, beta)  # (B, N): (1 - beta) * cf + beta * sem in one pass over memory
 
     def parts(self, batch: Batch, beta: float, items: Tensor) -> dict[str, Tensor]:
         """What the score of some items is made of: the contribution of every slot and memory, weighed by beta.

@@ -47,6 +47,25 @@ def test_groups_equal_three_separate_rankings(levels: int, share: float) -> None
     assert torch.equal(top_groups(scores, warm, 20), expected)
 
 
+@pytest.mark.parametrize("levels", [40, 1_000_000])
+def test_long_rows_are_ranked_through_their_blocks(levels: int) -> None:
+    """Rows longer than 128 (k + 1) items take another way; ties, -inf and a length that no block divides included."""
+    draw = torch.Generator().manual_seed(levels)
+    scores = torch.randint(levels, (7, 1003), generator=draw).float()
+    scores[0] = -torch.inf
+    scores[1, 5:] = -torch.inf
+    scores[2, ::2] = -torch.inf
+    before = scores.clone()
+    warm = torch.arange(1003) % 9 > 0
+    expected = [naive_top(row, 6, list(range(1003))) for row in scores.tolist()]
+    assert top_items(scores, 6).tolist() == expected
+    groups = top_groups(scores, warm, 6)
+    assert groups[0].tolist() == expected
+    assert torch.equal(groups[1], top_items(scores, 6, warm))
+    assert torch.equal(groups[2], top_items(scores, 6, ~warm))
+    assert torch.equal(scores, before)
+
+
 def test_mask_seen_ignores_padding_and_leaves_its_input() -> None:
     scores = torch.arange(8.0).view(2, 4)
     masked = mask_seen(scores, torch.tensor([[0, 2, -1], [-1, -1, -1]]))
