@@ -33,7 +33,7 @@ from setrec.explain import Why
 from setrec.hparams import spec
 from setrec.newitems import VECTOR, ItemEncoder, described, given_vectors
 from setrec.restore import Trained, build, instance_of, read_trained, rebuild
-from setrec.text import TextFile, TextVectors
+from setrec.text import TextVectors
 from setrec.versions import (
     NONE,
     VERSION,
@@ -159,11 +159,14 @@ class Recommender:
                     "train with text to add items."
                 )
             table = described(items, state.row)
+            about = None
             if VECTOR in table.columns:
-                vectors, about = given_vectors(table, text.shape[1]), None  # (items, F)
+                vectors = given_vectors(table, text.shape[1])  # (items, F)
             else:
                 chosen = self._item_encoder(state, encoder)
-                vectors, about = chosen(table), spec(encoder) if encoder is not None else None  # (items, F)
+                vectors = chosen(table)  # (items, F)
+                self._encoder = chosen  # it works: kept for the next items
+                about = spec(encoder) if encoder is not None else None
             self._change(with_added(state.changes, table, vectors, about))
             return table["id"].to_list()
 
@@ -218,10 +221,7 @@ class Recommender:
         if text is None:
             raise DataError("the data names no text encoder: give each item's vector in a column `vector`.")
         learned = load_file(trained.encoder) if trained.encoder is not None else {}
-        made = ItemEncoder(text, learned, trained.catalogue.text, trained.items)
-        if not isinstance(text, TextFile):
-            self._encoder = made
-        return made
+        return ItemEncoder(text, learned, trained.catalogue.text, trained.items)
 
     # ------------------------------------------------------------------------------------------------------- the model
     def search(self, text: str, limit: int = 20) -> list[Item]:
