@@ -9,6 +9,8 @@ it packs every prefix's response text and queries behind the items (see `packed_
 Everything here returns booleans (True: may see). `additive` turns them into what attention adds to its logits.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,9 @@ def history_positions(n_text: int, n_items: int, n_slots: int, device: torch.dev
     return torch.cat([text, items.repeat_interleave(n_slots)])  # (T,) with T = n_text + L * K
 
 
-def history_mask(n_text: int, n_items: int, n_slots: int, device: torch.device | None = None) -> Tensor:
+def history_mask(
+    n_text: int, n_items: int, n_slots: int, device: torch.device | None = None, own_item: bool = False
+) -> Tensor:
     """The paper's sparse mask: a token of an item sees the text, itself and every token of earlier items.
 
     It never sees the other slots of its own item, nor anything later; the text sees only text, so that no item leaks
@@ -39,7 +43,14 @@ def history_mask(n_text: int, n_items: int, n_slots: int, device: torch.device |
         1 a     x   x   x   x   x   .
         1 b     x   x   x   x   .   x
 
-    Padding stands at the end, where no real token looks: the mask needs no knowledge of it. Returns (T, T) bool.
+    Padding stands at the end, where no real token looks: the mask needs no knowledge of it.
+
+    Args:
+        n_text, n_items, n_slots: lengths of the text, the history and an item.
+        device: of the result.
+        own_item: the slots of an item see each other as well (not the paper); they are still a set.
+
+    Returns (T, T) bool.
     """
     order = torch.cat(
         [
@@ -47,7 +58,9 @@ def history_mask(n_text: int, n_items: int, n_slots: int, device: torch.device |
             torch.arange(n_items, device=device).repeat_interleave(n_slots),
         ]
     )  # (T,) which item a token belongs to, -1 for text
-    earlier = order[None, :] < order[:, None]  # (T, T)
+    earlier = (
+        (order[None, :] <= order[:, None]) & (order[:, None] >= 0) if own_item else order[None, :] < order[:, None]
+    )
     text = (order[None, :] < 0) & (order[:, None] < 0)  # (T, T)
     itself = torch.eye(len(order), dtype=torch.bool, device=device)  # (T, T)
     return earlier | text | itself  # (T, T)
@@ -90,7 +103,16 @@ def queries_see(prefix: Tensor, n_text: int, n_items: int, n_slots: int) -> Tens
     return torch.cat([text, items], dim=-1)  # (B, P, T)
 
 
-def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int, n_queries: int) -> Tensor:
+def packed_mask(
+    prefix: Tensor,
+    n_text: int,
+    n_items: int,
+    n_slots: int,
+    n_response: int,
+    n_queries: int,
+    items_see: Literal["set", "items", "causal"] = "set",
+    isolate_queries: bool = True,
+) -> Tensor:
     """All prefixes of a history in one sequence: who sees whom, so that each prefix answers as if it were alone.
 
     The instruction is causal, as a language model reads it. Items see as in `history_mask`. A response token of prefix
@@ -120,15 +142,24 @@ def packed_mask(prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_respo
         prefix: (B, P) int64, how many items each prefix shows; padding (-1) sees what the empty history does.
         n_text, n_items, n_slots, n_response: lengths of the instruction, the history, an item and the response.
         n_queries: queries of a prefix: K, fewer where one is left out.
+        items_see: `set`, as drawn (the paper); `items`, a token sees the other slots of its own item as well; `causal`, it
+            sees everything before it, as in any text: the slots of an item are then no set, but a sequence.
+        isolate_queries: False: the queries of a prefix see each other.
 
     Returns (B, T, T) bool with T = n_text + L * K + P * (n_response + K): the square of a long packed row is what it
     costs, for 50 items, 7 slots and 5 response tokens about a million entries a user.
     """
     n_batch, n_prefix = prefix.shape
     n_history, block = n_text + n_items * n_slots, n_response + n_queries
-    history = history_mask(n_text, n_items, n_slots, prefix.device)  # (S, S) with S = n_text + L * K
+    history = history_mask(
+        n_text, n_items, n_slots, prefix.device, items_see != "set"
+    )  # (S, S) with S = n_text + L * K
     history[:n_text, :n_text].tril_()  # the instruction is causal
+    if items_see == "causal":
+        history.tril_()
     own = torch.eye(block, dtype=torch.bool, device=prefix.device)  # (R + K, R + K): queries see themselves ...
+    if not isolate_queries:
+        own[n_response:, n_response:] = True  # ... or each other ...
     own[:, :n_response] = True  # ... and the response,
     own[:n_response, :n_response].tril_()  # which is causal
     each = torch.eye(n_prefix, dtype=torch.bool, device=prefix.device)  # (P, P)

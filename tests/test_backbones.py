@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
+from setrec.sequence import history_mask, packed_mask
 
 B, L, K = 3, 5, 3
 
@@ -19,6 +20,11 @@ def make(name: str) -> Backbone:
         "qwen3": lambda: DecoderBackbone(family="qwen3", shape="nano", n_prompt=2, n_response=2),
         "llama": lambda: DecoderBackbone(family="llama", shape="nano", n_response=1, attention="eager"),
         "lora": lambda: DecoderBackbone(family="qwen2", shape="nano", n_response=2, lora=LoRA(r=2, dropout=0.0)),
+        "t5, own item seen": lambda: T5Backbone(shape="nano", mask="items"),
+        "t5, open queries": lambda: T5Backbone(shape="nano", isolate_queries=False),
+        "qwen2, own item seen": lambda: DecoderBackbone(shape="nano", mask="items", n_response=1),
+        "qwen2, causal": lambda: DecoderBackbone(shape="nano", mask="causal"),
+        "qwen2, open queries": lambda: DecoderBackbone(shape="nano", isolate_queries=False, n_response=1),
     }
     backbone = backbones[name]()
     backbone.build()
@@ -29,6 +35,7 @@ def make(name: str) -> Backbone:
 
 
 ALL = ["t5", "t5 recency", "qwen2", "qwen3", "llama", "lora"]
+RELAXED = ["t5, own item seen", "t5, open queries", "qwen2, own item seen", "qwen2, causal", "qwen2, open queries"]
 
 
 @pytest.fixture(params=ALL)
@@ -163,3 +170,54 @@ def test_every_parameter_gets_a_gradient(backbone: Backbone) -> None:
     backbone(items, real, prefix, queries).square().sum().backward()
     without = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
+
+
+# ------------------------------------------------------------------------------------------------------------ ablations
+@pytest.mark.parametrize("name", RELAXED)
+def test_without_a_part_of_the_mask_prefixes_stay_apart(name: str) -> None:
+    """What is given up is one guarantee; no later item is seen all the same, and a history still trains in one row."""
+    backbone = make(name)
+    test_all_prefixes_at_once_equal_one_row_per_prefix(backbone)
+    test_no_query_sees_its_target_or_anything_later(backbone)
+    test_padding_and_batch_composition_change_nothing(backbone)
+    test_permuting_queries_permutes_answers(backbone)
+    test_every_parameter_gets_a_gradient(backbone)
+    isolated, a_set = "open queries" not in name, "causal" not in name
+    for kept, guarantee in ((isolated, test_queries_are_isolated), (a_set, test_slots_of_a_history_item_are_a_set)):
+        if kept:
+            guarantee(backbone)
+        else:
+            with pytest.raises(AssertionError):
+                guarantee(backbone)
+
+
+def test_masks_of_ablations_by_hand() -> None:
+    """One text token, two items of two slots; then a prefix of one item with a response token and two queries."""
+
+    def drawn(picture: str) -> list[list[bool]]:
+        return [[letter == "x" for letter in line.replace(" ", "")] for line in picture.split("\n") if line.strip()]
+
+    text_and_items = """
+        x....
+        xxx..
+        xxx..
+        xxxxx
+        xxxxx
+    """
+    assert history_mask(1, 2, 2, own_item=True).tolist() == drawn(text_and_items)
+    assert history_mask(3, 0, 2, own_item=True).all()  # the text sees all of itself, as without
+    causal = """
+        x.... ...
+        xx... ...
+        xxx.. ...
+        xxxx. ...
+        xxxxx ...
+        xxx.. x..
+        xxx.. xxx
+        xxx.. xxx
+    """
+    see = packed_mask(torch.tensor([[1]]), 1, 2, 2, 1, 2, items_see="causal", isolate_queries=False)
+    assert see[0].tolist() == drawn(causal)
+    see = packed_mask(torch.tensor([[1]]), 1, 2, 2, 1, 2, items_see="items")
+    assert see[0, :5, :5].tolist() == drawn(text_and_items)
+    assert see[0, 5:, 5:].tolist() == drawn("x..\nxx.\nx.x")

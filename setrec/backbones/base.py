@@ -15,7 +15,7 @@ class Backbone(nn.Module, ABC):
     The constructor only stores typed settings; `build` makes the layers. The two are apart because the command line
     constructs everything before it knows whether a checkpoint will fill the weights.
 
-    What every backbone guarantees (tests/test_invariants.py):
+    What every backbone guarantees (tests/test_backbones.py), as long as no option asks for another mask:
         - the slots of a history item are a set: permuting them permutes nothing in the answer,
         - a query sees the text, the items before its prefix and itself; never another query, never a later item,
         - padding and the other rows of the batch change nothing,

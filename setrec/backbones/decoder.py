@@ -60,6 +60,10 @@ class DecoderBackbone(Backbone):
         family: Architecture of a model from random weights. Not used with `pretrained`.
         shape: Size of a model from random weights: nano (32 wide, for tests), tiny (128 wide, 3 layers, trains on two
             CPU cores), or a published size without its vocabulary. Not used with `pretrained`.
+        mask: `set` is the paper's sparse mask (a history token sees the instruction, itself and earlier items). `items`: it sees
+            the other slots of its own item as well. `causal`: it sees everything before it, as the model was trained to; an
+            item's slots are then no set any more.
+        isolate_queries: True: a query never sees another query (the paper). False: the K queries of a prefix see each other.
         attention: How attention is computed; both read the same mask and agree. eager holds every weight in memory.
         dtype: Precision of the model's weights. bfloat16 suits a frozen base; to train all of it, keep float32 and set
             --trainer.precision bf16-mixed.
@@ -88,6 +92,8 @@ class DecoderBackbone(Backbone):
         revision: str | None = None,
         family: Literal["qwen2", "qwen3", "llama"] = "qwen2",
         shape: Literal["nano", "tiny", "135m", "0.6b", "1.5b", "7b"] = "tiny",
+        mask: Literal["set", "items", "causal"] = "set",
+        isolate_queries: bool = True,
         attention: Literal["sdpa", "eager"] = "sdpa",
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: LoRA | None = None,
@@ -114,6 +120,8 @@ class DecoderBackbone(Backbone):
         self.revision = revision
         self.family = family
         self.shape = shape
+        self.mask: Literal["set", "items", "causal"] = mask
+        self.isolate_queries = isolate_queries
         self.attention = attention
         self.dtype = dtype
         self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # plain types, as checkpoints keep them
@@ -251,7 +259,7 @@ class DecoderBackbone(Backbone):
         if self.dtype == "bfloat16":
             x = x.to(torch.bfloat16)
         lengths = (self.n_text, n_items, n_slots, self.n_announce, queries.shape[0])
-        see = packed_mask(prefix, *lengths)  # (B, T, T)
+        see = packed_mask(prefix, *lengths, self.mask, self.isolate_queries)  # (B, T, T)
         device = x.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         # 4D floats pass untouched through transformers' own masks; without one, repeated positions would be taken for

@@ -43,7 +43,8 @@ class T5Backbone(Backbone):
         pretrained: A Hugging Face name or a local folder of a T5 (paper: google-t5/t5-small). None: random weights of `shape`.
         shape: Size of a T5 from random weights: nano (32 wide, for tests), tiny (128 wide, 2 + 2 layers, trains on two CPU cores),
             small, base, large (the published sizes). Not used with `pretrained`.
-        mask: `set` is the paper's sparse mask (a history token sees the instruction, itself and earlier items).
+        mask: `set` is the paper's sparse mask (a history token sees the instruction, itself and earlier items). `items`: it sees
+            the other slots of its own item as well.
             `bidirectional` is what the released code does (every history token sees every other); it leaks later items into
             earlier prefixes, so it needs --data.prefix_parallel false.
         isolate_queries: True: a query never sees another query (the paper). False: the K queries of a prefix see each
@@ -66,7 +67,7 @@ class T5Backbone(Backbone):
         self,
         pretrained: str | None = None,
         shape: Literal["nano", "tiny", "small", "base", "large"] = "tiny",
-        mask: Literal["set", "bidirectional"] = "set",
+        mask: Literal["set", "items", "bidirectional"] = "set",
         isolate_queries: bool = True,
         recency_bias: bool = False,
         max_recency: int = 50,
@@ -165,10 +166,10 @@ class T5Backbone(Backbone):
         text = self.prompt.expand(n_batch, -1, -1)  # (B, n_text, D)
         x = torch.cat([text, items.reshape(n_batch, n_items * n_slots, width)], dim=1)  # (B, T, D)
         n_text = self.prompt.shape[0]
-        if self.mask == "set":
-            see = history_mask(n_text, n_items, n_slots, x.device)[None]  # (1, T, T)
-        else:
+        if self.mask == "bidirectional":
             see = bidirectional_mask(n_text, n_slots, real)  # (B, T, T)
+        else:
+            see = history_mask(n_text, n_items, n_slots, x.device, own_item=self.mask == "items")[None]  # (1, T, T)
         position = history_positions(n_text, n_items, n_slots, x.device)  # (T,)
         mask = additive(see, x.dtype)[:, None]  # (1 or B, 1, T, T)
         first = self.encoder[0].get_submodule("layer.0.SelfAttention")
