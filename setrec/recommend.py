@@ -9,7 +9,7 @@ puts it in its place.
 """
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,9 +23,10 @@ from setrec.answers import (
     Recommendation,
     State,
     allowed_items,
-    answer,
+    batches,
     chosen_beta,
     make_state,
+    ranked,
     read_histories,
 )
 from setrec.errors import ConfigError, DataError
@@ -122,14 +123,36 @@ class Recommender:
             ConfigError: k or beta out of range.
             DataError: unknown ids under `refuse`; a history that is no list of texts.
         """
+        found: dict[int, Recommendation] = {}
+        for places, answers in self.stream(histories, k, exclude_seen, candidates, explain, beta, unknown):
+            found |= zip(places, answers, strict=True)
+        return [found[place] for place in range(len(found))]
+
+    def stream(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        exclude_seen: bool = True,
+        candidates: Collection[str] | None = None,
+        explain: bool = False,
+        beta: float | None = None,
+        unknown: Literal["skip", "refuse"] = "skip",
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[list[int], list[Recommendation]]]:
+        """As `recommend`, block by block as they are done: the places of some histories, and their answers.
+
+        Args:
+            share: (r, n) gives every n-th block from the r-th on, for the r-th of n processes; together they give all.
+        """
         state = self._state  # the same one to the end, whatever else happens
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more.")
         rows, strange = read_histories(histories, state.row, unknown)
         allowed = allowed_items(state, candidates, unknown)
         asked = Asked(k, exclude_seen, allowed, chosen_beta(state, beta), explain)
-        found = dict(answer(state, rows, asked))
-        return [Recommendation(found[place], strange[place]) for place in range(len(rows))]
+        for places, batch in batches(state, rows, share):
+            lists = ranked(state, batch, asked)
+            yield places, [Recommendation(items, strange[at]) for at, items in zip(places, lists, strict=True)]
 
     # --------------------------------------------------------------------------------------------------- the catalogue
     def add_items(self, items: pl.DataFrame | list[dict[str, Any]], encoder: TextVectors | None = None) -> list[str]:
@@ -224,6 +247,10 @@ class Recommender:
         return ItemEncoder(text, learned, trained.catalogue.text, trained.items)
 
     # ------------------------------------------------------------------------------------------------------- the model
+    def __contains__(self, own: object) -> bool:
+        """Whether an own id is in the catalogue."""
+        return own in self._state.row
+
     def search(self, text: str, limit: int = 20) -> list[Item]:
         """Items whose title holds `text`, or whose id it is; the most bought first."""
         state, wanted = self._state, text.casefold().strip()

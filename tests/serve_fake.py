@@ -35,6 +35,8 @@ class FakeRecommender:
         self.shift, self.delay, self.fault = shift, delay, fault
         self.calls: list[int] = []  # histories of each call
         self.threads: set[int] = set()
+        self.betas: list[float | None] = []
+        self.added: list[dict[str, Any]] = []  # as they came
 
     @classmethod
     def load(cls, path: Path) -> "FakeRecommender":
@@ -52,6 +54,7 @@ class FakeRecommender:
     ) -> list[Recommendation]:
         self.calls.append(len(histories))
         self.threads.add(threading.get_ident())
+        self.betas.append(beta)
         if self.delay:
             time.sleep(self.delay)
         if self.fault == "recommend":
@@ -83,8 +86,11 @@ class FakeRecommender:
         found = [own for own, title in self.titles.items() if text.casefold() in title.casefold()]
         return [Item(own, self.titles[own], self.warm[own]) for own in found[:limit]]
 
-    def add_items(self, items: list[dict[str, str]]) -> list[str]:
+    def add_items(self, items: list[dict[str, Any]], encoder: Any = None) -> list[str]:
         ids = [item["id"] for item in items]
+        if len({"vector" in item for item in items}) > 1:
+            raise DataError("some items have a vector, some have none.")
+        self.added = [*self.added, *items]
         for own in ids:
             if own in self.titles or ids.count(own) > 1:
                 raise DataError(f"item {own!r} is there already.")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from setrec.errors import ConfigError, DataError
@@ -220,6 +218,36 @@ def test_changes_survive_a_restart(tmp_path: Path) -> None:
     assert models_of(tmp_path).served.recommender.titles["A000"] == "another one"
 
 
+def test_fields_and_vectors_reach_the_encoder_also_after_a_restart(tmp_path: Path) -> None:
+    models = models_of(tmp_path)
+    given = [
+        {"id": "N1", "title": "one", "fields": {"brand": "b", "id": "other"}},
+        {"id": "N2", "title": "two", "vector": [1.0, 2.5]},
+    ]
+    with TestClient(create_app(models, TOKEN)) as client:
+        mixed = client.post("/items", json={"items": given}, headers=HOLDER)
+        assert mixed.status_code == 422
+        for item in given:
+            assert client.post("/items", json={"items": [item]}, headers=HOLDER).status_code == 201
+        bad = client.post("/items", json={"items": [{"id": "N3", "title": "t", "vector": ["x"]}]}, headers=HOLDER)
+        assert "items[0].vector[0]" in bad.json()["error"]
+        spaces = client.post("/items", json={"items": [{"id": "  ", "title": "t"}]}, headers=HOLDER)
+        assert "items[0].id" in spaces.json()["error"]
+    models.journal.close()
+    for recommender in (models.served.recommender, models_of(tmp_path).served.recommender):
+        assert recommender.added[-2:] == [
+            {"id": "N1", "title": "one", "brand": "b"},
+            {"id": "N2", "title": "two", "vector": [1.0, 2.5]},
+        ]
+
+
+def test_the_last_item_stays(client: TestClient, models: Models) -> None:
+    answer = client.delete("/items", params={"id": [f"A{i:03d}" for i in range(20)]}, headers=HOLDER)
+    assert answer.status_code == 422
+    assert "nothing would be left" in answer.json()["error"]
+    assert not models.journal.path.exists()
+
+
 def test_a_line_half_written_is_dropped_and_a_strange_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text('{"add": [{"id": "N1", "title": "one"}]}\n{"add": [{"id": "N2", "ti')
@@ -326,7 +354,6 @@ def test_only_checkpoints_of_the_folder_can_be_named(
 ) -> None:
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
-    client.app.state  # noqa: B018  (the app is up)
     answer = client.post("/model/reload", json={"path": path}, headers=HOLDER)
     assert answer.status_code == 422
     assert answer.json()["error"].startswith("path: ")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setrec.errors import ConfigError
+from setrec.text import TextVectors
 
 
 def serve(
@@ -17,6 +18,7 @@ def serve(
     models: Path = Path(),
     watch: float = 0.0,
     drain: int = 30,
+    encoder: TextVectors | None = None,
 ) -> None:
     """Serve recommendations over HTTP, and a page at /, until SIGTERM or Ctrl-C; what is in flight then is finished.
 
@@ -36,6 +38,8 @@ def serve(
         models: Folder that checkpoints named by POST /model/reload must lie in; default: the working directory.
         watch: Seconds between two looks at ckpt_path, which is taken over when it has changed; 0: never.
         drain: Seconds that requests in flight get after SIGTERM.
+        encoder: What encodes new items where the data holds ready vectors and names no encoder, such as
+            SentenceTransformerText; it must give the vectors that the model was trained on.
 
     Raises:
         ConfigError: the extra isn't installed, the port is taken, a value is out of range.
@@ -55,5 +59,5 @@ def serve(
 
     run_server(
         lambda path: Recommender.load(path, device=device),
-        ckpt_path, host, port, max_batch, max_wait_ms, max_waiting, items, models, watch, drain,
+        ckpt_path, host, port, max_batch, max_wait_ms, max_waiting, items, models, watch, drain, encoder,
     )  # fmt: skip

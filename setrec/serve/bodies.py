@@ -65,9 +65,16 @@ class RecommendBody(Body):
 class NewItem(Body):
     """An item to add."""
 
-    id: ItemId
+    id: Annotated[str, StringConstraints(min_length=1, max_length=500, strip_whitespace=True)]
     title: Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
     text: Annotated[str | None, Field(max_length=20_000, description="What the encoder reads; null: the title.")] = None
+    fields: Annotated[
+        dict[str, Annotated[str, StringConstraints(max_length=20_000)]] | None,
+        Field(max_length=50, description="Other columns of the data that the encoder's template names."),
+    ] = None
+    vector: Annotated[
+        list[float] | None, Field(max_length=16_384, description="The ready text vector; no encoder is needed then.")
+    ] = None
 
 
 class ItemsBody(Body):

@@ -5,8 +5,8 @@ A file of JSON lines, one for each accepted change, written and synced before th
     {"add": [{"id": "B1", "title": "...", "text": "..."}]}
     {"remove": ["B2"]}
 
-A line that a crash left half-written was never answered and is dropped. The file holds texts, not vectors: whichever
-checkpoint comes next encodes them its own way.
+A line that a crash left half-written was never answered and is dropped. The file holds the items as they were given, texts
+mostly: whichever checkpoint comes next encodes them its own way.
 """
 
 import json
@@ -29,7 +29,7 @@ class Journal:
     """The changes made to a catalogue since its training.
 
     Attributes:
-        added: the items that are there beyond the trained ones: id -> {"id", "title", "text"}, in order.
+        added: the items that are there beyond the trained ones: id -> as it was given, in order.
         removed: ids of trained items that were taken out.
 
     Args:
@@ -99,7 +99,7 @@ class Journal:
 
     def _apply(self, change: dict[str, Any]) -> None:
         for item in change.get("add", []):
-            self.added[item["id"]] = {"id": item["id"], "title": item["title"], "text": item.get("text")}
+            self.added[item["id"]] = dict(item)
         for name in change.get("remove", []):
             if self.added.pop(name, None) is None:
                 self.removed.add(name)

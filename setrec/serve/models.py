@@ -12,6 +12,7 @@ from setrec.serve.journal import Journal, NotKeptError
 
 if TYPE_CHECKING:
     from setrec.recommend import Recommender
+    from setrec.text import TextVectors
 
 
 class Served(NamedTuple):
@@ -38,13 +39,22 @@ class Models:
         load: makes a Recommender of a path.
         journal: the items added and removed since training.
         folder: checkpoints named later must lie in it, or below.
+        encoder: encodes new items where the data names no encoder; None: the one of the training.
 
     Raises:
         SETRecError: the checkpoint is broken; see `Recommender.load`.
     """
 
-    def __init__(self, path: Path, load: "Callable[[Path], Recommender]", journal: Journal, folder: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        load: "Callable[[Path], Recommender]",
+        journal: Journal,
+        folder: Path,
+        encoder: "TextVectors | None" = None,
+    ) -> None:
         self._load = load
+        self._encoder = encoder
         self.journal = journal
         self.folder = folder.resolve()
         self._changing = threading.Lock()
@@ -56,12 +66,12 @@ class Models:
         """Add items to the catalogue and keep them; returns their ids.
 
         Raises:
-            DataError: an id that is there already, a blank title; nothing was added.
+            SETRecError: an id that is there already, no encoder, a wrong vector; nothing was added.
             NotKeptError: they could not be written down; nothing was added.
         """
         with self._changing:
             recommender = self.served.recommender
-            ids = recommender.add_items([_row(item) for item in items])
+            ids = self._put(recommender, items)
             try:
                 self.journal.add(items)
             except NotKeptError:
@@ -73,7 +83,7 @@ class Models:
         """Take items out of the catalogue for good; returns their ids.
 
         Raises:
-            DataError: an id that is not there; nothing was removed.
+            DataError: an id that is not there, or nothing would be left; nothing was removed.
             NotKeptError: the removal could not be written down; nothing was removed.
         """
         with self._changing:
@@ -81,6 +91,8 @@ class Models:
             for name in ids:
                 if name not in recommender:
                     raise DataError(f"{name!a} is not in the catalogue; nothing was removed.")
+            if len(set(ids)) == recommender.info()["n_items"]:
+                raise DataError("These are all items of the catalogue: nothing would be left to recommend.")
             self.journal.remove(ids)
             recommender.remove_items(ids)
             return list(ids)
@@ -143,11 +155,15 @@ class Models:
         gone = [name for name in self.journal.removed if name in recommender]
         if gone:
             recommender.remove_items(gone)
-        new = [_row(item) for name, item in self.journal.added.items() if name not in recommender]
-        if new:
-            recommender.add_items(new)
+        new = [item for name, item in self.journal.added.items() if name not in recommender]
+        for with_vector in (False, True):
+            some = [item for item in new if (item.get("vector") is not None) == with_vector]
+            if some:
+                self._put(recommender, some)
 
-
-def _row(item: dict[str, Any]) -> dict[str, str]:
-    """An item as `Recommender.add_items` takes it: the title stands for a missing text."""
-    return {"id": item["id"], "title": item["title"], "text": item.get("text") or item["title"]}
+    def _put(self, recommender: "Recommender", items: Sequence[dict[str, Any]]) -> list[str]:
+        """Add items as they were given over HTTP; returns their ids."""
+        rows = [{name: item[name] for name in ("id", "title", "text", "vector") if item.get(name) is not None}
+                | {name: value for name, value in (item.get("fields") or {}).items() if name not in item}
+                for item in items]  # fmt: skip
+        return recommender.add_items(rows, encoder=self._encoder)

@@ -16,6 +16,7 @@ from setrec.serve.models import Models
 
 if TYPE_CHECKING:
     from setrec.recommend import Recommender
+    from setrec.text import TextVectors
 
 
 def run_server(
@@ -30,6 +31,7 @@ def run_server(
     models: Path,
     watch: float,
     drain: int,
+    encoder: "TextVectors | None",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; see `setrec.serve.serve` for the arguments.
 
@@ -40,7 +42,7 @@ def run_server(
     token = os.environ.get(TOKEN, "")
     journal = Journal(items or beside(ckpt_path), writable=bool(token))
     try:
-        served = Models(ckpt_path, load, journal, models)
+        served = Models(ckpt_path, load, journal, models, encoder)
         app = create_app(served, token, max_batch, max_wait_ms / 1000, max_waiting, watch)
         config = uvicorn.Config(app, access_log=False, log_level="info", timeout_graceful_shutdown=drain)
         name, at = listening.getsockname()[:2]

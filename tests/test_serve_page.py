@@ -1,0 +1,239 @@
+"""The page at /, in a headless Chromium: found, added, recommended, by mouse and by keyboard, and nothing runs from the data.
+
+Needs Debian's `chromium` (or Chrome) on the path, or its file named by SETREC_CHROMIUM; is skipped without one.
+"""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from playwright import sync_api
+
+from setrec.serve.app import create_app
+from setrec.serve.journal import Journal
+from setrec.serve.models import Models
+from tests.serve_fake import FakeRecommender, write_checkpoint
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = os.environ.get("SETREC_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; set SETREC_CHROMIUM to one")
+
+NASTY = "<img src=x onerror=\"window.hacked=1\"></script><script>window.hacked=1</script> & 'friends'"
+
+
+class Live(NamedTuple):
+    """A server in a thread, and a page that shows it."""
+
+    url: str
+    models: Models
+    page: Any
+    asked: list[str]  # every address that the page asked for
+    faults: list[str]  # what the browser complained of
+
+    def titles(self, of: str) -> list[str]:
+        return self.page.locator(f"#{of} > li .title").all_inner_texts()
+
+    def settled(self, count: int) -> None:
+        """Wait until so many recommendations are there and none is on its way."""
+        sync_api.expect(self.page.locator("#answers > li")).to_have_count(count)
+        sync_api.expect(self.page.locator("#answers.busy")).to_have_count(0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def live(browser: Any, tmp_path: Path) -> Iterator[Live]:
+    path = write_checkpoint(tmp_path / "model.ckpt", n_items=40)
+    models = Models(path, FakeRecommender.load, Journal(tmp_path / "items.jsonl"), tmp_path)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(models), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    page = browser.new_page(viewport={"width": 1180, "height": 900})
+    asked: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    page.goto(url)
+    live = Live(url, models, page, asked, faults)
+    live.settled(10)
+    yield live
+    page.close()
+    server.should_exit = True
+    thread.join()
+
+
+def test_search_add_recommend_and_move_beta(live: Live) -> None:
+    page = live.page
+    assert page.inner_text("#model") == "fake: 40 items, 30 warm, 10 cold"
+    assert live.titles("answers")[0] == "toy train 0"  # the prior
+    page.get_by_label("Part of a title").fill("train 1")
+    page.get_by_role("button", name="Add toy train 11", exact=True).click()
+    assert live.titles("history") == ["toy train 11"]
+    sync_api.expect(page.locator("#found-says")).to_have_text("11 found")
+    page.get_by_role("button", name="Add toy train 1", exact=True).first.click()
+    sync_api.expect(page.locator("#answers > li .title").nth(1)).to_have_text("toy train 2")
+    assert live.titles("history") == ["toy train 11", "toy train 1"]
+
+    marks = page.locator("#answers > li .badge").all_inner_texts()
+    assert [mark == "cold" for mark in marks[:4]] == [False, False, True, False]  # items 0, 2, 3, 4
+    assert page.locator("#legend li").all_inner_texts() == ["collaborative", "semantic 1", "semantic 2"]
+    bar = page.get_by_role("img").nth(1)
+    assert bar.get_attribute("aria-label") == "collaborative \u22122.250, semantic 1 0.500, semantic 2 \u22120.250"
+    widths = [piece.bounding_box()["width"] for piece in bar.locator("i").all()]
+    assert widths[0] / widths[1] == pytest.approx(2.25 / 0.5, rel=0.05)
+    page.get_by_text("Why toy train 2", exact=True).click()
+    why = page.locator("#answers > li").nth(1).locator("details")
+    assert "score\t\u22122.000" in why.inner_text()
+    assert "Closest by text: toy train 11 (0.50); toy train 1 (0.50)" in why.inner_text()
+
+    assert page.inner_text("#beta-now") == "0.50"
+    with page.expect_response("**/recommend"):
+        page.get_by_label("Beta").fill("0.9")
+    assert page.inner_text("#beta-now") == "0.90"
+    assert live.models.served.recommender.betas[-1] == 0.9
+    with page.expect_response("**/recommend"):
+        page.get_by_role("button", name="As trained").click()
+    assert live.models.served.recommender.betas[-1] == 0.5
+    page.get_by_label("How many").select_option("20")
+    live.settled(20)
+    page.get_by_role("button", name="Clear").click()
+    assert live.titles("history") == []
+    assert {address.rpartition("/")[0].rpartition(":")[0] for address in live.asked if address.startswith("http")} == {
+        "http://127.0.0.1"
+    }
+    assert live.faults == []
+
+
+def test_everything_by_keyboard(live: Live) -> None:
+    page = live.page
+    page.keyboard.press("Tab")
+    page.keyboard.type("train 33")
+    sync_api.expect(page.locator("#found > li")).to_have_count(1)
+
+    def focused() -> str:
+        return page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.id")
+
+    def press(key: str, expected: str) -> None:
+        page.keyboard.press(key)
+        assert focused() == expected
+
+    assert focused() == "search"
+    press("Tab", "Add toy train 33")
+    press("Enter", "Add toy train 33")
+    press("Enter", "Add toy train 33")  # bought twice
+    assert live.titles("history") == ["toy train 33"] * 2
+    press("Tab", "clear")
+    press("Tab", "Remove toy train 33")
+    press("Space", "Remove toy train 33")  # the focus goes to the next one
+    press("Space", "search")  # and to the search when none is left
+    assert live.titles("history") == []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if focused() == "beta":
+            break
+    with page.expect_response("**/recommend"):
+        press("ArrowRight", "beta")
+    sync_api.expect(page.locator("#beta-now")).to_have_text("0.55")
+    for name in ("beta-chosen", "k", "Add toy train 0"):
+        press("Tab", name)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # Why
+    assert page.locator("#answers details").first.get_attribute("open") is not None
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"  # the focus can be seen
+
+
+def test_every_control_has_a_name(live: Live) -> None:
+    nameless = live.page.evaluate(
+        """[...document.querySelectorAll('button, input, select')].filter((control) =>
+            !control.textContent.trim() && !control.ariaLabel && !control.labels?.length).length"""
+    )
+    assert nameless == 0
+    assert live.page.evaluate("document.documentElement.lang") == "en"
+    for place in ("found-says", "answers-say"):  # changes are read out
+        assert live.page.get_attribute(f"#{place}", "role") == "status"
+
+
+def test_titles_are_text_whatever_they_hold(live: Live) -> None:
+    live.models.add([{"id": NASTY, "title": NASTY, "text": None}, {"id": "<b>bold</b>", "title": "nice", "text": None}])
+    page = live.page
+    page.get_by_label("Part of a title").fill("onerror")
+    page.get_by_role("button", name=f"Add {NASTY}", exact=True).click()
+    page.get_by_label("How many").select_option("50")
+    live.settled(41)  # all but the one bought
+    assert live.titles("history") == [NASTY]
+    assert live.titles("found") == [NASTY]
+    live.models.remove([NASTY])
+    with page.expect_response("**/recommend"):
+        page.get_by_label("Beta").fill("0.1")
+    sync_api.expect(page.locator("#answers-say")).to_have_text(f"41 recommended; no longer in the catalogue: {NASTY}")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img, #found script, #history script, #answers script").count() == 0
+
+
+def test_the_policy_lets_no_other_script_run(live: Live) -> None:
+    live.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.hacked=1'}))"
+    )
+    live.page.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', '<button onclick=\"window.hacked=2\">x</button>')"
+    )
+    live.page.evaluate("document.querySelector('body > button').click()")
+    assert live.page.evaluate("window.hacked") is None
+    assert any("Content Security Policy" in fault for fault in live.faults)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_it_fits_a_phone(live: Live, width: int) -> None:
+    live.models.add([{"id": "L", "title": "averylongwordwithoutanyspace" * 8, "text": None}])
+    live.page.set_viewport_size({"width": width, "height": 800})
+    live.page.get_by_label("Part of a title").fill("averylong")
+    live.page.get_by_role("button", name="Add averylong").click()
+    live.settled(10)
+    live.page.locator("summary").first.click()
+    assert live.page.evaluate("document.documentElement.scrollWidth") <= width
+    smallest = live.page.evaluate(
+        "Math.min(...[...document.querySelectorAll('button')].map((one) => one.offsetHeight))"
+    )
+    assert smallest >= 32  # for a finger
+
+
+def test_an_error_is_shown_and_goes_away(live: Live) -> None:
+    fake = live.models.served.recommender
+    fake.fault = "recommend"
+    live.page.get_by_label("How many").select_option("5")
+    sync_api.expect(live.page.locator("#answers-say")).to_have_text(
+        "The server failed at this request; its log says how."
+    )
+    fake.fault = ""
+    live.page.get_by_label("How many").select_option("20")
+    live.settled(20)
+    sync_api.expect(live.page.locator("#answers-say")).to_have_text("20 recommended")
+
+
+def test_the_newest_question_wins(live: Live) -> None:
+    fake = live.models.served.recommender
+    fake.delay = 0.4
+    live.page.get_by_label("How many").select_option("50")
+    time.sleep(0.25)  # the first question is under way
+    fake.delay = 0.0
+    live.page.get_by_label("How many").select_option("5")
+    live.settled(5)
+    time.sleep(0.5)  # the first answer has come meanwhile
+    live.settled(5)
