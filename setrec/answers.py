@@ -67,20 +67,18 @@ class Asked(NamedTuple):
     explain: bool
 
 
-def answer(state: State, rows: list[list[int]], asked: Asked) -> Iterator[tuple[int, list[RankedItem]]]:
-    """The place of each history and its list, block by block."""
-    for places, batch in batches(state, rows):
-        yield from zip(places.tolist(), ranked(state, batch, asked), strict=True)
+def batches(state: State, rows: list[list[int]], share: tuple[int, int] = (0, 1)) -> Iterator[tuple[list[int], Batch]]:
+    """Blocks of histories of like length: their places, and the batch. For the users of `test`, the batches of `test`.
 
-
-def batches(state: State, rows: list[list[int]]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Blocks of histories of like length: their places (b,) and the batch. The blocks of `test`, for its users."""
+    share: (r, n) gives every n-th block from the r-th on.
+    """
     everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), state.max_history)
     order = np.argsort(everyone.shown, kind="stable")
     size = max(1, min(BLOCK, SCORES // max(state.catalogue.n_items, 1)))
-    for start in range(0, len(order), size):
+    rank, n = share
+    for start in range(rank * size, len(order), n * size):
         places = order[start : start + size]
-        yield places, Batch(*(tensor.to(state.module.device) for tensor in everyone[places]))
+        yield places.tolist(), Batch(*(tensor.to(state.module.device) for tensor in everyone[places]))
 
 
 @torch.inference_mode()

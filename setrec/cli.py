@@ -24,11 +24,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import setrec.encoders  # noqa: F401  its classes can be named on the command line without their module
+from setrec.additems import add_items
 from setrec.checkpoints import WholeCheckpointIO
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError, SETRecError
 from setrec.merge import merge
 from setrec.module import SETRecModule
+from setrec.predictfile import predict_file
 from setrec.ranking import RankingModule
 from setrec.restore import read_checkpoint
 from setrec.serve import serve
@@ -125,6 +127,13 @@ def values_of(words: Sequence[str], *options: str) -> list[str]:
     return found + [value for word in words for name, _, value in [word.partition("=")] if value and name in options]
 
 
+def with_value(words: list[str], flag: str) -> list[str]:
+    """A command line in which a flag that stands alone means true."""
+    after = [*words[1:], ""]
+    alone = [word == flag and follows not in ("true", "false") for word, follows in zip(words, after, strict=True)]
+    return [f"{word}=true" if bare else word for word, bare in zip(words, alone, strict=True)]
+
+
 def ckpt_path_of(words: Sequence[str]) -> Path | None:
     """The file that `--ckpt_path` names, or None where there is none or it is a keyword such as `best`.
 
@@ -177,12 +186,23 @@ def checkpoint_arguments(path: Path, with_class: bool = False) -> dict[str, Any]
 def run(args: Sequence[str] | None = None) -> SETRecCLI:
     """Parse and run; errors come as exceptions. Tests call this."""
     torch.set_float32_matmul_precision("high")
-    named = names_model(sys.argv[1:] if args is None else list(args))
+    return command_line(None if args is None else list(args))
+
+
+def prepared(args: Sequence[str]) -> SETRecCLI:
+    """Parse the arguments of a fit (without the word) and make model, data and trainer, but run nothing."""
+    return command_line(list(args), run=False)
+
+
+def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
+    """LightningCLI with this project's classes and defaults."""
+    named = names_model(sys.argv[1:] if args is None else args)
     return SETRecCLI(
         RankingModule if named else SETRecModule,
         SETRecDataModule,
         subclass_mode_model=named,
-        args=None if args is None else list(args),
+        args=args,
+        run=run,
         seed_everything_default=SEED,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},
@@ -196,6 +216,15 @@ def main(args: Sequence[str] | None = None) -> None:
         if words[:1] == ["merge"]:
             ckpt_path_of(words)
             auto_cli(merge, args=words[1:], as_positional=False)
+        elif words[:1] == ["predict"] and values_of(words, "--histories"):
+            auto_cli(predict_file, args=with_value(words[1:], "--explain"), as_positional=False)
+        elif words[:1] == ["add-items"]:
+            auto_cli(add_items, args=words[1:], as_positional=False)
+        elif words[:1] == ["ablate"]:
+            from setrec.ablate import ablate  # only here: it needs this module
+
+            cut = words.index("--") if "--" in words else len(words)
+            auto_cli(ablate, args=[*words[1:cut], f"--fit={json.dumps(words[cut + 1 :])}"], as_positional=False)
         elif words[:1] == ["report"]:
             from setrec.report import report  # only here: scipy.stats takes a second to import
 

@@ -1,0 +1,176 @@
+"""predict --histories and add-items: files in, files out, on the command line."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from setrec import Recommender
+from setrec.cli import main
+from setrec.errors import DataError
+from setrec.historyfile import read_history_file
+from tests.conftest import TrainedRun
+
+WANTED = {"u3": ["a", "b", "c"], "u1": ["c"], "u2": ["b", "a"]}
+
+
+def written(folder: Path, kind: str) -> Path:
+    """WANTED in one of the forms that are read."""
+    wide = pl.DataFrame({"user_id": list(WANTED), "history": list(WANTED.values())})
+    events = [(user, item, 100 - i) for user, items in WANTED.items() for i, item in enumerate(reversed(items))]
+    long = pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row")  # newest first
+    path = folder / {"wide": "w", "long": "l", "order": "o", "spaces": "s", "json": "j"}[kind.partition(".")[0]]
+    path = path.with_suffix("." + kind.partition(".")[2])
+    if kind == "wide.parquet":
+        wide.write_parquet(path)
+    elif kind == "wide.jsonl":
+        wide.write_ndjson(path)
+    elif kind == "long.parquet":
+        long.write_parquet(path)
+    elif kind == "long.csv":
+        long.write_csv(path)
+    elif kind == "long.jsonl":
+        long.write_ndjson(path)
+    elif kind == "order.csv":
+        long.reverse().drop("timestamp").sort("user_id", descending=True, maintain_order=True).write_csv(path)
+    elif kind == "spaces.csv":
+        wide.with_columns(pl.col("history").list.join(" ")).write_csv(path)
+    else:
+        wide.with_columns(pl.Series("history", [json.dumps(items) for items in WANTED.values()])).write_csv(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["wide.parquet", "wide.jsonl", "long.parquet", "long.csv", "long.jsonl", "order.csv", "spaces.csv", "json.csv"],
+)
+def test_every_form_is_read_alike(kind: str, tmp_path: Path) -> None:
+    file = read_history_file(written(tmp_path, kind))
+    found = dict(zip(file.users, file.histories, strict=True))
+    assert found == WANTED
+    if kind != "order.csv":
+        assert file.users == list(WANTED)  # in order of appearance
+
+
+def test_numbers_are_ids_and_an_empty_history_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"user": 7, "bought": [1, 2]}\n{"user": 8, "bought": []}\n{"user": 9, "bought": null}\n')
+    assert read_history_file(path, user="user", history="bought") == (["7", "8", "9"], [["1", "2"], [], []])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("user,item\nu,a\n", r"h\.csv needs a column 'user_id'.*it has user, item"),
+        ("user_id,item_id\nu,a\nu,\n", "row 2: no item"),
+        ("user_id,item_id\n,a\n", "row 1: no user"),
+        ("user_id,item_id,timestamp\nu,a,2020-01-01\nu,b,soon\n", "row 2: 'soon' in column 'timestamp'"),
+        ("user_id,history\nu,a b\nv,c\nu,d\n", "row 3: user 'u' is there twice"),
+        ('user_id,history\nu,"[""a"", "\n', "row 1: the history is no JSON list"),
+        ('user_id,history\nu,"[""a"", null]"\n', "row 1: the history of user 'u' holds an empty item"),
+    ],
+)
+def test_wrong_files_are_refused_with_the_row(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_history_file(path)
+
+
+@pytest.fixture(scope="module")
+def histories(tiny_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 made-up users of the tiny world, three blocks of them, some with unknown items, one without any."""
+    own = pl.read_parquet(tiny_run.data / "items.parquet")["id"].to_list()
+    rows = [[own[(7 * u + i * i) % len(own)] for i in range(u % 9)] for u in range(600)]
+    rows[5].append("nope")
+    path = tmp_path_factory.mktemp("histories") / "h.parquet"
+    pl.DataFrame({"user_id": [f"x{u}" for u in range(600)], "history": rows}).write_parquet(path)
+    return path
+
+
+def predicted(run: TrainedRun, histories: Path, output: Path, *more: str) -> pl.DataFrame:
+    main(["predict", "--ckpt_path", str(run.checkpoint), f"--histories={histories}", f"--output={output}", *more])
+    assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
+    if output.suffix == ".parquet":
+        return pl.read_parquet(output)
+    return pl.read_ndjson(output) if output.suffix == ".jsonl" else pl.read_csv(output)
+
+
+def test_predictions_are_those_of_recommend_each_user_once(
+    tiny_run: TrainedRun, histories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = predicted(tiny_run, histories, tmp_path / "out.parquet", "--k=5")
+    assert "1 ids of the histories are not in the catalogue and were skipped: nope" in capsys.readouterr().out
+    file = read_history_file(histories)
+    answers = Recommender.load(tiny_run.checkpoint).recommend(file.histories, k=5)
+    expected = [
+        (user, rank, item.id, item.title)
+        for user, answer in zip(file.users, answers, strict=True)
+        for rank, item in enumerate(answer.items, 1)
+    ]
+    assert table.select("user_id", "rank", "item_id", "title").rows() == expected
+    assert len(expected) == 600 * 5
+
+
+def test_processes_share_the_work_and_change_nothing(tiny_run: TrainedRun, histories: Path, tmp_path: Path) -> None:
+    one, two = (
+        predicted(tiny_run, histories, tmp_path / f"{n}.parquet", f"--processes={n}", "--explain") for n in (1, 2)
+    )
+    assert one.equals(two)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_other_files_say_the_same_with_reasons(
+    kind: str, tiny_run: TrainedRun, histories: Path, tmp_path: Path
+) -> None:
+    whole = predicted(tiny_run, histories, tmp_path / "out.parquet", "--explain")
+    other = predicted(tiny_run, histories, tmp_path / f"out.{kind}", "--explain")
+    assert (
+        other.columns
+        == whole.columns
+        == ["user_id", "rank", "item_id", "score", "title", "parts", "nearest_text", "nearest_cf"]
+    )
+    assert other["item_id"].to_list() == whole["item_id"].to_list()
+    first = json.loads(other["parts"][0]) if kind == "csv" else other["parts"][0]
+    assert first == pytest.approx(whole["parts"][0], abs=1e-5)
+    sums = whole.select(sum=pl.sum_horizontal(pl.col("parts").struct.unnest()))["sum"]
+    assert (sums - whole["score"]).abs().max() < 1e-4  # type: ignore[operator]
+
+
+def test_candidates_and_refused_ids(
+    tiny_run: TrainedRun, histories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = pl.read_parquet(tiny_run.data / "items.parquet")["id"].to_list()[::4]
+    pl.DataFrame({"id": some}).write_csv(tmp_path / "stock.csv")
+    table = predicted(tiny_run, histories, tmp_path / "out.csv", f"--candidates={tmp_path / 'stock.csv'}")
+    assert set(table["item_id"]) == set(some)
+    with pytest.raises(SystemExit) as stop:
+        predicted(tiny_run, histories, tmp_path / "no.csv", "--unknown=refuse")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "history 5: item 'nope'" in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "no.csv").exists()
+
+
+def test_add_items_on_the_command_line(
+    tiny_run: TrainedRun, histories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.write_bytes(tiny_run.checkpoint.read_bytes())
+    (tmp_path / "new.csv").write_text("id,title\nNEW1,milk frother\nNEW2,road bike\n")
+    main(["add-items", "--ckpt_path", str(checkpoint), f"--items={tmp_path / 'new.csv'}"])
+    (tmp_path / "more.jsonl").write_text('{"id": "NEW3", "title": "seed tray"}\n')
+    main(["add-items", "--ckpt_path", str(checkpoint), f"--items={tmp_path / 'more.jsonl'}", "--remove=[NEW1]"])
+    version = tmp_path / "model.items-002"
+    assert str(version) in capsys.readouterr().out
+    assert Recommender.load(version).info()["added"] == 2
+    (tmp_path / "only.csv").write_text("id\nNEW2\nNEW3\n")
+    run = tiny_run._replace(checkpoint=version)
+    table = predicted(run, histories, tmp_path / "out.parquet", f"--candidates={tmp_path / 'only.csv'}")
+    assert set(table["item_id"]) == {"NEW2", "NEW3"}
+    with pytest.raises(SystemExit) as stop:
+        main(["add-items", "--ckpt_path", str(checkpoint)])
+    assert stop.value.code == 2
+    assert "--items FILE" in capsys.readouterr().err
