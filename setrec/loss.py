@@ -19,7 +19,13 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor, trained: slice
+        ctx: Any,
+        queries: Tensor,
+        table: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        trained: slice,
+        log_share: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         needs_queries, needs_table = ctx.needs_input_grad[:2]
         n_rows, n_items = queries.shape[0], table.shape[0]
@@ -41,6 +47,8 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                 torch.mm(q[rows], items.T, out=logits)
                 if logits.dtype != exact:
                     soft.copy_(logits)
+                if log_share is not None:
+                    soft.sub_(log_share)
                 wanted = soft.gather(1, target[rows, None])  # (r, 1)
                 highest = soft.amax(dim=1, keepdim=True)  # (r, 1)
                 torch.softmax(soft, dim=1, out=soft)
@@ -63,12 +71,14 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             whole = torch.zeros_like(table, dtype=exact)  # (N, W)
             whole[:, trained] = d_table
             d_table = whole  # (N, W)
+        if log_share is not None:  # a target's own score is nobody's share
+            losses -= log_share[target]
         ctx.save_for_backward(d_queries, d_table)
         ctx.mark_non_differentiable(losses)
         return (losses * weight).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_queries, d_table = ctx.saved_tensors
         return (
             None if d_queries is None else d_queries * grad.to(d_queries.dtype),
@@ -76,11 +86,17 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def catalogue_cross_entropy(
-    queries: Tensor, table: Tensor, target: Tensor, weight: Tensor | None = None, trained: slice = slice(None)
+    queries: Tensor,
+    table: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    trained: slice = slice(None),
+    log_share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of every query against every item.
 
@@ -90,9 +106,10 @@ def catalogue_cross_entropy(
         target: (R,) int64, the right item's row in `table`.
         weight: (R,) float, factors of the rows in the sum; ones if None.
         trained: columns of `table` that get a gradient; the others are frozen vectors, and theirs would be thrown away.
+        log_share: (N,) float, taken from the logits in the softmax's sum, not from the target's score: see `Compared`.
 
     Returns the weighted sum, a scalar with gradients, and the losses of the rows, (R,) without, both at least float32.
     """
     if weight is None:
         weight = torch.ones(queries.shape[0], device=queries.device)  # (R,)
-    return _CatalogueCrossEntropy.apply(queries, table, target, weight, trained)
+    return _CatalogueCrossEntropy.apply(queries, table, target, weight, trained, log_share)

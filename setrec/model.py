@@ -18,8 +18,22 @@ from setrec.errors import ConfigError
 from setrec.grounding import Folded, Index, UserRow, fold, user_row
 from setrec.loss import catalogue_cross_entropy
 from setrec.memory import Memory
+from setrec.negatives import Compared, Negatives
 from setrec.schemas import Batch, mask_of
 from setrec.tokens import ItemTokens
+
+
+CODE_BLOCK = 1 << 16  # items encoded at a time for an index: the trunk's hidden layers are wider than what goes in
+
+
+class Columns(NamedTuple):
+    """The catalogue's side of the loss: C items, the whole catalogue or what is compared of it."""
+
+    cf: list[Tensor]  # n_cf of (C, E) float
+    codes: Tensor | None  # (C, H) float
+    text: Tensor | None  # (C, F) float: raw text vectors, where the model has a memory of them
+    target: Tensor  # (M,) int64: every prefix's right column
+    log_share: Tensor | None  # (C,) float, see `Compared`
 
 
 class Answers(NamedTuple):
@@ -52,6 +66,8 @@ class Recipe:
             `zero`, nothing, neither in histories nor in scores.
         objective: `slots`, one cross-entropy a slot, averaged; `score`, one over the slots' sum, which is what is ranked by.
         negatives: items in the softmax of the loss: `all`; `warm`, only those that can be a target in training.
+        sampled: how many of them to draw for a batch, besides its targets; None: all of them.
+        sampling: how they are drawn, see `Negatives`.
         cf_dropout: probability of hiding a history item's CF vectors in training.
         cf_score_dropout: probability of leaving the CF slots out of a prefix's score in training; with objective `score`.
         memory: add the history's own vectors, fading with age, to the answers; see memory.py.
@@ -64,6 +80,8 @@ class Recipe:
     missing_cf: Literal["as_is", "zero"] = "as_is"
     objective: Literal["slots", "score"] = "slots"
     negatives: Literal["all", "warm"] = "all"
+    sampled: int | None = None
+    sampling: Literal["uniform", "popularity"] = "uniform"
     cf_dropout: float = 0.0
     cf_score_dropout: float = 0.0
     memory: bool = False
@@ -88,6 +106,8 @@ class SETRec(nn.Module):
             raise ConfigError("--model.memory true needs --model.objective score: a memory is no slot of its own.")
         if recipe.cf_score_dropout and recipe.objective == "slots":
             raise ConfigError("--model.cf_score_dropout needs --model.objective score: slots have losses of their own.")
+        if recipe.sampled is not None and recipe.sampled < 1:
+            raise ConfigError(f"sampled is {recipe.sampled}: draw at least 1 item, or null for the whole catalogue.")
         if not backbone.built:
             backbone.build()
         self.backbone = backbone
@@ -96,16 +116,11 @@ class SETRec(nn.Module):
         matrices = zip(catalogue.cf[: self.n_cf], catalogue.present[: self.n_cf], strict=True)
         for c, (vectors, present) in enumerate(matrices):
             table = vectors if recipe.missing_cf == "as_is" else vectors * present[:, None]  # (N, E)
-            self.register_buffer(f"cf_{c}", table.clone(), persistent=False)
+            self.register_buffer(f"cf_{c}", table, persistent=False)
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
-        self.register_buffer("text", text.clone(), persistent=False)  # (N, F)
-        # the items in the loss's softmax, and where each item stands among them
-        negatives = torch.arange(catalogue.n_items) if recipe.negatives == "all" else catalogue.warm.nonzero().flatten()
-        self.negatives: Tensor
-        self.register_buffer("negatives", negatives, persistent=False)  # (n,)
-        self.place: Tensor
-        self.register_buffer("place", torch.searchsorted(negatives, torch.arange(catalogue.n_items)), persistent=False)
+        self.register_buffer("text", text, persistent=False)  # (N, F)
+        self.negatives = Negatives(catalogue.warm, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
         cf_widths = [table.shape[1] for table in self.cf]
         self.tokens = ItemTokens(
             cf_widths, self.text.shape[1], self.n_sem, backbone.width, recipe.bottleneck, list(recipe.trunk)
@@ -122,25 +137,32 @@ class SETRec(nn.Module):
 
     def codes(self) -> Tensor | None:
         """The trunk codes of the whole catalogue (N, H), made once a step; None without semantic slots."""
-        return self.tokens.encode(self.text) if self.n_sem else None  # (N, H)
+        if not self.n_sem:
+            return None
+        if torch.is_grad_enabled():
+            return self.tokens.encode(self.text)  # (N, H)
+        return torch.cat([self.tokens.encode(block) for block in self.text.split(CODE_BLOCK)])  # (N, H)
 
-    def forward(self, batch: Batch, codes: Tensor | None) -> Answers:
+    def forward(self, batch: Batch, codes: Tensor | None, distinct: Tensor | None = None) -> Answers:
         """Histories in, folded answers out.
 
         Args:
             batch: see `Batch`.
             codes: (N, H) from `codes()`.
+            distinct: (U, H), those of the batch's distinct items alone, in place of `codes`.
         """
-        folded, tokens = self.answer(batch, codes)
+        folded, tokens = self.answer(batch, codes, distinct)
         return Answers(self.remember(folded, batch), tokens)
 
-    def answer(self, batch: Batch, codes: Tensor | None) -> tuple[Folded, Tensor]:
+    def answer(self, batch: Batch, codes: Tensor | None, distinct: Tensor | None = None) -> tuple[Folded, Tensor]:
         """What the backbone answers, folded, and the tokens (U, K, D) that it read; before any memory is added."""
-        distinct = [table[batch.unique] for table in self.cf]  # n_cf of (U, E)
+        if distinct is None and codes is not None:
+            distinct = codes[batch.unique]  # (U, H)
+        cf = [table[batch.unique] for table in self.cf]  # n_cf of (U, E)
         if self.training and self.recipe.cf_dropout:
             keep = torch.rand(len(batch.unique), 1, device=batch.unique.device) >= self.recipe.cf_dropout  # (U, 1)
-            distinct = [vectors * keep for vectors in distinct]  # n_cf of (U, E)
-        tokens = self.tokens(distinct, codes[batch.unique] if codes is not None else None)  # (U, K, D)
+            cf = [vectors * keep for vectors in cf]  # n_cf of (U, E)
+        tokens = self.tokens(cf, distinct)  # (U, K, D)
         items = nn.functional.embedding(batch.position, tokens.flatten(1)).unflatten(-1, tokens.shape[1:])  # (B,L,K,D)
         real = mask_of(batch.history)  # (B, L)
         answers = self.backbone(items, real, batch.prefix, self.queries)  # (B, P, K, D)
@@ -162,53 +184,77 @@ class SETRec(nn.Module):
             batch: see `Batch`.
             each_slot: with objective `score`, take every slot's own loss too, for the log; it costs a little.
         """
-        codes = self.codes()  # (N, H)
-        answers = self.forward(batch, codes)
         target = batch.target.flatten()[batch.valid]  # (M,)
+        distinct, columns = self.encode(batch, self.negatives(target))  # (U, H)
+        answers = self.forward(batch, None, distinct)
         n_prefix = target.new_tensor(len(target), dtype=torch.float32)
         if self.recipe.objective == "slots":
-            ranking, slots = self.slot_losses(answers.folded, codes, self.place[target])
+            ranking, slots = self.slot_losses(answers.folded, columns)
         else:
-            ranking = self.score_loss(answers.folded, codes, self.place[target])
+            ranking = self.score_loss(answers.folded, columns)
             slots = torch.full((self.n_cf + self.n_sem,), torch.nan)  # (K,)
             if each_slot:
                 with torch.no_grad():
-                    slots = self.slot_losses(answers.folded, codes, self.place[target])[1]  # (K,)
+                    slots = self.slot_losses(answers.folded, columns)[1]  # (K,)
         reconstruction, n_reconstructed = n_prefix.new_zeros(()), n_prefix.new_zeros(())
-        if codes is not None:
+        if distinct is not None:
             error = self.tokens.reconstruct(answers.tokens) - self.text[batch.unique]  # (U, F)
             reconstruction = (error.square().mean(dim=1) * batch.weight).sum()
             n_reconstructed = batch.weight.sum()
         return LossSums(slots, ranking, reconstruction, n_prefix, n_reconstructed)
 
-    def slot_losses(self, folded: Folded, codes: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The paper's loss: every slot alone against the catalogue. target (M,): places among the negatives.
+    def encode(self, batch: Batch, compared: Compared) -> tuple[Tensor | None, Columns]:
+        """The trunk codes of the batch's distinct items, (U, H), and the columns of the loss, both from one pass.
+
+        With a sample of the catalogue only its items and the batch's go through the trunk.
+        """
+        items = compared.items
+        distinct, columns = None, None
+        if self.n_sem and self.recipe.sampled is not None and items is not None:
+            both = self.tokens.encode(self.text[torch.cat([batch.unique, items])])  # (U + C, H)
+            distinct, columns = both.split([len(batch.unique), len(items)])  # (U, H), (C, H)
+        elif self.n_sem:
+            codes = self.tokens.encode(self.text)  # (N, H)
+            distinct = codes[batch.unique]  # (U, H)
+            columns = codes if items is None else codes[items]  # (C, H)
+        cf = self.cf if items is None else [table[items] for table in self.cf]  # n_cf of (C, E)
+        text = None
+        if self.recipe.memory and self.n_sem:
+            text = self.text if items is None else self.text[items]  # (C, F)
+        return distinct, Columns(cf, columns, text, compared.target, compared.log_share)
+
+    def slot_losses(self, folded: Folded, columns: Columns) -> tuple[Tensor, Tensor]:
+        """The paper's loss: every slot alone against the catalogue.
 
         Returns the slots' mean summed over the prefixes, (), and each slot's sum, (K,).
         """
         sums, slots = [], []
-        for table, answer in zip(self.cf, folded.cf, strict=True):
-            total, each = catalogue_cross_entropy(answer, table[self.negatives], target)
+        for table, answer in zip(columns.cf, folded.cf, strict=True):
+            total, each = catalogue_cross_entropy(answer, table, columns.target, log_share=columns.log_share)
             sums.append(total)
             slots.append(each.sum())
-        if codes is not None and folded.sem is not None:
+        if columns.codes is not None and folded.sem is not None:
             rows = folded.sem.flatten(0, 1)  # (M * n_sem, H)
-            repeated = target.repeat_interleave(self.n_sem)  # (M * n_sem,)
-            total, each = catalogue_cross_entropy(rows, codes[self.negatives], repeated)
+            repeated = columns.target.repeat_interleave(self.n_sem)  # (M * n_sem,)
+            total, each = catalogue_cross_entropy(rows, columns.codes, repeated, log_share=columns.log_share)
             sums.append(total)
             slots += list(each.view(-1, self.n_sem).sum(dim=0))  # n_sem of ()
         return torch.stack(sums).sum() / (self.n_cf + self.n_sem), torch.stack(slots)
 
-    def score_loss(self, folded: Folded, codes: Tensor | None, target: Tensor) -> Tensor:
+    def score_loss(self, folded: Folded, columns: Columns) -> Tensor:
         """One softmax over the slots' sum, the score that is ranked by at beta = 1/2, summed over the prefixes, ()."""
-        user, index = user_row(folded), self.index_of(codes)
+        user = user_row(folded)
         cf = user.cf
         if self.training and self.recipe.cf_score_dropout:  # as for a cold item, the semantic slots must carry it alone
             cf = cf * (torch.rand(len(cf), 1, device=cf.device) >= self.recipe.cf_score_dropout)  # (M, sum(E))
-        rows = torch.cat([cf, user.sem], dim=1)  # (M, sum(E) + H)
-        table = torch.cat([index.cf, index.sem], dim=1)[self.negatives]  # (n, sum(E) + H)
-        trained = slice(user.cf.shape[1], user.cf.shape[1] + index.codes.shape[1])  # CF and text vectors are frozen
-        return catalogue_cross_entropy(rows, table, target, trained=trained)[0]
+        rows = torch.cat([cf, user.sem], dim=1)  # (M, sum(E) + H or + H + F)
+        tables = [*columns.cf, *(t for t in (columns.codes, columns.text) if t is not None)]
+        table = torch.cat([t.to(rows.dtype) for t in tables], dim=1)  # (C, sum(E) + H or + H + F)
+        first = user.cf.shape[1]
+        trained = slice(
+            first, first + (0 if columns.codes is None else columns.codes.shape[1])
+        )  # the others are frozen
+        return catalogue_cross_entropy(rows, table, columns.target, trained=trained, log_share=columns.log_share)[0]
 
     def index(self) -> Index:
         """The catalogue ready to be scored; valid until a weight changes."""

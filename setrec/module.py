@@ -38,6 +38,9 @@ class SETRecModule(RankingModule):
         objective: What the cross-entropy is over: slots, each slot alone, averaged (paper); score, the sum of all slots,
             which is what items are ranked by.
         negatives: Items in the softmax of the loss: all (paper); warm, without the cold ones, which can never be a target.
+        sampled: Items drawn for the softmax of every batch, besides its targets, with the logQ correction; null: the whole
+            catalogue (paper). For catalogues too large for that, see docs/scaling.md.
+        sampling: How they are drawn: uniform, or popularity, by the count in training to the power 0.75.
         cf_dropout: Probability of hiding the CF vectors of a history item in training, so that the semantic slots learn to
             stand alone, as they must for cold items (paper: 0).
         cf_score_dropout: Probability of ranking a prefix's target by the semantic slots alone in training, so that they can
@@ -65,6 +68,8 @@ class SETRecModule(RankingModule):
         missing_cf: Literal["as_is", "zero"] = "as_is",
         objective: Literal["slots", "score"] = "slots",
         negatives: Literal["all", "warm"] = "all",
+        sampled: int | None = None,
+        sampling: Literal["uniform", "popularity"] = "uniform",
         cf_dropout: float = 0.0,
         cf_score_dropout: float = 0.0,
         memory: bool = False,
@@ -77,6 +82,7 @@ class SETRecModule(RankingModule):
         arguments = {
             "backbone": backbone, "lr": lr, "n_sem": n_sem, "n_cf": n_cf, "alpha": alpha, "bottleneck": bottleneck,
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
+            "sampled": sampled, "sampling": sampling,
             "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout, "memory": memory,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
@@ -93,6 +99,8 @@ class SETRecModule(RankingModule):
             missing_cf=missing_cf,
             objective=objective,
             negatives=negatives,
+            sampled=sampled,
+            sampling=sampling,
             cf_dropout=cf_dropout,
             cf_score_dropout=cf_score_dropout,
             memory=memory,

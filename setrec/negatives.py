@@ -1,0 +1,106 @@
+"""What the softmax of the loss is over: the whole catalogue, its warm items, or a sample of either.
+
+The sampled softmax. With s_v the score of item v and T the targets of the batch, the sum over the catalogue
+
+    Z = sum over v of exp(s_v)   is estimated by   sum over v in T of exp(s_v) + sum over drawn v not in T of exp(s_v - log q_v)
+
+where q_v is how often v is expected to be drawn (the logQ correction of Bengio and Senecal, 2008). The targets are all there with
+certainty, so nothing is taken from them. The estimate of Z is unbiased whatever the batch, and exact when everything is drawn.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Compared(NamedTuple):
+    """The columns of a softmax."""
+
+    items: Tensor | None  # (C,) int64 item ids, an item may stand in several columns; None: every item, in order
+    target: Tensor  # (M,) int64: the column of every prefix's target
+    log_share: Tensor | None = (
+        None  # (C,) float32, to be taken from the logits; inf: the column counts nothing; None: zeros
+    )
+
+
+class Negatives(nn.Module):
+    """Chooses the columns of the loss's softmax.
+
+    Args:
+        warm: (N,) bool, which items can be a target in training.
+        count: (N,) int64, how often each was.
+        which: `all` items, or only those that can be a target.
+        sampled: how many to draw of them for a batch, besides its targets; None: take them all.
+        sampling: `uniform`, each with the same probability; `popularity`, in proportion to (count + 1)^0.75, but none more
+            than once in expectation.
+    """
+
+    def __init__(
+        self,
+        warm: Tensor,
+        count: Tensor,
+        which: Literal["all", "warm"] = "all",
+        sampled: int | None = None,
+        sampling: Literal["uniform", "popularity"] = "uniform",
+    ) -> None:
+        super().__init__()
+        n_items = len(warm)
+        self.n_items = n_items
+        self.every = which == "all" and sampled is None
+        allowed = torch.arange(n_items) if which == "all" else warm.nonzero().flatten()  # (n,)
+        self.n_drawn = None if sampled is None else min(sampled, len(allowed))
+        # data, not weights: made anew for the catalogue at hand
+        self.allowed: Tensor
+        self.register_buffer("allowed", allowed, persistent=False)  # (n,)
+        self.place: Tensor
+        self.register_buffer("place", torch.searchsorted(allowed, torch.arange(n_items)), persistent=False)  # (N,)
+        if self.n_drawn is not None:
+            weight = torch.ones(len(allowed)) if sampling == "uniform" else (count[allowed] + 1).float() ** 0.75  # (n,)
+            expected = expected_draws(weight.double(), self.n_drawn)  # (n,)
+            self.edges: Tensor
+            self.register_buffer("edges", expected.cumsum(0), persistent=False)  # (n,)
+            self.log_expected: Tensor
+            self.register_buffer("log_expected", expected.log().float(), persistent=False)  # (n,)
+
+    def forward(self, target: Tensor) -> Compared:
+        """target (M,) int64 item ids -> the columns; with sampling the targets first, then what was drawn."""
+        if self.every:
+            return Compared(None, target)
+        if self.n_drawn is None:
+            return Compared(self.allowed, self.place[target])
+        drawn = self.draw(target.device)  # (n_drawn,)
+        times = torch.zeros(self.n_items, device=target.device)  # (N,) how often an item is a target
+        times.index_add_(0, target, torch.ones(len(target), device=target.device))
+        items = self.allowed[drawn]  # (n_drawn,)
+        share = self.log_expected[drawn].masked_fill(
+            times[items] > 0, torch.inf
+        )  # (n_drawn,): targets stand there already
+        column = torch.arange(len(target), device=target.device)  # (M,)
+        return Compared(torch.cat([target, items]), column, torch.cat([times[target].log(), share]))
+
+    def draw(self, device: torch.device) -> Tensor:
+        """Places among the allowed items, (n_drawn,) int64; place v is expected exp(log_expected[v]) times.
+
+        The items' expected draws stand side by side on a line of length n_drawn, and one point falls on every unit of it.
+        """
+        assert self.n_drawn is not None
+        n = len(self.edges)
+        if self.n_drawn == n:
+            return torch.arange(n, device=device)  # (n,)
+        steps = torch.arange(self.n_drawn, device=device, dtype=torch.float64)  # (n_drawn,)
+        points = steps + torch.rand(self.n_drawn, device=device, dtype=torch.float64)  # (n_drawn,)
+        return torch.searchsorted(self.edges, points, right=True).clamp(max=n - 1)  # (n_drawn,)
+
+
+def expected_draws(weight: Tensor, n_drawn: int) -> Tensor:
+    """How often each item is drawn if n_drawn are: in proportion to its weight, but at most once. (n,) float64, both."""
+    if n_drawn >= len(weight):
+        return torch.ones_like(weight)
+    high, order = weight.sort(descending=True)  # (n,)
+    rest = high.flip(0).cumsum(0).flip(0)  # (n,) weight of this item and all lighter ones
+    left = n_drawn - torch.arange(len(weight), dtype=weight.dtype)  # (n,) draws left if all heavier ones take one each
+    full = int((high * left > rest).long().cumprod(0).sum())  # the heaviest take one each
+    expected = torch.ones_like(weight)  # (n,)
+    expected[order[full:]] = high[full:] * (n_drawn - full) / rest[full]
+    return expected
