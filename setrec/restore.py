@@ -57,7 +57,7 @@ class Trained(NamedTuple):
     arguments: dict[str, Any]  # of SETRecModule, in plain types
     weights: dict[str, Tensor]  # its state_dict
     origin: dict[str, Any]  # of the frozen base that the weights leave out; {} without one
-    skeleton: Path | None  # a folder with the backbone's sizes, where all its weights are among `weights`
+    sizes: dict[str, Any] | None  # of the backbone, where all its weights are among `weights`; see `Backbone.sizes`
     catalogue: Catalogue  # as in training
     items: pl.DataFrame  # its table: id, title, text, count, warm and what else was prepared
     max_history: int
@@ -107,7 +107,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         arguments=checkpoint["model"],
         weights=checkpoint["state_dict"],
         origin=checkpoint.get("backbone", {}),
-        skeleton=None,
+        sizes=None,
         catalogue=catalogue,
         items=pl.read_parquet(folder / ITEMS).drop("item_id"),
         max_history=arguments["max_history"],
@@ -159,6 +159,7 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> SETRe
         ConfigError: the weights do not fit the arguments, or the frozen base is another one.
     """
     backbone = instance_of(trained.arguments["backbone"], Backbone)
+    backbone.blueprint = trained.sizes
     module = _module(trained, backbone)
     module.model = module.make_model(catalogue)
     backbone.check_origin(trained.origin)

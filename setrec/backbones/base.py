@@ -26,6 +26,8 @@ class Backbone(nn.Module, ABC):
     reads_whole_row = False  # True: a history token sees later items too, so a row may hold one prefix only
     query_std: float  # scale of the backbone's own token embeddings; queries are drawn on that scale
 
+    blueprint: dict[str, Any] | None = None  # set before `build`: sizes to build, in place of what is found or drawn
+
     @property
     def built(self) -> bool:
         """Whether the layers are there. A model of a changed catalogue takes them over from the one before."""
@@ -51,6 +53,13 @@ class Backbone(nn.Module, ABC):
 
         Returns (B, P, K, D) float. At padding the content has no meaning.
         """
+
+    def sizes(self) -> dict[str, Any] | None:
+        """A blueprint of this backbone: with it `build` makes the same layers, for a checkpoint to fill, and looks for nothing.
+
+        In plain types. None where `build` needs nothing from elsewhere anyway, or where checkpoints leave weights out.
+        """
+        return None
 
     def origin(self) -> dict[str, Any]:
         """Where the weights come from that checkpoints leave out (a frozen base); {} when there are none.

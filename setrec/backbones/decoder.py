@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
@@ -137,7 +138,10 @@ class DecoderBackbone(Backbone):
     # ------------------------------------------------------------------------------------------------------- the layers
     def build(self) -> None:
         """Make the layers; see `Backbone.build`."""
-        base, instruction, response = self._pretrained_parts() if self.pretrained else self._random_parts()
+        if self.blueprint is not None:
+            base, instruction, response = self._copy(self.blueprint)
+        else:
+            base, instruction, response = self._pretrained_parts() if self.pretrained else self._random_parts()
         self.width = base.config.hidden_size
         self.n_text, self.n_announce = len(instruction), len(response)  # n_text, R
         self.prompt = nn.Parameter(torch.cat([instruction, response]))  # (n_text + R, D)
@@ -160,6 +164,24 @@ class DecoderBackbone(Backbone):
         if self._origin:  # a random base can't be found again: it stays in the checkpoint
             leave_frozen_out(self, base)
         self.train()  # from_pretrained returns eval(), and Lightning would keep it
+
+    def sizes(self) -> dict[str, Any] | None:
+        """What a pretrained model measures that was trained as a whole; see `Backbone.sizes`."""
+        if self.pretrained is None or self.lora:
+            return None
+        return {"config": self.base.config.to_dict(), "n_text": self.n_text, "n_announce": self.n_announce}
+
+    def _copy(self, sizes: dict[str, Any]) -> tuple[PreTrainedModel, Tensor, Tensor]:
+        """Layers and texts (n_text, D) and (R, D) of these sizes, the weights without meaning yet."""
+        blank = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        config = CONFIG_MAPPING[sizes["config"]["model_type"]].from_dict(sizes["config"] | blank)
+        config.use_cache = False
+        base: PreTrainedModel = AutoModel.from_config(
+            config, attn_implementation=self.attention, dtype=getattr(torch, self.dtype)
+        )
+        self.query_std = 1.0
+        texts = [torch.zeros(n, config.hidden_size) for n in (sizes["n_text"], sizes["n_announce"])]
+        return base, texts[0], texts[1]  # (n_text, D), (R, D)
 
     def _random_parts(self) -> tuple[PreTrainedModel, Tensor, Tensor]:
         """Random weights of the named shape, and random texts (n_prompt, D) and (n_response, D)."""

@@ -4,7 +4,7 @@ The blocks are transformers' own; this module hands them masks and position bias
 superfluous: a decoder whose queries see only themselves needs no self-attention (softmax over one key is 1).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +96,12 @@ class T5Backbone(Backbone):
 
     def build(self) -> None:
         """Make the layers; see `Backbone.build`."""
-        model, prompt = self._load() if self.pretrained else self._draw()
+        if self.blueprint is not None:
+            model, prompt = self._copy(self.blueprint)
+        else:
+            model, prompt = self._load() if self.pretrained else self._draw()
         config = model.config
+        self._sizes = {"config": config.to_dict(), "n_text": len(prompt)} if self.pretrained else None
         self.width = config.d_model
         self.prompt = nn.Parameter(prompt)  # (n_text, D)
         self.encoder = model.encoder.block
@@ -121,6 +125,16 @@ class T5Backbone(Backbone):
             self.recency = nn.Embedding(self.max_recency + 1, config.num_heads)
             nn.init.zeros_(self.recency.weight)
         self.train()  # from_pretrained returns eval(), and Lightning would keep it
+
+    def sizes(self) -> dict[str, Any] | None:
+        """What a pretrained T5 measures; see `Backbone.sizes`."""
+        return self._sizes
+
+    def _copy(self, sizes: dict[str, Any]) -> tuple[T5Model, Tensor]:
+        """Layers and a prompt (n_text, D) of these sizes, the weights without meaning yet."""
+        config = T5Config.from_dict(sizes["config"] | {"vocab_size": 2})
+        config._attn_implementation = "sdpa"
+        return T5Model(config), torch.zeros(sizes["n_text"], config.d_model)  # (n_text, D)
 
     def _draw(self) -> tuple[T5Model, Tensor]:
         """Random weights of the named shape, and a random prompt (n_prompt, D)."""
