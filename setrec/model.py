@@ -22,7 +22,6 @@ from setrec.negatives import Compared, Negatives
 from setrec.schemas import Batch, mask_of
 from setrec.tokens import ItemTokens
 
-
 CODE_BLOCK = 1 << 16  # items encoded at a time for an index: the trunk's hidden layers are wider than what goes in
 
 

@@ -56,9 +56,9 @@ def test_the_softmaxs_sum_is_estimated_without_bias(sampling: str) -> None:
     for _ in range(4000):
         compared = negatives(target)
         assert compared.items is not None
-        losses = catalogue_cross_entropy(
-            queries, table[compared.items], compared.target, log_share=compared.log_share
-        )[1]
+        losses = catalogue_cross_entropy(queries, table[compared.items], compared.target, log_share=compared.log_share)[
+            1
+        ]
         estimates.append((losses + scores[range(m), target]).exp())
     drawn = torch.stack(estimates)  # (4000, m)
     error = drawn.std(0) / 4000**0.5
