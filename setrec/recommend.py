@@ -32,7 +32,9 @@ from setrec.answers import (
 from setrec.errors import ConfigError, DataError
 from setrec.explain import Why
 from setrec.hparams import spec
+from setrec.hub import HubModel, summary
 from setrec.newitems import VECTOR, ItemEncoder, described, given_vectors
+from setrec.published import is_published, read_published
 from setrec.restore import Trained, build, instance_of, read_trained, rebuild
 from setrec.text import TextVectors
 from setrec.versions import (
@@ -59,8 +61,11 @@ class Item(NamedTuple):
     warm: bool
 
 
-class Recommender:
-    """A trained SETRec with its catalogue. Make one with `load`."""
+class Recommender(HubModel):
+    """A trained SETRec with its catalogue. Make one with `load`, or `from_pretrained` for one on the Hugging Face hub.
+
+    `save_pretrained(folder)` and `push_to_hub(name)` hand it on; see hub.py.
+    """
 
     def __init__(self, trained: Trained, state: State) -> None:
         self._trained = trained
@@ -73,7 +78,7 @@ class Recommender:
         """A model from the disk.
 
         Args:
-            path: a checkpoint of fit, or a version of its catalogue that `save` wrote.
+            path: a checkpoint of fit, a version of its catalogue that `save` wrote, or a published folder.
             device: where it computes: cpu, cuda, cuda:1.
             data: the folder of prepared data, where it is not where the checkpoint says.
 
@@ -87,7 +92,7 @@ class Recommender:
         version = read_version(path) if (path / VERSION).is_file() else None
         model = path if version is None else version.model
         folder = Path(data) if data is not None else version.data if version is not None else None
-        trained = read_trained(model, folder)
+        trained = read_published(model) if is_published(model) else read_trained(model, folder)
         catalogue = trained.catalogue if version is None else versioned(trained.catalogue, version, path)
         module = build(trained, catalogue, torch.device(device))
         changes = NONE if version is None else version.changes
@@ -300,14 +305,3 @@ class Recommender:
             "path": str(trained.path),
             "results": summary(trained.results),
         }
-
-
-def summary(results: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The few figures of results.json that a page shows: recall@10 and ndcg@10 of every group."""
-    if results is None:
-        return None
-    figures = {
-        group: {name: row[name] for name in ("recall@10", "ndcg@10")} for group, row in results["metrics"].items()
-    }
-    protocol = results["protocol"]
-    return {"filter_seen": protocol["filter_seen"], "date": protocol["date"], "metrics": figures}
