@@ -221,9 +221,10 @@ def main(args: Sequence[str] | None = None) -> None:
         elif words[:1] == ["add-items"]:
             auto_cli(add_items, args=words[1:], as_positional=False)
         elif words[:1] == ["ablate"]:
-            from setrec.ablate import from_words  # only here: it needs this module
+            from setrec.ablate import ablate  # only here: it needs this module
 
-            from_words(words[1:])
+            cut = words.index("--") if "--" in words else len(words)
+            auto_cli(ablate, args=[*words[1:cut], f"--fit={json.dumps(words[cut + 1 :])}"], as_positional=False)
         elif words[:1] == ["report"]:
             from setrec.report import report  # only here: scipy.stats takes a second to import
 
