@@ -31,6 +31,7 @@ from setrec.errors import ConfigError, SETRecError
 from setrec.merge import merge
 from setrec.module import SETRecModule
 from setrec.predictfile import predict_file
+from setrec.publish import publish
 from setrec.ranking import RankingModule
 from setrec.restore import read_checkpoint
 from setrec.serve import serve
@@ -220,11 +221,12 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_cli(predict_file, args=with_value(words[1:], "--explain"), as_positional=False)
         elif words[:1] == ["add-items"]:
             auto_cli(add_items, args=words[1:], as_positional=False)
+        elif words[:1] == ["publish"]:
+            auto_cli(publish, args=words[1:], as_positional=False)
         elif words[:1] == ["ablate"]:
-            from setrec.ablate import ablate  # only here: it needs this module
+            from setrec.ablate import from_words  # only here: it needs this module
 
-            cut = words.index("--") if "--" in words else len(words)
-            auto_cli(ablate, args=[*words[1:cut], f"--fit={json.dumps(words[cut + 1 :])}"], as_positional=False)
+            from_words(words[1:])
         elif words[:1] == ["report"]:
             from setrec.report import report  # only here: scipy.stats takes a second to import
 
