@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
 from setrec.cli import run
 from tests.test_cli import command, model
@@ -68,6 +69,10 @@ def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], t
         else:
             launch(words, processes, folder)
         found.append(json.loads((folder / "lightning_logs/version_0/results.json").read_text()))
+    for name in ("per_user", "hits"):  # every user's figures, written once, by one process
+        one, *others = (pl.read_parquet(tmp_path / f"{n}/lightning_logs/version_0/{name}.parquet") for n in (1, 2, 3))
+        for other in others:
+            assert_frame_equal(one, other, abs_tol=1e-6)
     for other in found[1:]:
         assert other["protocol"]["users"] == found[0]["protocol"]["users"]  # every user once
         for part in ("metrics", "baselines"):

@@ -1,7 +1,8 @@
 """The runs of a report: found, read, and checked to have answered the same questions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -17,6 +18,8 @@ from setrec.schemas import GROUPS
 
 SAME = ("split", "users", "candidates", "cutoffs", "history", "target", "cold", "ties", "mean")  # of the protocol
 FREE = {"seed", "root", "raw", "name", "num_workers", "pin_memory", "eval_batch_size", "top_k"}  # change no method
+USER_COLUMNS = ("user_id", "method", "filter_seen", "group", "history")
+HIT_COLUMNS = ("user_id", "item_id", "count", "decile", "method", "filter_seen")
 Key = tuple[bool, str]  # filter_seen, group
 
 
@@ -133,21 +136,17 @@ def read(path: Path, metrics: list[str], k: int) -> One:
         ConfigError: a metric that was not written.
     """
     per_user, hits_file = beside_results(path)
-    try:
+    with readable(path):
         results = json.loads(path.read_text())
         protocol = results["protocol"]
-        users, targets = pl.read_parquet(per_user), pl.read_parquet(hits_file)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{Path(error.filename or per_user)} is missing beside {path.name}: run test or validate on the checkpoint again, "
-            "which writes every user's figures."
-        ) from None
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} or a file beside it is damaged ({str(error).splitlines()[0]}): test again.") from None
-    unknown = [metric for metric in (*metrics, f"hit@{k}") if metric not in (*users.columns, *targets.columns)]
+        there = [*pl.read_parquet_schema(per_user), *pl.read_parquet_schema(hits_file)]
+    unknown = [metric for metric in (*metrics, f"hit@{k}") if metric not in there]
     if unknown:
-        known = ", ".join(column for column in users.columns if "@" in column)
-        raise ConfigError(f"{per_user} holds no {unknown[0]}; take some of {known}.")
+        known = ", ".join(column for column in there if "@" in column)
+        raise ConfigError(f"{per_user} and {hits_file.name} hold no {unknown[0]}, but {known}: choose among those.")
+    with readable(path):
+        users = pl.read_parquet(per_user, columns=[*USER_COLUMNS, *metrics])
+        targets = pl.read_parquet(hits_file, columns=[*HIT_COLUMNS, f"hit@{k}"])
     users, targets = users.sort("user_id"), targets.sort("user_id", "item_id")
     values: dict[str, dict[Key, np.ndarray]] = {}
     for (method, filtered, group), rows in users.partition_by(
@@ -176,6 +175,21 @@ def read(path: Path, metrics: list[str], k: int) -> One:
             for group in GROUPS:
                 of.setdefault((filtered, group), np.zeros((0, len(metrics))))
     return One(path, protocol, flat(results.get("options", {})), questions, values, hits)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say in one sentence what can't be read of the results at `path` and the files beside it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = Path(error.filename) if error.filename else beside_results(path)[0]
+        raise DataError(
+            f"{missing} is missing beside {path.name}: run test or validate on the checkpoint again, which writes every "
+            "user's figures."
+        ) from None
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path} or a file beside it is damaged ({str(error).splitlines()[0]}): test again.") from None
 
 
 def check_means(path: Path, results: dict[str, Any], values: np.ndarray, metrics: list[str]) -> None:
