@@ -35,7 +35,7 @@ def write_run(folder: Path, seed: int, ndcg: list[float], hits: list[float], **c
     for filtered in (True, False):
         for method, values in (("model", ndcg), ("popularity", change.get("popularity", POPULARITY))):
             for group in ("all", "warm", "cold"):
-                who = [u for u in range(len(users)) if group != "cold" or u in (0, 6)]
+                who = [u for u in range(len(users)) if group != "cold" or u in change.get("cold", (0, 6))]
                 for u in reversed(who):  # the order of rows must not matter
                     row: dict[str, Any] = {
                         "user_id": users[u],
@@ -245,6 +245,19 @@ def test_a_baseline_that_gives_other_figures_has_a_row_of_its_own(tmp_path: Path
     assert (
         only(made["figures"], method="popularity [b]", filter_seen=True, group="all", metric="ndcg@10")["mean"] == 0.3
     )
+
+
+def test_a_group_that_nobody_has_a_target_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", 0, *SEEDS["best"][0], cold=(), protocol={"users": {"all": 8, "warm": 8, "cold": 0}})
+    path = report(
+        {"only": str(tmp_path / "a")}, str(tmp_path / "out"), filter_seen=False, resamples=200, permutations=200
+    )
+    made = json.loads(path.read_text())
+    assert {row["group"] for row in made["figures"]} == {row["group"] for row in made["tests"]} == {"all", "warm"}
+    half = np.mean(SEEDS["best"][0][0]) / 2 - np.mean(POPULARITY) / 2  # not masked
+    assert only(made["tests"], group="all")["difference"] == pytest.approx(half)
+    assert (tmp_path / "out/report.png").exists()
+    assert "0 users cold" in capsys.readouterr().out
 
 
 def test_files_that_are_missing_or_of_another_run(tmp_path: Path) -> None:
