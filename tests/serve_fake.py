@@ -1,11 +1,16 @@
 """A Recommender without a model, for the tests of the server around it: a checkpoint is a small JSON file."""
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
 
 from setrec.errors import DataError
 from setrec.explain import Why
@@ -107,3 +112,18 @@ class FakeRecommender:
             "name": "fake", "n_items": len(self.titles), "warm": n_warm, "cold": len(self.titles) - n_warm,
             "slots": {"cf": 1, "sem": 2}, "beta": 0.5,
         }  # fmt: skip
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """An application on a port of this machine, in a thread; gives its address, without a slash at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
+        address = f"http://127.0.0.1:{port.getsockname()[1]}"
+        thread.start()
+        try:
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join()

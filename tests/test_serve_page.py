@@ -5,21 +5,18 @@ Needs Debian's `chromium` (or Chrome) on the path, or its file named by SETREC_C
 
 import os
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import uvicorn
 from playwright import sync_api
 
 from setrec.serve.app import create_app
 from setrec.serve.journal import Journal
 from setrec.serve.models import Models
-from tests.serve_fake import FakeRecommender, write_checkpoint
+from tests.serve_fake import FakeRecommender, listening, write_checkpoint
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("SETREC_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -31,7 +28,6 @@ NASTY = "<img src=x onerror=\"window.hacked=1\"></script><script>window.hacked=1
 class Live(NamedTuple):
     """A server in a thread, and a page that shows it."""
 
-    url: str
     models: Models
     page: Any
     asked: list[str]  # every address that the page asked for
@@ -58,24 +54,18 @@ def browser() -> Iterator[Any]:
 def live(browser: Any, tmp_path: Path) -> Iterator[Live]:
     path = write_checkpoint(tmp_path / "model.ckpt", n_items=40)
     models = Models(path, FakeRecommender.load, Journal(tmp_path / "items.jsonl"), tmp_path)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(models), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
     page = browser.new_page(viewport={"width": 1180, "height": 900})
     asked: list[str] = []
     faults: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    page.goto(url)
-    live = Live(url, models, page, asked, faults)
-    live.settled(10)
-    yield live
-    page.close()
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(models)) as url:
+        page.goto(f"{url}/")
+        live = Live(models, page, asked, faults)
+        live.settled(10)
+        yield live
+        page.close()
 
 
 def test_search_add_recommend_and_move_beta(live: Live) -> None:

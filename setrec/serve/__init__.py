@@ -51,6 +51,8 @@ def serve(
     ):  # fmt: skip
         if not value >= least:
             raise ConfigError(f"--{option} is {value}; it must be {least} or more.")
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--port is {port}; it must be between 0 and 65535.")
     try:
         from setrec.serve.server import run_server
     except ModuleNotFoundError as error:

@@ -1,0 +1,63 @@
+"""The OpenAPI document against the server: whatever it allows, and much that it doesn't, is answered as it says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from setrec.serve.app import create_app
+from setrec.serve.journal import Journal
+from setrec.serve.models import Models
+from tests.serve_fake import FakeRecommender, listening, write_checkpoint
+
+TOKEN = "s3cret"
+OPERATIONS = [
+    ("POST", "/recommend"), ("GET", "/items"), ("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload"),
+    ("GET", "/model"), ("GET", "/health"), ("GET", "/metrics"),
+]  # fmt: skip
+GUARDED = {("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload")}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("served")
+    path: Path = write_checkpoint(folder / "model.ckpt")
+    models = Models(path, FakeRecommender.load, Journal(folder / "items.jsonl"), folder)
+    with listening(create_app(models, TOKEN, max_wait=0.0)) as url:
+        yield schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+def test_every_operation_is_tried(document: Any) -> None:
+    found = [(one.ok().method.upper(), one.ok().path) for one in document.get_all_operations()]
+    assert sorted(found) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_the_server_keeps_to_its_document(document: Any, method: str, path: str, mode: GenerationMode) -> None:
+    """All checks of schemathesis, with what the document allows and with what it doesn't: no 5xx, no status or body that it
+    doesn't name, bad data refused, no call with the lock on let in without the token."""
+    operation = document[path][method]
+    if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
+        return  # nothing can be wrong with it
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def check(case: Case) -> None:
+        answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
+        if (
+            answer.text == "Invalid HTTP request received."
+        ):  # the HTTP parser's own word, to an address of 64 KiB and more
+            assert answer.status_code == 400
+            return
+        # excluded: data of the right form may still name what isn't there
+        case.validate_response(answer, excluded_checks=[positive_data_acceptance])
+        if (method, path) in GUARDED:
+            assert case.call().status_code in (400, 401, 422)
+
+    check()
