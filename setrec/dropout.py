@@ -26,20 +26,24 @@ class _Drop(torch.autograd.Function):
         return torch.where(keep, grad, 0).mul_(ctx.scale), None
 
 
-class Dropout(nn.Dropout):
-    """As nn.Dropout. On a CPU it draws four decisions from one 64-bit random number, torch's own way one from each.
+def drop(x: Tensor, p: float) -> Tensor:
+    """x with each number set to 0 with probability p, the rest scaled up. Any shape, any float; returns the same.
 
-    Drawn from torch's generator, so that seeding works as ever; p is rounded to a multiple of 1/65,536.
+    On a CPU it draws four decisions from one 64-bit random number, torch's own way one from each. Drawn from torch's
+    generator, so that seeding works as ever; p is rounded to a multiple of 1/65,536.
     """
+    level = round(p * _LEVELS)
+    if x.device.type != "cpu" or level == _LEVELS:
+        return nn.functional.dropout(x, p)
+    return _Drop.apply(x, level) if level else x
+
+
+class Dropout(nn.Dropout):
+    """As nn.Dropout, by `drop`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, any float; returns the same."""
-        level = round(self.p * _LEVELS)
-        if not self.training or not level:
-            return x
-        if x.device.type != "cpu" or level == _LEVELS:
-            return super().forward(x)
-        return _Drop.apply(x, level)
+        return drop(x, self.p) if self.training else x
 
 
 def replace_dropout(module: nn.Module) -> None:

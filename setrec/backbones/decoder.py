@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from setrec.backbones.attention import NAME as ATTENTION
 from setrec.backbones.base import Backbone
 from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_frozen_out
 from setrec.errors import ConfigError
@@ -65,7 +66,8 @@ class DecoderBackbone(Backbone):
             the other slots of its own item as well. `causal`: it sees everything before it, as the model was trained to; an
             item's slots are then no set any more.
         isolate_queries: True: a query never sees another query (the paper). False: the K queries of a prefix see each other.
-        attention: How attention is computed; both read the same mask and agree. eager holds every weight in memory.
+        attention: How attention is computed; both read the same mask and agree. sdpa: torch's fused kernel, on a CPU two
+            matrix products; eager holds every weight in memory.
         dtype: Precision of the model's weights. bfloat16 suits a frozen base; to train all of it, keep float32 and set
             --trainer.precision bf16-mixed.
         lora: Train low-rank adapters and freeze the model (the paper's way for Qwen); None: train all of it.
@@ -159,6 +161,8 @@ class DecoderBackbone(Backbone):
             }
         if self.lora:
             inject(base, self.lora)
+        if self.attention == "sdpa":
+            base.config._attn_implementation = ATTENTION
         self.base = base
         self.drop = nn.Dropout(self.token_dropout)
         if self._origin:  # a random base can't be found again: it stays in the checkpoint

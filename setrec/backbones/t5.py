@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, T5Config, T5Model
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerSelfAttention
 
+from setrec.backbones.attention import NAME as ATTENTION
 from setrec.backbones.base import Backbone
 from setrec.dropout import Dropout, replace_dropout
 from setrec.errors import ConfigError
@@ -121,6 +122,7 @@ class T5Backbone(Backbone):
         for module in self.modules():
             if isinstance(module, T5Attention):
                 module.dropout = self.attention_dropout
+                module.config._attn_implementation = ATTENTION
         if self.recency_bias:
             self.recency = nn.Embedding(self.max_recency + 1, config.num_heads)
             nn.init.zeros_(self.recency.weight)

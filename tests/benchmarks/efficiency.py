@@ -1,0 +1,274 @@
+"""The project's way against the naive way (naive.py), in one process, on the same weights.
+
+    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/efficiency.py --shape tiny|small|qwen_tiny --json FILE
+
+Checks that losses, gradients and scores agree, then measures both in turn: training prefixes a second, test users a second
+over all betas, and peak memory. The naive way trains in float32, 128 prefixes a step; the project's as its configurations
+do, 512 prefixes a step, in bfloat16 (toys_t5_tiny.yaml) and in float32. Dropout 0.1, off in attention, for both.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import naive
+import numpy as np
+import torch
+from measure import clock, peak, reset_peak, resident, write_json
+from torch import Tensor
+from tqdm import tqdm
+from world import N_TOYS, TEST_LENGTH, made_up_catalogue, made_up_rows
+
+from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
+from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
+from setrec.data.catalogue import Catalogue, Ragged
+from setrec.metrics import RankingMetrics, mask_seen, top_groups
+from setrec.model import Recipe, SETRec
+from setrec.module import BETAS, SETRecModule
+from setrec.ranking import CUTOFFS
+from setrec.schemas import Batch
+
+ALPHA, HISTORY, BATCH, EVAL_BATCH = 0.7, 50, 512, 128
+NAIVE_STEPS = {"tiny": 6, "small": 2, "qwen_tiny": 4}
+NAIVE_USERS = {"tiny": 24, "small": 6, "qwen_tiny": 16}
+OWN_STEPS = {"tiny": 12, "small": 4, "qwen_tiny": 10}
+OWN_USERS = {"tiny": 2048, "small": 512, "qwen_tiny": 2048}
+
+
+def backbone(shape: str) -> Backbone:
+    if shape == "qwen_tiny":
+        return DecoderBackbone(family="qwen2", shape="tiny", token_dropout=0.1)
+    return T5Backbone(shape=shape, attention_dropout=0.0)  # type: ignore[arg-type]
+
+
+def own_loss(model: SETRec, batch: Batch, bf16: bool = False) -> Tensor:
+    """The loss of SETRecModule.training_step on one process."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        sums = model.losses(batch)
+    return sums.ranking / sums.n_prefix + ALPHA * sums.reconstruction / sums.n_reconstructed.clamp(min=1e-6)
+
+
+def own_batches(train: Ragged) -> Iterator[Batch]:
+    """Batches as in training; an even choice of one epoch's, so that a few steps see every length."""
+    rows = TrainRows(train, HISTORY)
+    plan = TrainPlan(rows.prefixes, rows.history, BATCH, seed=0).batches()
+    return cycle(rows[plan[i]] for i in np.random.default_rng(0).permutation(len(plan)))
+
+
+class Trainer:
+    """Optimiser steps of one way, with the time they took."""
+
+    def __init__(self, model: SETRec, batches: Iterator[Batch], loss: Any, cpu: bool) -> None:
+        self.model, self.batches, self.loss, self.now = model, batches, loss, clock(cpu)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+        self.prefixes, self.seconds = 0, 0.0
+
+    def step(self, timed: bool = True) -> None:
+        batch = next(self.batches)
+        start = self.now()
+        self.optimizer.zero_grad()
+        self.loss(self.model, batch).backward()
+        self.optimizer.step()
+        if timed:
+            self.seconds += self.now() - start
+            self.prefixes += len(batch.valid)
+
+    @property
+    def rate(self) -> float:
+        """Prefixes a second."""
+        return self.prefixes / self.seconds
+
+
+def peak_of_training(model: SETRec, batches: Iterator[Batch], loss: Any, steps: int, base: int) -> int:
+    """Bytes that some steps need at their peak, weights, optimiser and catalogue included, the libraries not."""
+    model.zero_grad()
+    reset_peak()
+    trainer = Trainer(model, batches, loss, cpu=False)
+    for _ in range(steps):
+        trainer.step()
+    return peak() - base
+
+
+# -------------------------------------------------------------------------------------------------------- agreement
+def loss_differences(model: SETRec, train: Ragged) -> tuple[float, float]:
+    """Largest difference of the loss, and of a gradient relative to its largest entry, on the prefixes of some users."""
+    packed, single = TrainRows(train, HISTORY), TrainRows(train, HISTORY, prefix_parallel=False)
+    ends = np.cumsum(packed.prefixes)
+    losses, gradients = [], []
+    for first in (0, 40, 80):
+        users = np.arange(first, first + 12)
+        rows = np.concatenate([np.arange(ends[u] - packed.prefixes[u], ends[u]) for u in users])
+        found = []
+        for value in (own_loss(model, packed[users]), naive.loss(model, single[rows], ALPHA)):
+            model.zero_grad()
+            value.backward()
+            found.append((value.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        (one, own), (two, plain) = found
+        losses.append(abs(one - two))
+        largest = max(float(g.abs().max()) for g in plain.values())
+        gradients += [float((own[n] - plain[n]).abs().max()) / largest for n in own]
+    model.zero_grad()
+    return max(losses), max(gradients)
+
+
+@torch.no_grad()
+def score_differences(model: SETRec, module: SETRecModule, rows: EvalRows, users: np.ndarray) -> tuple[float, float]:
+    """Largest difference of a score under any beta, less what is the same for all items of a user; and the scores' spread."""
+    catalogue, worst, spread = naive.expanded(model), 0.0, 0.0
+    together = rows[users]
+    for beta, own in zip(BETAS, module.score_variants(together, BETAS), strict=True):
+        for place, user in enumerate(users):
+            plain = naive.scores(model, catalogue, rows[np.array([user])], beta)  # (N,)
+            difference = own[place] - plain  # (N,)
+            worst = max(worst, float((difference - difference.mean()).abs().max()))
+            spread = max(spread, float(plain.std()))
+    return worst, spread
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+@torch.no_grad()
+def naive_evaluation(model: SETRec, warm: Tensor, rows: EvalRows, users: np.ndarray, cpu: bool) -> float:
+    """Users a second over all betas. The trunk's codes are kept; what they expand to is made anew for every user."""
+    codes, now = model.codes(), clock(cpu)  # (N, H)
+    start = now()
+    for beta in tqdm(BETAS, desc="naive evaluation", unit="beta"):
+        metrics = RankingMetrics((beta,), CUTOFFS)
+        for user in users:
+            batch = rows[np.array([user])]
+            catalogue = model.tokens(model.cf, codes).transpose(0, 1).contiguous()  # (K, N, D)
+            scores = mask_seen(naive.scores(model, catalogue, batch, beta)[None], batch.seen)  # (1, N)
+            metrics.update(batch.user, top_groups(scores, warm, max(CUTOFFS))[None], batch.target, warm)
+        metrics.compute()
+    return len(users) / (now() - start)
+
+
+@torch.no_grad()
+def own_evaluation(module: SETRecModule, rows: EvalRows, users: np.ndarray, cpu: bool) -> float:
+    """Users a second over all betas, in the batches of the data module; the index is made within the time."""
+    now = clock(cpu)
+    metrics = RankingMetrics(BETAS, CUTOFFS)
+    start = now()
+    module.refresh()
+    for some in tqdm(EvalPlan(users, rows.shown[users], EVAL_BATCH).batches(), desc="evaluation", unit="batch"):
+        batch = rows[some]
+        ranked = [module.rank(scores, batch, filter_seen=True) for scores in module.score_variants(batch, BETAS)]
+        metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
+    metrics.compute()
+    return len(users) / (now() - start)
+
+
+def even_choice(lengths: np.ndarray, n: int) -> np.ndarray:
+    """n users at even steps from the shortest to the longest history."""
+    order = np.argsort(lengths, kind="stable")
+    return np.sort(order[((np.arange(n) + 0.5) * len(order) / n).astype(np.int64)])
+
+
+def module_of(model: SETRec, catalogue: Catalogue) -> SETRecModule:
+    """The LightningModule around a model, ready to evaluate without a trainer."""
+    module = SETRecModule(backbone=model.backbone)
+    module.model, module.warm = model, catalogue.warm
+    return module.eval()
+
+
+def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) -> dict[str, Any]:
+    """All figures of one shape."""
+    base = resident()
+    catalogue = made_up_catalogue(n_items)
+    train, history = made_up_rows(4000, n_items), made_up_rows(4000, n_items, TEST_LENGTH, seed=1)
+    targets = made_up_rows(4000, n_items, (0.0, 0.5), seed=2)
+    torch.manual_seed(seed)
+    model = SETRec(catalogue, backbone(shape), Recipe()).eval()
+    model_sampled = SETRec(catalogue, model.backbone, Recipe(sampled=sampled))
+    model_sampled.tokens, model_sampled.queries = model.tokens, model.queries  # one set of weights
+    module = module_of(model, catalogue)
+    module.refresh()
+    rows = EvalRows(history, targets, HISTORY)
+
+    print(f"{shape}: {n_items} items, {train.lengths.mean():.1f} training and {history.lengths.mean():.1f} test items a user")
+    max_loss, max_gradient = loss_differences(model, train)
+    max_score, spread = score_differences(model, module, rows, even_choice(rows.shown, 4))
+    print(f"loss differs by {max_loss:.1e}, gradients by {max_gradient:.1e} of the largest, scores by {max_score:.1e}")
+    if max_loss > 1e-3 or max_gradient > 1e-3 or max_score > 1e-3 * spread:
+        raise SystemExit("the two ways disagree: the comparison means nothing")
+
+    model.train()
+    model_sampled.train()
+
+    def plain(m: SETRec, b: Batch) -> Tensor:
+        return naive.loss(m, b, ALPHA)
+
+    def fast(m: SETRec, b: Batch) -> Tensor:
+        return own_loss(m, b, bf16=True)
+
+    ways = {
+        "naive": Trainer(model, naive.batches(train, HISTORY, seed), plain, cpu),
+        "own_float32": Trainer(model, own_batches(train), own_loss, cpu),
+        "own_bf16": Trainer(model, own_batches(train), fast, cpu),
+        "sampled_float32": Trainer(model_sampled, own_batches(train), own_loss, cpu),
+        "sampled_bf16": Trainer(model_sampled, own_batches(train), fast, cpu),
+    }
+    for way in tqdm(ways.values(), desc="warm-up", unit="step"):
+        way.step(timed=False)
+    rounds = NAIVE_STEPS[shape]
+    for _ in tqdm(range(rounds), desc="training, in turn", unit="round"):  # in turn: a busy machine slows all
+        for name, way in ways.items():
+            for _ in range(1 if name == "naive" else max(1, OWN_STEPS[shape] // rounds)):
+                way.step()
+
+    rates = {name: way.rate for name, way in ways.items()}
+    del ways
+    memory = {}
+    losses = {"own_float32": own_loss, "own_bf16": fast, "naive": plain}
+    for name, loss in tqdm(losses.items(), desc="memory", unit="way"):
+        batches = naive.batches(train, HISTORY, seed) if name == "naive" else own_batches(train)
+        memory[name] = peak_of_training(model, batches, loss, 2 if name == "naive" else 3, base)
+    sampled_memory = peak_of_training(model_sampled, own_batches(train), fast, 3, base)
+
+    model.eval()
+    model.zero_grad()
+    warm = catalogue.warm
+    own_users = own_evaluation(module, rows, even_choice(rows.shown, OWN_USERS[shape]), cpu)
+    naive_users = naive_evaluation(model, warm, rows, even_choice(rows.shown, NAIVE_USERS[shape]), cpu)
+    return {
+        "shape": shape,
+        "items": n_items,
+        "threads": torch.get_num_threads(),
+        "clock": "cpu" if cpu else "wall",
+        "train_ratio": rates["own_bf16"] / rates["naive"],
+        "train_ratio_float32": rates["own_float32"] / rates["naive"],
+        "train_ratio_sampled": rates["sampled_bf16"] / rates["naive"],
+        "train_ratio_sampled_float32": rates["sampled_float32"] / rates["naive"],
+        "eval_ratio": own_users / naive_users,
+        "memory_ratio": memory["own_bf16"] / memory["naive"],
+        "memory_ratio_float32": memory["own_float32"] / memory["naive"],
+        "max_loss_difference": max_loss,
+        "max_gradient_difference": max_gradient,
+        "max_score_difference": max_score,
+        "score_spread": spread,
+        "prefixes_per_second": rates,
+        "users_per_second": {"naive": naive_users, "own": own_users, "betas": len(BETAS)},
+        "peak_bytes": {**memory, "sampled_bf16": sampled_memory},
+        "sampled": sampled,
+        "batch": {"naive": naive.BATCH, "own": BATCH},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(NAIVE_STEPS), default="tiny")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--items", type=int, default=N_TOYS, help="N")
+    parser.add_argument("--sampled", type=int, default=1024, help="items drawn by the sampled softmax")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: seconds of this process's computing")
+    options = parser.parse_args()
+    found = measure(options.shape, options.items, options.sampled, options.clock == "cpu")
+    for key, value in found.items():
+        print(f"{key:28} {value:.4g}" if isinstance(value, float) else f"{key:28} {value}")
+    if options.json:
+        write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    main()
