@@ -16,7 +16,7 @@ from setrec.module import SETRecModule
 from setrec.schemas import PAD, Batch
 from setrec.versions import Changes
 
-BLOCK = 256  # histories scored together, as in `test`
+BLOCK = 256  # most histories scored together
 SCORES = 1 << 26  # most scores held at once: fewer histories a block where the catalogue is large
 
 
@@ -68,17 +68,31 @@ class Asked(NamedTuple):
 
 
 def batches(state: State, rows: list[list[int]], share: tuple[int, int] = (0, 1)) -> Iterator[tuple[list[int], Batch]]:
-    """Blocks of histories of like length: their places, and the batch. For the users of `test`, the batches of `test`.
+    """Blocks of histories of like length: their places, and the batch.
 
     share: (r, n) gives every n-th block from the r-th on.
     """
     everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), state.max_history)
-    order = np.argsort(everyone.shown, kind="stable")
     size = max(1, min(BLOCK, SCORES // max(state.catalogue.n_items, 1)))
     rank, n = share
-    for start in range(rank * size, len(order), n * size):
-        places = order[start : start + size]
+    for places in blocks(everyone.shown, size)[rank::n]:
         yield places.tolist(), Batch(*(tensor.to(state.module.device) for tensor in everyone[places]))
+
+
+def blocks(length: np.ndarray, size: int) -> list[np.ndarray]:
+    """Places of histories in blocks: at most `size` in one, and none more than half as long again as the shortest.
+
+    Without the second rule, a few hundred users of any length would nearly all be padding. length: (users,) int64.
+    """
+    order = np.argsort(length, kind="stable")
+    found, start = [], 0
+    while start < len(order):
+        shortest = int(length[order[start]])
+        longest = max(shortest + 4, shortest * 3 // 2)
+        end = int(np.searchsorted(length[order], longest, side="right"))
+        found.append(order[start : min(end, start + size)])
+        start += len(found[-1])
+    return found
 
 
 @torch.inference_mode()
