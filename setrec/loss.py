@@ -36,8 +36,11 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
         d_table = torch.zeros_like(table[:, trained], dtype=exact) if needs_table else None  # (N, trained)
         step = min(n_rows, max(1, CHUNK_LOGITS // max(1, n_items)))
-        soft_buffer = torch.empty(step, n_items, dtype=exact, device=queries.device)  # (r, N)
-        logit_buffer = soft_buffer if narrow == exact else soft_buffer.to(narrow)  # (r, N)
+        logit_buffer = torch.empty(step, n_items, dtype=narrow, device=queries.device)  # (r, N)
+        fused = narrow == exact or (
+            log_share is None and kind == "cpu"
+        )  # torch's CPU softmax adds up in float32 anyway
+        soft_buffer = logit_buffer if fused else logit_buffer.to(exact)  # (r, N)
         with torch.autocast(kind, enabled=False):
             q, items = queries.to(narrow), table.to(narrow)  # (R, W), (N, W)
             for start in range(0, n_rows, step):
@@ -45,20 +48,20 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                 n = rows.stop - start
                 soft, logits = soft_buffer[:n], logit_buffer[:n]  # (r, N), (r, N)
                 torch.mm(q[rows], items.T, out=logits)
-                if logits.dtype != exact:
+                if not fused:
                     soft.copy_(logits)
                 if log_share is not None:
                     soft.sub_(log_share)
-                wanted = soft.gather(1, target[rows, None])  # (r, 1)
-                highest = soft.amax(dim=1, keepdim=True)  # (r, 1)
+                wanted = soft.gather(1, target[rows, None]).to(exact)  # (r, 1)
+                highest = soft.amax(dim=1, keepdim=True).to(exact)  # (r, 1)
                 torch.softmax(soft, dim=1, out=soft)
                 norm = (
-                    highest - soft.amax(dim=1, keepdim=True).log()
-                )  # (r, 1): the highest probability is exp(highest - norm)
+                    highest - soft.amax(dim=1, keepdim=True).to(exact).log()
+                )  # (r, 1): the largest is exp(highest - norm)
                 losses[rows] = (norm - wanted).squeeze(1)
                 if not (needs_queries or needs_table):
                     continue
-                if logits.dtype != exact:
+                if not fused:
                     logits.copy_(soft)
                 scale = weight[rows, None]  # (r, 1)
                 if d_queries is not None:
