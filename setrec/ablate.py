@@ -90,7 +90,7 @@ def ablate(
                 say(f"ablate: {name}, seed {seed}")
                 fit_one(config, [*words, *flags], name, seed, where, split)
             runs[name] = [str(folder / name / f"seed_{one}") for one in seeds]
-    return report(runs, output, split)
+    return report(runs, output, split, against_baselines="first")
 
 
 def from_words(words: list[str]) -> Path:

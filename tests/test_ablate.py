@@ -64,6 +64,7 @@ def test_factor_by_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert all(row["seeds"] == [7] for row in made["runs"])
     compared = {row["run"] for row in made["tests"] if row["against"] == "whole" and row["group"] == "all"}
     assert compared == set(names[1:])
+    assert {row["run"] for row in made["tests"] if row["baseline"]} == {"whole"}
     for name in names:  # the flags behind -- reached every fit
         (path,) = (output / name / "seed_7").rglob("validation_results.json")
         assert json.loads(path.read_text())["options"]["model"]["warmup_steps"] == 3

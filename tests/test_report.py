@@ -260,6 +260,15 @@ def test_a_group_that_nobody_has_a_target_in(tmp_path: Path, capsys: pytest.Capt
     assert "0 users cold" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("which", "expected"), [("every", 3), ("first", 2), ("none", 1)])
+def test_fewer_tests(which: Any, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setrec.report.command.draw", lambda made, path: path)
+    path = report(two(tmp_path), str(tmp_path / "out"), against_baselines=which, resamples=100, permutations=100)
+    tests = json.loads(path.read_text())["tests"]
+    assert len({(row["run"], row["against"]) for row in tests}) == expected
+    assert {("b", "a")} <= {(row["run"], row["against"]) for row in tests}
+
+
 def test_files_that_are_missing_or_of_another_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", 0, *SEEDS["best"][0])
     other = write_run(tmp_path / "b", 1, *SEEDS["paper"][0])

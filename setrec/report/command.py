@@ -18,6 +18,7 @@ def report(
     filter_seen: bool = True,
     metrics: list[str] = ["recall@10", "ndcg@10"],  # noqa: B006  (read only; shown by --help)
     tested: str = "ndcg@10",
+    against_baselines: Literal["every", "first", "none"] = "every",
     k: int = 10,
     history_edges: list[int] = [5, 10, 20, 50],  # noqa: B006
     confidence: float = 0.95,
@@ -39,6 +40,8 @@ def report(
             means shows both.
         metrics: Columns of the tables; recall, ndcg, precision or mrr at 5, 10 or 20.
         tested: The metric of the paired tests.
+        against_baselines: Runs that are tested against the baselines; later runs are tested against the first all the same. Fewer
+            tests leave more power to each.
         k: Length of the list in which a target counts as found, in the breakdown by popularity; 5, 10 or 20.
         history_edges: Longest history of each bucket, in items, ascending; one more bucket holds what is longer.
         confidence: Of the intervals.
@@ -64,7 +67,17 @@ def report(
     wanted = {name: [where] if isinstance(where, str) else where for name, where in runs.items()}
     methods, questions = load(wanted, split, list(shown), k)
     settings = Settings(
-        split, filter_seen, shown, tested, k, tuple(history_edges), confidence, resamples, permutations, seed
+        split,
+        filter_seen,
+        shown,
+        tested,
+        against_baselines,
+        k,
+        tuple(history_edges),
+        confidence,
+        resamples,
+        permutations,
+        seed,
     )
     made = study(methods, questions, settings)
     folder = Path(output)

@@ -1,6 +1,6 @@
 """Everything a report says, as one plain dictionary: means, intervals, paired tests and breakdowns."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -19,6 +19,7 @@ class Settings(NamedTuple):
     filter_seen: bool
     metrics: tuple[str, ...]
     tested: str  # the metric of the tests, one of `metrics`
+    against_baselines: Literal["every", "first", "none"]  # runs that are tested against the baselines
     k: int  # length of the list in which a target counts as found
     history_edges: tuple[int, ...]
     confidence: float
@@ -143,10 +144,11 @@ def mean_rows(samples: Samples, methods: list[Method], group: str, settings: Set
 
 
 def test_rows(samples: Samples, methods: list[Method], group: str, settings: Settings) -> list[dict[str, Any]]:
-    """Every run against every baseline, and every later run against the first, paired over users."""
+    """Runs against every baseline, as far as asked for, and every later run against the first, paired over users."""
     metric, filtered = settings.tested, settings.filter_seen
     runs, baselines = ([one for one in methods if one.baseline is kind] for kind in (False, True))
-    pairs = [(run, baseline) for run in runs for baseline in baselines] + [(run, runs[0]) for run in runs[1:]]
+    facing = {"every": runs, "first": runs[:1], "none": []}[settings.against_baselines]
+    pairs = [(run, baseline) for run in facing for baseline in baselines] + [(run, runs[0]) for run in runs[1:]]
     rows = []
     for one, other in track(pairs, f"paired tests ({group})", transient=True):
         keys = [(method.name, filtered, metric) for method in (one, other)]
