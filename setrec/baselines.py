@@ -49,7 +49,7 @@ class Baseline(ABC):
 def recent(history: Tensor, last: int) -> tuple[Tensor, Tensor]:
     """The last items of each history, newest first: (B, last) int64, 0 where none is; and (B, last) bool: is one."""
     length = mask_of(history).sum(1, keepdim=True)  # (B, 1)
-    place = length - 1 - torch.arange(last)  # (B, last)
+    place = length - 1 - torch.arange(last, device=history.device)  # (B, last)
     there = place >= 0  # (B, last)
     if history.shape[1] == 0:
         return torch.zeros_like(place), there
@@ -148,7 +148,7 @@ class TextSimilarity(Baseline):
             if self.table is None:
                 self.table = torch.empty(n, n)  # (N, N)
                 for start in range(0, n, BLOCK):
-                    self.table[start : start + BLOCK] = self._sharpened(torch.arange(start, min(start + BLOCK, n)))
+                    self.table[start : start + BLOCK] = self.sharpened(torch.arange(start, min(start + BLOCK, n)))
             return torch.nn.functional.embedding_bag(items, self.table, per_sample_weights=weight, mode="sum")  # (B, N)
         scores = torch.empty(len(items), n)  # (B, N)
         users = BLOCK // self.last
@@ -156,7 +156,7 @@ class TextSimilarity(Baseline):
             part = items[start : start + users]  # (users, last)
             place = torch.arange(part.numel()).view(part.shape)  # (users, last)
             scores[start : start + users] = torch.nn.functional.embedding_bag(
-                place, self._sharpened(part.flatten()), per_sample_weights=weight[start : start + users], mode="sum"
+                place, self.sharpened(part.flatten()), per_sample_weights=weight[start : start + users], mode="sum"
             )  # (users, N)
         return scores
 
@@ -169,7 +169,7 @@ class TextSimilarity(Baseline):
             scores[start : start + BLOCK] = (full @ self.vectors.T)[: len(part)]  # (up to BLOCK, N)
         return scores
 
-    def _sharpened(self, items: Tensor) -> Tensor:
+    def sharpened(self, items: Tensor) -> Tensor:
         """max(cosine, 0)^power of these items (m,) with every item: (m, N)."""
         return self._cosines(self.vectors[items]).clamp_(min=0).pow_(self.power)
 

@@ -33,6 +33,7 @@ from setrec.module import SETRecModule
 from setrec.predictfile import predict_file
 from setrec.publish import publish
 from setrec.ranking import RankingModule
+from setrec.refit import refit
 from setrec.restore import read_checkpoint
 from setrec.serve import serve
 from setrec.writer import PredictionWriter
@@ -135,6 +136,12 @@ def with_value(words: list[str], flag: str) -> list[str]:
     return [f"{word}=true" if bare else word for word, bare in zip(words, alone, strict=True)]
 
 
+def without(words: Sequence[str], option: str) -> list[str]:
+    """A command line with an option and its value left out."""
+    keep = [word for place, word in enumerate(words) if word != option and (place == 0 or words[place - 1] != option)]
+    return [word for word in keep if not word.startswith(f"{option}=")]
+
+
 def ckpt_path_of(words: Sequence[str]) -> Path | None:
     """The file that `--ckpt_path` names, or None where there is none or it is a keyword such as `best`.
 
@@ -223,6 +230,11 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_cli(add_items, args=words[1:], as_positional=False)
         elif words[:1] == ["publish"]:
             auto_cli(publish, args=words[1:], as_positional=False)
+        elif words[:1] == ["refit"]:
+            path = ckpt_path_of(words)
+            if path is None:
+                raise ConfigError("refit needs --ckpt_path PATH, the checkpoint of a fit.")
+            refit(path, checkpoint_arguments(path), without(words[1:], "--ckpt_path"), run)
         elif words[:1] == ["ablate"]:
             from setrec.ablate import from_words  # only here: it needs this module
 

@@ -93,12 +93,15 @@ class SETRec(nn.Module):
         catalogue: the items; its vectors become buffers that are not part of checkpoints (they are data).
         backbone: how histories are read; built here unless it is.
         recipe: what the method is made of.
+        targets: (N,) bool, the items that can be a target in training; None: the warm ones.
 
     Raises:
         ConfigError: slots asked for that the data has no vectors for.
     """
 
-    def __init__(self, catalogue: Catalogue, backbone: Backbone, recipe: Recipe) -> None:
+    def __init__(
+        self, catalogue: Catalogue, backbone: Backbone, recipe: Recipe, targets: Tensor | None = None
+    ) -> None:
         super().__init__()
         check_slots(catalogue, recipe.n_cf, recipe.n_sem)
         if recipe.memory and recipe.objective == "slots":
@@ -119,7 +122,8 @@ class SETRec(nn.Module):
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
-        self.negatives = Negatives(catalogue.warm, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
+        targets = catalogue.warm if targets is None else targets  # (N,)
+        self.negatives = Negatives(targets, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
         cf_widths = [table.shape[1] for table in self.cf]
         self.tokens = ItemTokens(
             cf_widths, self.text.shape[1], self.n_sem, backbone.width, recipe.bottleneck, list(recipe.trunk)

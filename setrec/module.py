@@ -1,6 +1,6 @@
 """SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in ranking.py."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,15 +11,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from setrec.backbones import Backbone, T5Backbone
 from setrec.data import Catalogue
+from setrec.data.known import Known, Split
 from setrec.errors import ConfigError
 from setrec.grounding import Index, part_scores
 from setrec.hparams import made, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
+from setrec.neighbours import Graph, Near, Weights, near, near_scores, text_graph
 from setrec.ranking import RankingModule
 from setrec.schemas import Batch
 from setrec.sharding import shard
 
 BETAS = tuple(b / 10 for b in range(11))
+NEIGHBOURS = (0.0, 2.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
+RECENCY = (0.0, 0.1, 0.2, 0.3, 0.5)
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
 
@@ -47,6 +51,11 @@ class SETRecModule(RankingModule):
             rank what has no CF vector (paper: 0). Needs objective score.
         memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
             (paper: false). Needs objective score.
+        neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
+            text, and how often items occurred lately, with weights chosen on validation (paper: false); see neighbours.py.
+        start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
+        weigh_like: Checkpoint that the weights of the score's parts (beta and what `neighbours` adds) are taken from, for a
+            fit that has no validation.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
         weight_decay: AdamW's (paper: 0, the default of the released training script).
         filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. The paper ranks
@@ -73,6 +82,9 @@ class SETRecModule(RankingModule):
         cf_dropout: float = 0.0,
         cf_score_dropout: float = 0.0,
         memory: bool = False,
+        neighbours: bool = False,
+        start_from: str | None = None,
+        weigh_like: str | None = None,
         warmup_steps: int = 100,
         weight_decay: float = 0.0,
         filter_seen: bool = True,
@@ -84,6 +96,7 @@ class SETRecModule(RankingModule):
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
             "sampled": sampled, "sampling": sampling,
             "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout, "memory": memory,
+            "neighbours": neighbours, "start_from": start_from, "weigh_like": weigh_like,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -105,10 +118,15 @@ class SETRecModule(RankingModule):
             cf_score_dropout=cf_score_dropout,
             memory=memory,
         )
+        self.neighbours = neighbours
+        self.start_from, self.weigh_like = start_from, weigh_like
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.variants = BETAS if n_sem and n_cf else (float(n_sem > 0),)  # one kind of slot leaves nothing to weigh
         self.model: SETRec | None = None
+        self.near: Near | None = None  # what is counted beside the slots, where `neighbours` says so
+        self.near_of: Catalogue | None = None
+        self.text_graph: Graph | None = None
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
@@ -118,13 +136,27 @@ class SETRecModule(RankingModule):
                 "add --data.prefix_parallel false, which trains one prefix a row."
             )
         if self.model is None:
-            self.model = self.make_model(self.data.catalogue)
+            self.model = self.make_model(self.data.catalogue, self.data.targets)
             if self.device_mesh is not None:  # ModelParallelStrategy
                 shard(self.model, self.device_mesh)
 
-    def make_model(self, catalogue: Catalogue) -> SETRec:
-        """The layers for a catalogue; without a Trainer, this is how a model gets them."""
-        return SETRec(catalogue, self.backbone_settings[0], self.recipe)
+    def make_model(self, catalogue: Catalogue, targets: Tensor | None = None) -> SETRec:
+        """The layers for a catalogue; without a Trainer, this is how a model gets them. targets: see `SETRec`."""
+        return SETRec(catalogue, self.backbone_settings[0], self.recipe, targets)
+
+    def on_fit_start(self) -> None:
+        """Take the weights of other checkpoints where asked, unless a run is resumed."""
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.start_from is not None:
+            checkpoint = torch.load(self.start_from, weights_only=True, map_location="cpu")
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"])
+        if self.weigh_like is not None:
+            state = torch.load(self.weigh_like, weights_only=True, map_location="cpu")["state_dict"]
+            self.beta.copy_(state["beta"])
+            self.neighbours_weight.copy_(state["neighbours_weight"])
+            self.recency_weight.copy_(state["recency_weight"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the frozen base that the checkpoint leaves out, if any."""
@@ -166,6 +198,25 @@ class SETRecModule(RankingModule):
         return sums.ranking / n_prefix + self.alpha * sums.reconstruction / n_reconstructed
 
     # ---------------------------------------------------------------------------------------------------------- scoring
+    def grid(self) -> list[Weights]:
+        """Every beta, with every weight of what is counted beside the slots."""
+        if not self.neighbours:
+            return super().grid()
+        recency = RECENCY if self.data.fit_on != "train" else (0.0,)  # nothing is newer than anything else there
+        return [Weights(b, g, r) for g in NEIGHBOURS for r in recency for b in self.variants]
+
+    def know(self, split: Split) -> None:
+        """Count neighbours and recent occurrences, where the model has them."""
+        if self.neighbours:
+            self.know_items(self.data.catalogue, self.data.known(split))
+
+    def know_items(self, catalogue: Catalogue, known: Known) -> None:
+        """As `know`, without a Trainer."""
+        if self.near is None or self.near_of is not catalogue:
+            self.text_graph = text_graph(catalogue.text) if catalogue.text is not None else None
+            self.near_of = catalogue
+        self.near = near(catalogue, known, self.text_graph).to(self.device)
+
     def refresh(self) -> None:
         """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""
         assert self.model is not None
@@ -173,15 +224,26 @@ class SETRecModule(RankingModule):
             self.index: Index = self.model.index()
 
     def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
-        """Scores (B, N) under every beta: two matrix products, then weighted sums; see `RankingModule`.
+        """Scores (B, N) under every beta, the other weights as chosen; see `RankingModule`."""
+        return self.score_grid(batch, [self.chosen._replace(beta=beta) for beta in variants])
+
+    def score_grid(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
+        """Scores (B, N) under each of these weights: two matrix products and two sparse ones, then weighted sums.
 
         Always in the weights' own precision: rankings must not depend on how training was sped up.
         """
         assert self.model is not None
         with torch.autocast(self.device.type, enabled=False):
             cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
-        for beta in variants:
-            yield torch.lerp(cf, sem, beta)  # (B, N): (1 - beta) * cf + beta * sem in one pass over memory
+        if self.near is None:
+            for weights in grid:
+                yield torch.lerp(cf, sem, weights.beta)  # (B, N): (1 - beta) * cf + beta * sem in one pass over memory
+            return
+        pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
+        for weights in grid:
+            scores = torch.lerp(cf, sem, weights.beta)  # (B, N)
+            scores.add_(torch.lerp(pairs, text, weights.beta), alpha=weights.neighbours)  # (B, N)
+            yield scores.add_(self.near.recent, alpha=weights.recency)  # (B, N)
 
     def parts(self, batch: Batch, beta: float, items: Tensor) -> dict[str, Tensor]:
         """What the score of some items is made of: the contribution of every slot and memory, weighed by beta.
@@ -191,11 +253,18 @@ class SETRecModule(RankingModule):
             beta: as in `score_variants`; the parts of an item add up to its score there.
             items: (B, k) int64 item ids.
 
-        Returns name -> (B, k) float: cf_0, memory_cf_0, ..., sem_0, ..., memory_text.
+        Returns name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf; sem_0, ..., memory_text, neighbours_text; recent.
         """
         assert self.model is not None
         with torch.autocast(self.device.type, enabled=False):
             cf, sem = self.model.parts(batch, self.index, items)
-        return {name: (1 - beta) * part for name, part in cf.items()} | {
+        counted = {}
+        if self.near is not None:
+            pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
+            cf = cf | {"neighbours_cf": self.neighbours_weight * pairs.gather(1, items)}  # (B, k)
+            sem = sem | {"neighbours_text": self.neighbours_weight * text.gather(1, items)}  # (B, k)
+            counted = {"recent": self.recency_weight * self.near.recent[items]}  # (B, k)
+        weighed = {name: (1 - beta) * part for name, part in cf.items()} | {
             name: beta * part for name, part in sem.items()
         }
+        return weighed | counted

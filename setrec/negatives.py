@@ -28,7 +28,7 @@ class Negatives(nn.Module):
     """Chooses the columns of the loss's softmax.
 
     Args:
-        warm: (N,) bool, which items can be a target in training.
+        targets: (N,) bool, which items can be a target in training.
         count: (N,) int64, how often each was.
         which: `all` items, or only those that can be a target.
         sampled: how many to draw of them for a batch, besides its targets; None: take them all.
@@ -38,17 +38,17 @@ class Negatives(nn.Module):
 
     def __init__(
         self,
-        warm: Tensor,
+        targets: Tensor,
         count: Tensor,
         which: Literal["all", "warm"] = "all",
         sampled: int | None = None,
         sampling: Literal["uniform", "popularity"] = "uniform",
     ) -> None:
         super().__init__()
-        n_items = len(warm)
+        n_items = len(targets)
         self.n_items = n_items
         self.every = which == "all" and sampled is None
-        allowed = torch.arange(n_items) if which == "all" else warm.nonzero().flatten()  # (n,)
+        allowed = torch.arange(n_items) if which == "all" else targets.nonzero().flatten()  # (n,)
         self.n_drawn = None if sampled is None else min(sampled, len(allowed))
         # data, not weights: made anew for the catalogue at hand
         self.allowed: Tensor

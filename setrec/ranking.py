@@ -5,7 +5,7 @@ all users, every group of items, every variant (beta) from one forward pass, bas
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from setrec.comparison import Comparison, Figures
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError
 from setrec.hparams import plain
 from setrec.metrics import RankingMetrics, RankingTable, mask_seen, top_groups, top_items
+from setrec.neighbours import Weights
 from setrec.peruser import beside_results, write_hits, write_per_user
 from setrec.results import MODEL, RESULTS, Split, beta_curve, make_protocol, make_results, print_table, write_results
 from setrec.schemas import GROUPS, Batch
@@ -52,8 +53,14 @@ class RankingModule(LightningModule):
         super().__init__()
         self.filter_seen = filter_seen
         self.top_k = top_k
+        # chosen on validation; part of the checkpoint
         self.beta: Tensor
-        self.register_buffer("beta", torch.tensor(0.0))  # chosen on validation; part of the checkpoint
+        self.register_buffer("beta", torch.tensor(0.0))
+        self.neighbours_weight: Tensor
+        self.register_buffer("neighbours_weight", torch.tensor(0.0))
+        self.recency_weight: Tensor
+        self.register_buffer("recency_weight", torch.tensor(0.0))
+        self.register_load_state_dict_pre_hook(weigh_by_beta_alone)
 
     # ------------------------------------------------------------------------------------------ what a model must say
     @abstractmethod
@@ -63,6 +70,22 @@ class RankingModule(LightningModule):
     @abstractmethod
     def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
         """Scores (B, N) of every variant in turn, from one forward pass."""
+
+    def score_grid(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
+        """Scores (B, N) under each of these weights in turn; a model that has more than beta to weigh overrides it."""
+        return self.score_variants(batch, tuple(weights.beta for weights in grid))
+
+    def grid(self) -> list[Weights]:
+        """What validation chooses from."""
+        return [Weights(beta) for beta in self.variants]
+
+    @property
+    def chosen(self) -> Weights:
+        """What validation chose."""
+        return Weights(float(self.beta), float(self.neighbours_weight), float(self.recency_weight))
+
+    def know(self, split: Split) -> None:
+        """Count what the histories hold about the items when a split is answered; nothing, unless a model overrides it."""
 
     # --------------------------------------------------------------------------------------------------------- the data
     @property
@@ -115,44 +138,46 @@ class RankingModule(LightningModule):
 
     # ------------------------------------------------------------------------------------------------------- validation
     def on_validation_epoch_start(self) -> None:
+        self.know("validation")
         self.refresh()
         self.warm = self.data.catalogue.warm.to(self.device)  # (N,)
-        self.validation_metrics = RankingMetrics(self.variants, CUTOFFS).to(self.device)
+        self.weights = self.grid()  # V of them
+        self.validation_metrics = RankingMetrics([weights.beta for weights in self.weights], CUTOFFS).to(self.device)
         # the command `validate` compares with the baselines; within fit that would only take time
         self.comparison = self.compare("validation") if self.trainer.state.fn == TrainerFn.VALIDATING else None
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         ranked = []
-        for place, scores in enumerate(self.score_variants(batch, self.variants)):
+        for scores in self.score_grid(batch, self.weights):
             ranked.append(self.rank(scores, batch, self.filter_seen))  # (G, B, k)
-            if self.comparison is not None and place == self.chosen:
-                self.comparison.update(batch, scores)
+        if self.comparison is not None:
+            (scores,) = self.score_grid(batch, [self.chosen])  # (B, N)
+            self.comparison.update(batch, scores)
         self.validation_metrics.update(batch.user, torch.stack(ranked), batch.target, self.warm)  # of (V, G, B, k)
 
-    @property
-    def chosen(self) -> int:
-        """Place among the variants of the one that validation chose; beta's own precision is float32."""
-        return min(range(len(self.variants)), key=lambda v: abs(self.variants[v] - float(self.beta)))
-
     def on_validation_epoch_end(self) -> None:
-        """Choose beta by Recall@10 over all items, and log every group's figures under it."""
+        """Choose the weights by Recall@10 over all items, and log every group's figures under them."""
         if self.comparison is not None:  # under the checkpoint's beta, before another can be chosen
             self.report(self.comparison)
         table = self.validation_metrics.compute()
         best = table.best("recall@10", "all")
-        self.beta.fill_(self.variants[best])
+        chosen = self.weights[best]
+        self.beta.fill_(chosen.beta)
+        self.neighbours_weight.fill_(chosen.neighbours)
+        self.recency_weight.fill_(chosen.recency)
         figures = {
             f"validation/{group}/{name}": value
             for group, row in table.table(best).items()
             for name, value in row.items()
             if name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
         }
-        figures["validation/beta"] = self.variants[best]
+        figures |= {f"validation/{name}": value for name, value in chosen._asdict().items()}
         self.log_dict({name: torch.tensor(value) for name, value in figures.items()})
         # the name that early stopping and checkpoints watch, short enough for the progress bar
         self.log("recall@10", torch.tensor(table.value("recall@10", "all", best)), prog_bar=True, logger=False)
         if len(self.variants) > 1 and isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
-            self.logger.experiment.add_figure("validation/beta curve", beta_curve(table), self.global_step)
+            line = [v for v, weights in enumerate(self.weights) if weights[1:] == chosen[1:]]  # beta alone varies
+            self.logger.experiment.add_figure("validation/beta curve", beta_curve(table, line, best), self.global_step)
 
     def rank(self, scores: Tensor, batch: Batch, filter_seen: bool) -> Tensor:
         """Ranked lists of every group: (B, N) -> (G, B, k)."""
@@ -162,11 +187,12 @@ class RankingModule(LightningModule):
 
     # ------------------------------------------------------------------------------------------------------------- test
     def on_test_epoch_start(self) -> None:
+        self.know("test")
         self.refresh()
         self.comparison = self.compare("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        (scores,) = self.score_variants(batch, (float(self.beta),))  # (B, N)
+        (scores,) = self.score_grid(batch, [self.chosen])  # (B, N)
         assert self.comparison is not None
         self.comparison.update(batch, scores)
 
@@ -199,11 +225,13 @@ class RankingModule(LightningModule):
             filter_seen=self.filter_seen,
             users=own.n_users(),
             max_history=data.max_history,
-            beta=self.variants[self.chosen],
+            beta=self.chosen.beta,
             weighed=len(self.variants) > 1,
             cutoffs=CUTOFFS,
             baselines={name: baseline.describe() for name, baseline in comparison.baselines.items()},
             seed=data.seed,
+            weights={name: round(value, 6) for name, value in self.chosen._asdict().items() if name != "beta"},
+            fit_on=data.fit_on,
         )
         tables = {filtered: {name: one.table for name, one in of.items()} for filtered, of in figures.items()}
         options = {"model": plain(self.hparams), "data": plain(data.hparams)}
@@ -212,15 +240,22 @@ class RankingModule(LightningModule):
 
     # ---------------------------------------------------------------------------------------------------------- predict
     def on_predict_epoch_start(self) -> None:
+        self.know("test")
         self.refresh()
 
     def predict_step(self, batch: Batch, batch_index: int) -> Predictions:
         """The best items of every user, seen ones left out where `filter_seen` says so."""
-        (scores,) = self.score_variants(batch, (float(self.beta),))  # (B, N)
+        (scores,) = self.score_grid(batch, [self.chosen])  # (B, N)
         if self.filter_seen:
             scores = mask_seen(scores, batch.seen)  # (B, N)
         item = top_items(scores, self.top_k)  # (B, k)
         return Predictions(batch.user, item, scores.gather(1, item.clamp(min=0)))
+
+
+def weigh_by_beta_alone(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Checkpoints of version 0.1 know no weights beside beta."""
+    for name in ("neighbours_weight", "recency_weight"):
+        state.setdefault(prefix + name, torch.tensor(0.0))
 
 
 @rank_zero_only

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +54,8 @@ class Protocol:
         baselines: Each baseline's rule, by name.
         seed: Of the training run, if it is known.
         beta_from: How beta was chosen; "" for a method without it.
+        weights: Of the other parts of the score, by name.
+        fitted_to: The splits that the model was fitted to.
         split: What was answered.
         history: What the history held.
         target: What was asked for.
@@ -74,6 +77,8 @@ class Protocol:
     baselines: dict[str, str]
     seed: int | None = None
     beta_from: str = "validation Recall@10 (All)"
+    weights: dict[str, float] = field(default_factory=dict)
+    fitted_to: str = "train"
     split: str = "test"
     history: str = "train + validation items, oldest first"
     target: str = "all test items of a user, each distinct item once"
@@ -86,14 +91,16 @@ class Protocol:
     def lines(self) -> list[str]:
         """The protocol in a few readable lines."""
         counts = [f"{g} {self.users[g]:,} users, {self.candidates[g]:,} candidates" for g in GROUPS]
-        chosen = f"beta {self.beta:g}, chosen by {self.beta_from}; " if self.beta_from else ""
+        weights = {"beta": self.beta} | {name: weight for name, weight in self.weights.items() if weight}
+        named = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        chosen = f"{named}, chosen by {self.beta_from}; " if self.beta_from else ""
         rules = [f"{LABELS.get(name, name)}: {rule}" for name, rule in self.baselines.items()]
         return [
             f"{self.dataset}, {self.split} split: {'; '.join(counts)}",
             f"history: {self.history}, the last {self.max_history} for {self.method}; targets: {self.target}",
             f"means are {self.mean}",
             f"cold: {self.cold}; ties: {self.ties}",
-            f"{chosen}seed {'unknown' if self.seed is None else self.seed}",
+            f"fitted to {self.fitted_to}; {chosen}seed {'unknown' if self.seed is None else self.seed}",
             *rules,
         ]
 
@@ -110,8 +117,10 @@ def make_protocol(
     cutoffs: tuple[int, ...],
     baselines: dict[str, str],
     seed: int | None,
+    weights: dict[str, float],
+    fit_on: str,
 ) -> Protocol:
-    """The protocol of a run over a split. weighed: beta was chosen at all; the rest: see `Protocol`."""
+    """The protocol of a run over a split. weighed: beta was chosen at all; fit_on: see SETRecDataModule; the rest: `Protocol`."""
     n_warm = int(catalogue.warm.sum())
     beta_from = "validation Recall@10 (All)" if weighed else ""
     history = "train + validation items" if split == "test" else "train items"
@@ -130,6 +139,8 @@ def make_protocol(
         split=split,
         history=f"{history}, oldest first",
         target=f"all {split} items of a user, each distinct item once",
+        weights=weights,
+        fitted_to="train" if fit_on == "train" else f"train, then {fit_on.replace('_', ' of ')}",
     )
 
 
@@ -234,18 +245,19 @@ def _short(value: float) -> str:
     return text[1:] if text.startswith("0") else text[:5]
 
 
-def beta_curve(table: RankingTable, chosen: float | None = None) -> Figure:
-    """Recall@10 and NDCG@10 over the variants (beta), one line a group: a picture for TensorBoard.
+def beta_curve(table: RankingTable, line: Sequence[int], best: int) -> Figure:
+    """Recall@10 and NDCG@10 over beta, one line a group: a picture for TensorBoard.
 
-    table: of validation, its variants the grid of beta; chosen: marked, by default the best by Recall@10 (All).
+    table: of validation, its variants labelled by beta; line: places of the variants to draw; best: the place to mark.
     No pyplot, so no global state and no window.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    chosen = table.variants[table.best()] if chosen is None else chosen
+    chosen, betas = table.variants[best], [table.variants[place] for place in line]
     for axes, metric in zip(figure.subplots(1, 2), ("recall@10", "ndcg@10"), strict=True):
         for group in GROUPS:
-            axes.plot(table.variants, table.curve(metric, group), marker="o", markersize=3, label=group)
+            curve = table.curve(metric, group)
+            axes.plot(betas, [curve[place] for place in line], marker="o", markersize=3, label=group)
         axes.axvline(chosen, color="grey", linestyle=":", label=f"chosen: {chosen:g}")
         axes.set(xlabel="beta: weight of the semantic slots", title=f"validation {metric}", ylim=(0, None))
         axes.grid(alpha=0.3)

@@ -118,7 +118,7 @@ def test_short_numbers() -> None:
 
 def test_beta_curve() -> None:
     table = table_of(1, variants=(0.0, 0.5, 1.0))
-    figure = beta_curve(table)
+    figure = beta_curve(table, [0, 1, 2], 1)
     assert [axes.get_title() for axes in figure.axes] == ["validation recall@10", "validation ndcg@10"]
     for axes, metric in zip(figure.axes, ("recall@10", "ndcg@10"), strict=True):
         for line, group in zip(axes.lines, ("all", "warm", "cold"), strict=False):

@@ -47,13 +47,18 @@ class TrainRows(Dataset):
         max_history: most history items a prefix shows.
         prefix_parallel: True: a row is a user, with all prefixes of the window. False: a row is one prefix, as in the
             paper; the same prefixes in all.
+        since: (users,) the first item of each user that is asked for, counted from the user's beginning; None: all are.
     """
 
-    def __init__(self, train: Ragged, max_history: int, prefix_parallel: bool = True) -> None:
+    def __init__(
+        self, train: Ragged, max_history: int, prefix_parallel: bool = True, since: np.ndarray | None = None
+    ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
         begin = train.offsets[1:] - window  # (users,) where the window stands in the flat items
         least = (length > window).astype(np.int64)  # (users,) the first prefix: 0, or 1 in a cut window
+        if since is not None:
+            least = np.maximum(least, since - (length - window))  # (users,)
         user = np.flatnonzero(window > least)
         prefixes = (window - least)[user]  # (rows,)
         self.train = train

@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Histories, Ragged
 from setrec.data.clean import Cleaning
+from setrec.data.known import FitOn, Known, fitted, kept, known
+from setrec.data.known import Split as Answered
 from setrec.data.official import OfficialRelease
 from setrec.data.prepare import Recipe, prepare
 from setrec.data.reader import Reader
@@ -47,6 +51,8 @@ class SETRecDataModule(LightningDataModule):
         eval_batch_size: users in a batch of validation, test and prediction; scores depend on it by rounding only.
         prefix_parallel: train all prefixes of a history in one row; false: one row per prefix, as the paper does, with
             the same result and less speed.
+        fit_on: what a model is fitted to: train; validation, the validation items of all users, each after the user's
+            training items (see `refit`); half_validation, those of every other user, while validation asks for the others'.
         seed: of the order of training batches.
         num_workers: processes that make batches ahead; 0 makes them in the main process, which is fast enough.
         pin_memory: page-locked batches, for a GPU.
@@ -70,6 +76,7 @@ class SETRecDataModule(LightningDataModule):
         batch_size: int = 512,
         eval_batch_size: int = 256,
         prefix_parallel: bool = True,
+        fit_on: FitOn = "train",
         seed: int = 2023,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -85,14 +92,14 @@ class SETRecDataModule(LightningDataModule):
         arguments = {
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
             "paper_ids": paper_ids, "raw": raw, "root": root, "max_history": max_history, "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size, "prefix_parallel": prefix_parallel, "seed": seed,
+            "eval_batch_size": eval_batch_size, "prefix_parallel": prefix_parallel, "fit_on": fit_on, "seed": seed,
             "num_workers": num_workers, "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.recipe = Recipe(reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids)
         self.name, self.raw, self.root = name, raw, root
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
-        self.prefix_parallel, self.seed = prefix_parallel, seed
+        self.prefix_parallel, self.fit_on, self.seed = prefix_parallel, fit_on, seed
         self.num_workers, self.pin_memory = num_workers, pin_memory
 
     @property
@@ -118,14 +125,20 @@ class SETRecDataModule(LightningDataModule):
             self.catalogue, self.histories = Catalogue.load(self.folder), Histories.load(self.folder)
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches with every prefix of the training histories once per epoch."""
-        rows = TrainRows(self.histories.train, self.max_history, self.prefix_parallel)
+        """Batches with every prefix of the training histories once per epoch, or of what came after: see `fit_on`."""
+        h = self.histories
+        if self.fit_on == "train":
+            rows = TrainRows(h.train, self.max_history, self.prefix_parallel)
+        else:
+            sequences = h.train.joined(kept(h.validation, fitted(h, self.fit_on)))
+            rows = TrainRows(sequences, self.max_history, self.prefix_parallel, since=h.train.lengths)
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 
     def val_dataloader(self) -> BatchLoader:
-        """Users with validation items: the history is train, the targets are validation."""
-        return self._evaluate(self.histories.train, self.histories.validation)
+        """Users with validation items that the model isn't fitted to: the history is train, the targets are validation."""
+        h = self.histories
+        return self._evaluate(h.train, kept(h.validation, ~fitted(h, self.fit_on)))
 
     def test_dataloader(self) -> BatchLoader:
         """Users with test items: the history is train + validation, the targets are test."""
@@ -135,6 +148,17 @@ class SETRecDataModule(LightningDataModule):
         """All users with the history of test_dataloader; the targets of those without test items are padding."""
         h = self.histories
         return self._evaluate(h.train.joined(h.validation), h.test, everyone=True)
+
+    def known(self, split: Answered) -> Known:
+        """What the histories hold about the items when a split is answered."""
+        return known(self.histories, self.catalogue.n_items, split, self.fit_on)
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,) bool: items that can be a target in training."""
+        h = self.histories
+        later = np.bincount(kept(h.validation, fitted(h, self.fit_on)).items, minlength=self.catalogue.n_items)  # (N,)
+        return self.catalogue.warm | torch.from_numpy(later > 0)
 
     def _evaluate(self, history: Ragged, targets: Ragged, everyone: bool = False) -> BatchLoader:
         rows = EvalRows(history, targets, self.max_history)

@@ -1,0 +1,113 @@
+"""Neighbours: what stands next to a history, counted and not learned, as a part of the score beside the slots.
+
+The answers of the model are smooth: 12,000 items share one space of a few hundred dimensions. Two items that were always
+bought together, or whose texts are almost the same, stand out of such a space less than they should. A graph of item
+neighbours says just that and is sparse, so it costs almost nothing:
+
+    pairs    cosine of co-occurrence: C(i, j) / sqrt(n_i n_j), C = times i and j stand within 5 steps of one history
+    text     max(cosine of the text vectors, 0)^6
+    recent   log(1 + how often an item occurs in the newest period known), the same for every user
+
+A user's score from a graph is the sum over the newest items of the history of decay^age times the row of the item. With the
+weights g and r, chosen on validation beside beta, the whole score of an item is
+
+    (1 - beta) (CF slots + g pairs) + beta (semantic slots + g text) + r recent
+
+Every item keeps its strongest neighbours only. What may be counted is what the histories of the split hold: training when
+validation is answered, training and validation when test is (`Known`). Not in the paper.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from setrec.baselines import BLOCK, ItemCF, TextSimilarity, recent
+from setrec.data.catalogue import Catalogue
+from setrec.data.known import Known
+
+STRONGEST = 100  # neighbours that an item keeps in a graph
+LAST = 10  # items of a history that count
+PAIR_DECAY, TEXT_DECAY = 0.9, 0.85  # a step back from the newest item, as in the baselines
+
+
+class Weights(NamedTuple):
+    """What the parts of the score are weighed by; chosen on validation."""
+
+    beta: float
+    neighbours: float = 0.0  # g
+    recency: float = 0.0  # r
+
+
+class Graph(NamedTuple):
+    """Every item's strongest neighbours."""
+
+    item: Tensor  # (N, S) int64; where an item has fewer than S, any item with weight 0
+    weight: Tensor  # (N, S) float32
+
+
+class Near(NamedTuple):
+    """What is counted about the items of a catalogue."""
+
+    pairs: Graph
+    text: Graph | None  # None without text vectors
+    recent: Tensor  # (N,) float32, log(1 + count)
+
+    def to(self, device: torch.device) -> "Near":
+        """The same on another device."""
+        pairs = Graph(*(tensor.to(device) for tensor in self.pairs))
+        text = Graph(*(tensor.to(device) for tensor in self.text)) if self.text is not None else None
+        return Near(pairs, text, self.recent.to(device))
+
+
+def near(catalogue: Catalogue, known: Known, text: Graph | None = None) -> Near:
+    """Count everything, on the CPU. text: the catalogue's text graph where it is there already."""
+    if text is None and catalogue.text is not None:
+        text = text_graph(catalogue.text)
+    return Near(pair_graph(known, catalogue.n_items), text, torch.log1p(known.recent))
+
+
+def pair_graph(known: Known, n_items: int) -> Graph:
+    """The strongest co-occurrences of every item."""
+    table = ItemCF(known.sequences, n_items).similarity  # (N, N) sparse
+    width = max(min(STRONGEST, int((table.indptr[1:] - table.indptr[:-1]).max(initial=0))), 1)  # S
+    item = torch.zeros(n_items, width, dtype=torch.int64)  # (N, S)
+    weight = torch.zeros(n_items, width)  # (N, S)
+    for start in range(0, n_items, BLOCK):
+        rows = torch.from_numpy(table[start : start + BLOCK].toarray())  # (BLOCK, N)
+        best = rows.topk(width, dim=1)  # (BLOCK, S)
+        weight[start : start + BLOCK], item[start : start + BLOCK] = best.values, best.indices
+    return Graph(item, weight)
+
+
+def text_graph(text: Tensor) -> Graph:
+    """The items with the most similar texts, the item itself left out. text: (N, F) float."""
+    similarity = TextSimilarity(text, "sharpened")
+    n = len(text)
+    width = max(min(STRONGEST, n - 1), 1)  # S
+    item = torch.zeros(n, width, dtype=torch.int64)  # (N, S)
+    weight = torch.zeros(n, width)  # (N, S)
+    for start in tqdm(range(0, n, BLOCK), desc="neighbours by text", disable=n < 50_000, leave=False):
+        own = torch.arange(start, min(start + BLOCK, n))  # (b,)
+        rows = similarity.sharpened(own)  # (b, N)
+        rows[torch.arange(len(own)), own] = 0  # a history's items say something about others
+        best = rows.topk(width, dim=1)  # (b, S)
+        weight[own], item[own] = best.values, best.indices
+    return Graph(item, weight)
+
+
+def graph_scores(graph: Graph, history: Tensor, decay: float) -> Tensor:
+    """Scores of all items from the newest items of each history: (B, L) int64 -> (B, N) float32."""
+    items, there = recent(history, LAST)  # (B, LAST)
+    age = torch.arange(LAST, device=history.device)  # (LAST,)
+    weight = (decay**age * there)[..., None] * graph.weight[items]  # (B, LAST, S)
+    scores = weight.new_zeros(len(history), len(graph.item))  # (B, N)
+    return scores.scatter_add_(1, graph.item[items].flatten(1), weight.flatten(1))  # (B, N)
+
+
+def near_scores(near: Near, history: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of all items by pairs and by text, (B, N) each. history: (B, L) int64, PAD at the end."""
+    pairs = graph_scores(near.pairs, history, PAIR_DECAY)  # (B, N)
+    text = graph_scores(near.text, history, TEXT_DECAY) if near.text is not None else torch.zeros_like(pairs)
+    return pairs, text  # (B, N), (B, N)
