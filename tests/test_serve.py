@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from setrec.errors import ConfigError, DataError
 from setrec.serve import bodies
+from setrec.serve.answering import Answered, answer_batch
 from setrec.serve.app import create_app
 from setrec.serve.batching import Batcher, BusyError
 from setrec.serve.journal import Journal
@@ -71,8 +72,9 @@ def test_options_reach_the_model(client: TestClient) -> None:
 def test_an_unknown_id_can_be_refused_by_name(client: TestClient) -> None:
     answer = client.post("/recommend", json={"histories": [["A000"], ["nowhere"]], "unknown": "refuse"})
     assert answer.status_code == 422
-    assert "history 1" in answer.json()["error"]
-    assert "nowhere" in answer.json()["error"]
+    assert answer.json()["error"].startswith("histories[1][0]: 'nowhere' is not in the catalogue")
+    body = {"histories": [[]], "candidates": ["A000", "gone"], "unknown": "refuse"}
+    assert client.post("/recommend", json=body).json()["error"].startswith("candidates[1]: 'gone'")
 
 
 @pytest.mark.parametrize(
@@ -416,9 +418,59 @@ def test_concurrent_requests_share_calls_and_keep_their_own_answers(models: Mode
     for n, answer in answers.items():
         if n == 5:  # its neighbours don't suffer
             assert answer.status_code == 422
-            assert "history 0" in answer.json()["error"]
+            assert "histories[0][0]" in answer.json()["error"]
         else:
             assert ids(answer) == [f"A{i:03d}" for i in range(n, n + 1 + n % 3)]
+
+
+def test_a_call_that_fails_is_repeated_for_each_request_alone(models: Models) -> None:
+    def body(beta: float, own: str) -> bodies.RecommendBody:
+        return bodies.RecommendBody(histories=[[own]], k=1, beta=beta, unknown="refuse")
+
+    first, broken, third, other = answer_batch(
+        models.served, [body(0.5, "A001"), body(0.5, "nowhere"), body(0.5, "A002"), body(0.6, "A003")]
+    )
+    assert isinstance(broken, DataError)
+    assert all(isinstance(one, Answered) for one in (first, third, other))
+
+
+def test_a_large_request_lets_others_in_between(models: Models) -> None:
+    fake = models.served.recommender
+    fake.calls.clear()
+    fake.delay = 0.02
+    order: list[str] = []
+    with TestClient(create_app(models, None, max_batch=4, max_wait=0)) as client:
+
+        def ask(name: str, n: int) -> None:
+            answer = client.post("/recommend", json={"histories": [[f"A{i % 20:03d}"] for i in range(n)], "k": 1})
+            order.append(name)
+            assert [ids(answer, row) for row in range(n)] == [["A001" if i % 20 == 0 else "A000"] for i in range(n)]
+
+        large = threading.Thread(target=ask, args=("large", 200))
+        large.start()
+        while len(fake.calls) < 2:  # it is under way
+            threading.Event().wait(0.001)
+        ask("small", 1)
+        large.join()
+    assert order == ["small", "large"]
+    assert max(fake.calls) <= 4
+
+
+def test_a_takeover_in_the_middle_of_a_large_request_gives_it_one_model(tmp_path: Path, models: Models) -> None:
+    models.served.recommender.delay = 0.02
+    new = write_checkpoint(tmp_path / "new.ckpt", shift=5.0)
+    answers: list[Any] = []
+    old = models.served.recommender
+    with TestClient(create_app(models, TOKEN, max_batch=4, max_wait=0)) as client:
+        body = {"histories": [[]] * 200, "k": 1}
+        large = threading.Thread(target=lambda: answers.append(client.post("/recommend", json=body).json()))
+        large.start()
+        while len(old.calls) < 5:
+            threading.Event().wait(0.001)
+        client.post("/model/reload", json={"path": str(new)}, headers=HOLDER)
+        large.join()
+    assert answers[0]["generation"] == 1
+    assert [one["items"][0]["score"] for one in answers[0]["recommendations"]] == [5.0] * 200
 
 
 def test_batches_are_bounded_and_nothing_is_lost_or_split() -> None:

@@ -11,7 +11,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "cpu",
-    max_batch: int = 64,
+    max_batch: int = 32,
     max_wait_ms: float = 2.0,
     max_waiting: int = 4096,
     items: Path | None = None,

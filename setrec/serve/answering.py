@@ -1,12 +1,15 @@
-"""One batch of requests, as few calls of the model as their options allow."""
+"""From requests to calls of the model: large requests in pieces, small ones together."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from setrec.errors import DataError
+from setrec.serve.batching import Batcher
 from setrec.serve.bodies import RecommendBody
 
-if TYPE_CHECKING:  # loading it takes torch; the tests of batching don't
+if TYPE_CHECKING:
     from setrec.recommend import Recommendation, Recommender
+    from setrec.serve.models import Served
 
 
 class Answered(NamedTuple):
@@ -26,9 +29,44 @@ class Options(NamedTuple):
     candidates: frozenset[str] | None
 
 
-def answer_batch(
-    recommender: "Recommender", generation: int, requests: Sequence[RecommendBody]
-) -> list[Answered | Exception]:
+async def answer_in_pieces(batcher: Batcher[RecommendBody, Answered], body: RecommendBody) -> Answered:
+    """The answer to a request, asked for in pieces of at most a batch, so that a large one lets others in between.
+
+    All of it comes from one model: where a takeover falls between two pieces, it begins anew.
+
+    Raises:
+        BusyError, SETRecError: see `Batcher.submit`, `Recommender.recommend`.
+    """
+    size = batcher.max_batch
+    while True:
+        pieces: list[Answered] = []
+        for start in range(0, len(body.histories), size):
+            piece = body.model_copy(update={"histories": body.histories[start : start + size]})
+            pieces.append(await batcher.submit(piece, len(piece.histories)))
+            if pieces[-1].generation != pieces[0].generation:
+                break
+        else:
+            return Answered([one for piece in pieces for one in piece.recommendations], pieces[0].generation)
+
+
+def refuse_unknown(recommender: "Recommender", body: RecommendBody) -> None:
+    """For requests that want it so.
+
+    Raises:
+        DataError: an id that is not in the catalogue, with its place.
+    """
+    if body.unknown == "refuse":
+        for name, ids in [(f"histories[{row}]", ids) for row, ids in enumerate(body.histories)] + [
+            ("candidates", body.candidates or [])
+        ]:
+            for place, own in enumerate(ids):
+                if own not in recommender:
+                    raise DataError(
+                        f"{name}[{place}]: {own!a} is not in the catalogue; leave it out, or let unknown be skip."
+                    )
+
+
+def answer_batch(served: "Served", requests: Sequence[RecommendBody]) -> list[Answered | Exception]:
     """One answer or one error for each request, in order.
 
     A request at fault doesn't spoil its neighbours: a call that fails is repeated request by request.
@@ -40,8 +78,10 @@ def answer_batch(
         groups.setdefault(options, []).append(i)
     answers: list[Answered | Exception] = [RuntimeError("no answer")] * len(requests)
     for options, members in groups.items():
-        for i, answer in zip(members, _answer_group(recommender, options, [requests[i] for i in members]), strict=True):
-            answers[i] = answer if isinstance(answer, Exception) else Answered(answer, generation)
+        for i, answer in zip(
+            members, _answer_group(served.recommender, options, [requests[i] for i in members]), strict=True
+        ):
+            answers[i] = answer if isinstance(answer, Exception) else Answered(answer, served.generation)
     return answers
 
 

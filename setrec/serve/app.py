@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from setrec.errors import SETRecError
 from setrec.serve import bodies
-from setrec.serve.answering import Answered, answer_batch
+from setrec.serve.answering import Answered, answer_batch, answer_in_pieces, refuse_unknown
 from setrec.serve.batching import Batcher, BusyError
 from setrec.serve.journal import NotKeptError
 from setrec.serve.measures import Measures, method_of, route_of
@@ -86,7 +86,7 @@ class Door:
 def create_app(
     models: Models,
     token: str | None = None,
-    max_batch: int = 64,
+    max_batch: int = 32,
     max_wait: float = 0.002,
     max_waiting: int = 4096,
     watch_every: float = 0.0,
@@ -96,14 +96,14 @@ def create_app(
     Args:
         models: what is being served.
         token: the bearer token for what changes something; None or "": nothing can be changed.
-        max_batch: histories answered by one call of the model, unless a single request has more.
+        max_batch: histories answered by one call of the model.
         max_wait: seconds that a request waits for others to share a call with.
         max_waiting: histories that may wait; further requests are refused with 503.
         watch_every: seconds between two looks at the checkpoint's file, which is taken over when it has changed; 0: never.
     """
     measures = Measures()
     batcher: Batcher[bodies.RecommendBody, Answered] = Batcher(
-        lambda requests: answer_batch(models.served.recommender, models.served.generation, requests),
+        lambda requests: answer_batch(models.served, requests),
         max_batch, max_wait, max_waiting, measures.batch.observe,
     )  # fmt: skip
     measures.waiting.set_function(lambda: batcher.size)
@@ -142,7 +142,8 @@ def create_app(
     @app.post("/recommend", responses=ERRORS, response_model=bodies.RecommendOut)
     async def recommend(body: bodies.RecommendBody) -> Response:
         """Recommend items for histories, known users' or not."""
-        answered = await batcher.submit(body, len(body.histories))
+        refuse_unknown(models.served.recommender, body)
+        answered = await answer_in_pieces(batcher, body)
         return Response(_recommend_out(answered).model_dump_json(), media_type="application/json")
 
     @app.get("/items", responses={422: ERRORS[422]})

@@ -43,7 +43,7 @@ class Batcher(Generic[Request, Answer]):
     def __init__(
         self,
         answer: Callable[[Sequence[Request]], Sequence[Answer | Exception]],
-        max_batch: int = 64,
+        max_batch: int = 32,
         max_wait: float = 0.002,
         max_waiting: int = 4096,
         observe: Callable[[int], object] = lambda size: None,

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--histories", type=int, default=1, help="in a request")
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--max_batch", type=int, default=64)
+    parser.add_argument("--max_batch", type=int, default=32)
     parser.add_argument("--output", type=Path, help="JSON with all figures")
     given = parser.parse_args()
     given.seconds = min(given.seconds, 300)
