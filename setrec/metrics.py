@@ -58,7 +58,7 @@ def top_items(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
     """
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)  # (B, N)
-    return _top(scores, k)[1]
+    return top_scored(scores, k)[1]
 
 
 def top_groups(scores: Tensor, warm: Tensor, k: int) -> Tensor:
@@ -67,20 +67,22 @@ def top_groups(scores: Tensor, warm: Tensor, k: int) -> Tensor:
     scores: (B, N) float, -inf = not a candidate, changed during the call and restored; warm: (N,) bool; returns
     (G, B, k) int64, padded with -1.
     """
-    few, few_is_warm = (warm, True) if 2 * int(warm.sum()) < len(warm) else (~warm, False)  # the smaller group is copied
+    few, few_is_warm = (
+        (warm, True) if 2 * int(warm.sum()) < len(warm) else (~warm, False)
+    )  # the smaller group is copied
     ids = few.nonzero().squeeze(1)  # (n,), ascending: ties by position in the group are ties by item id
     part = scores.index_select(1, ids)  # (B, n)
-    best, place = _top(part, k)  # (B, k)
+    best, place = top_scored(part, k)  # (B, k)
     small = (best, _take(ids, place))
     scores.index_fill_(1, ids, -torch.inf)
-    large = _top(scores, k)
+    large = top_scored(scores, k)
     scores.index_copy_(1, ids, part)
     lists = (small, large) if few_is_warm else (large, small)  # warm, cold
-    merged = _order(torch.cat([best for best, _ in lists], 1), torch.cat([ids for _, ids in lists], 1))  # (B, 2k)
+    merged = best_first(torch.cat([best for best, _ in lists], 1), torch.cat([ids for _, ids in lists], 1))  # (B, 2k)
     return torch.stack([merged[1][:, :k], lists[0][1], lists[1][1]])  # (G, B, k)
 
 
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_scored(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Exact top k with both scores and ids, each (B, k), -inf and -1 where there are fewer.
 
     torch.topk breaks ties anyhow, so one more item than needed is asked for: only rows whose k-th and next scores are
@@ -104,7 +106,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ids = torch.nn.functional.pad(ids, (0, k - n), value=PAD)  # (B, k)
     if best.isnan().any():
         raise ValueError("scores hold NaN, so there is no ranking: the model has diverged; lower the learning rate")
-    return _order(best, ids)
+    return best_first(best, ids)
 
 
 def _any_top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +130,7 @@ def _any_top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, ids.gather(1, place)
 
 
-def _order(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def best_first(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Short lists sorted by score, then by lower id; ids of -inf become -1. Both (B, any), returned sorted."""
     ids, by_id = ids.sort(dim=1)  # (B, any)
     scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)  # (B, any)

@@ -1,0 +1,190 @@
+"""Top-k out of a large catalogue: the exact index, and an approximate one (faiss) behind the same call.
+
+The score of an item under any beta is one inner product (grounding.py), so a catalogue is one matrix (N, W), made once and
+kept until a weight of the trunk changes, and a user under a beta is one row of the same width:
+
+    retriever = Retriever(module)                                   # exact
+    retriever = Retriever(module, FaissSearch("IVF4096,Flat"))      # approximate: pip install 'setrec[faiss]'
+    items, scores = retriever.top(batch, beta=0.5, k=10)
+"""
+
+from abc import ABC, abstractmethod
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from setrec.errors import ConfigError
+from setrec.grounding import weigh
+from setrec.metrics import best_first, mask_seen, top_scored
+from setrec.module import SETRecModule
+from setrec.schemas import Batch, mask_of
+
+
+class Found(NamedTuple):
+    """The best items of some users."""
+
+    item: Tensor  # (B, k) int64, best first, -1 where there are fewer
+    score: Tensor  # (B, k) float, -inf where there are fewer
+
+
+class Search(ABC):
+    """Finds the rows of a matrix with the largest inner products."""
+
+    @abstractmethod
+    def build(self, table: Tensor) -> None:
+        """Take the catalogue in. table: (N, W) float."""
+
+    @abstractmethod
+    def top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+        """The k best items of each row but those it has seen.
+
+        rows: (B, W) float; seen: (B, any) int64 item ids, padded with -1.
+        """
+
+
+class ExactSearch(Search):
+    """All inner products, a block of users against a block of items at a time; ties go to the lower item id.
+
+    Args:
+        items: Items in a block.
+        users: Users in a block; users x items scores are held at once.
+    """
+
+    def __init__(self, items: int = 32_768, users: int = 64) -> None:
+        self.items, self.users = items, users
+
+    def build(self, table: Tensor) -> None:
+        """See `Search.build`."""
+        self.table = table
+
+    def top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+        """See `Search.top`."""
+        blocks = zip(rows.split(self.users), seen.split(self.users), strict=True)
+        found = [self._top(few, k, theirs) for few, theirs in blocks]
+        return Found(torch.cat([f.item for f in found]), torch.cat([f.score for f in found]))
+
+    def _top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+        scores, ids = rows.new_empty(len(rows), 0), seen.new_empty(len(rows), 0)  # (b, 0): the best so far
+        for start in range(0, len(self.table), self.items):
+            block = self.table[start : start + self.items]  # (n, W)
+            here = (seen >= start) & (seen < start + len(block))  # (b, any)
+            part = mask_seen(rows @ block.T, torch.where(here, seen - start, -1))  # (b, n)
+            best, place = top_scored(part, k)  # (b, k), (b, k)
+            place = torch.where(mask_of(place), place + start, -1)  # (b, k)
+            scores, ids = best_first(torch.cat([scores, best], 1), torch.cat([ids, place], 1))  # (b, 2k)
+            scores, ids = scores[:, :k], ids[:, :k]  # (b, k)
+        return Found(ids, scores)
+
+
+class FaissSearch(Search):
+    """An index of the faiss library; what it finds is scored and ordered exactly, what it misses is missed.
+
+    Args:
+        factory: What faiss's index_factory builds: "Flat" (exact), "IVF4096,Flat" (4,096 lists, a few of them looked into),
+            "HNSW32" (a graph), "IVF4096,PQ48x4fs" (compressed).
+        probes: Lists looked into for each user, or the breadth of the search in a graph: more finds more, slower.
+        train_items: Items that lists are learned from.
+
+    Raises:
+        ConfigError: faiss isn't installed.
+    """
+
+    def __init__(self, factory: str = "IVF4096,Flat", probes: int = 64, train_items: int = 200_000) -> None:
+        if find_spec("faiss") is None:
+            raise ConfigError(
+                'A faiss index needs the package faiss, which is not installed: pip install "setrec[faiss]".'
+            )
+        self.factory, self.probes, self.train_items = factory, probes, train_items
+
+    def build(self, table: Tensor) -> None:
+        """See `Search.build`."""
+        import faiss
+
+        self.table = table
+        vectors = table.float().cpu().contiguous().numpy()  # (N, W)
+        self.index: Any = faiss.index_factory(table.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+        if not self.index.is_trained:
+            step = max(1, len(vectors) // self.train_items)
+            self.index.train(vectors[::step])
+        self.index.add(vectors)
+        if hasattr(self.index, "nprobe"):
+            self.index.nprobe = self.probes
+        if hasattr(self.index, "hnsw"):
+            self.index.hnsw.efSearch = self.probes
+
+    def top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+        """See `Search.top`. As many more are asked for as a user of the batch has seen."""
+        most_seen = int(mask_of(seen).sum(dim=1).amax()) if seen.numel() else 0
+        wanted = min(k + most_seen, len(self.table))
+        found = self.index.search(rows.float().cpu().contiguous().numpy(), wanted)[1]  # (B, wanted)
+        ids = torch.from_numpy(found).to(rows.device)  # (B, wanted), -1 where there are fewer
+        scores = torch.einsum("bw,bkw->bk", rows, self.table[ids.clamp(min=0)].to(rows.dtype))  # (B, wanted)
+        gone = ~mask_of(ids) | (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, wanted)
+        scores, ids = best_first(scores.masked_fill(gone, -torch.inf), ids)  # (B, wanted)
+        short = max(0, k - wanted)
+        scores = torch.nn.functional.pad(scores[:, :k], (0, short), value=-torch.inf)  # (B, k)
+        return Found(torch.nn.functional.pad(ids[:, :k], (0, short), value=-1), scores)
+
+
+class Retriever:
+    """A trained model and its index, which is made when first asked for and made anew when weights have changed.
+
+    Args:
+        module: the model, its layers made; in evaluation mode.
+        search: how to search; None: `ExactSearch`.
+
+    Raises:
+        ConfigError: the model adds counted neighbours to its scores, which no inner product holds.
+    """
+
+    def __init__(self, module: SETRecModule, search: Search | None = None) -> None:
+        if module.model is None:
+            raise ConfigError("The model has no layers yet: load a checkpoint, or call configure_model first.")
+        if getattr(module, "neighbours", False):
+            raise ConfigError(
+                "An index can't hold counted neighbours: score with `score_variants`, or train without them."
+            )
+        self.module, self.search = module, search or ExactSearch()
+        self._made_of: list[tuple[int, int]] | None = None
+
+    @torch.no_grad()
+    def refresh(self) -> bool:
+        """Make the index, unless it is there and belongs to the weights and the catalogue as they are. Says whether it did."""
+        model = self.module.model
+        assert model is not None
+        sources = [*model.parameters(), *model.buffers()]
+        stamp = [(id(source), source._version) for source in sources]  # torch counts every change in place
+        if stamp == self._made_of:
+            return False
+        self.module.refresh()
+        index = self.module.index
+        self.search.build(torch.cat([index.cf, index.sem.to(index.cf.dtype)], dim=1))  # (N, sum(E) + H)
+        self._made_of = stamp
+        return True
+
+    @torch.no_grad()
+    def top(self, batch: Batch, beta: float, k: int = 10, filter_seen: bool = True) -> Found:
+        """The k best items of every user of a batch.
+
+        Args:
+            batch: as evaluation makes it: one prefix a user.
+            beta: weight of the semantic slots.
+            k: length of the lists.
+            filter_seen: leave out the items of the user's own history.
+        """
+        self.refresh()
+        model = self.module.model
+        assert model is not None
+        with torch.autocast(self.module.device.type, enabled=False):
+            rows = weigh(model.read(batch, self.module.index), beta)  # (B, sum(E) + H)
+        seen = batch.seen if filter_seen else batch.seen[:, :0]  # (B, any)
+        return self.search.top(rows, k, seen)
+
+
+def overlap(found: Found, exact: Found) -> float:
+    """Share of the exact lists' items that an approximate search found: its recall."""
+    real = mask_of(exact.item)  # (B, k)
+    hit = (exact.item[:, :, None] == found.item[:, None, :]).any(dim=2) & real  # (B, k)
+    return float(hit.sum() / real.sum().clamp(min=1))
