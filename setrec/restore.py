@@ -189,7 +189,7 @@ def _module(trained: Trained, backbone: Backbone) -> SETRecModule:
 
 
 def _ready(module: SETRecModule, device: torch.device) -> SETRecModule:
-    """Frozen, in evaluation, on the device, with its index."""
-    module.eval().requires_grad_(False).to(device)
+    """In evaluation, on the device, with its index. Not frozen: its state_dict leaves out what is."""
+    module.eval().to(device)
     module.refresh()
     return module

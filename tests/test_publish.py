@@ -20,6 +20,7 @@ from setrec.errors import ConfigError
 from setrec.restore import instance_of
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun, train_tiny
+from tests.test_decoder import save_model
 from tests.test_t5 import folder as t5_folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +218,32 @@ def test_a_pretrained_backbone_is_not_looked_for_again(t5_folder: Path, tmp_path
     assert again.recommend(histories) == answers
     again.save_pretrained(tmp_path / "again")  # and once more from there
     assert Recommender.load(tmp_path / "again").recommend(histories) == answers
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_language_model_is_published_whole_or_as_adapters(adapted: bool, tmp_path: Path) -> None:
+    """Trained as a whole, nothing else is needed; adapters name their frozen base, and refuse another one."""
+    base = save_model(tmp_path / "base", "qwen3")
+    flags = ["--model.backbone=DecoderBackbone", f"--model.backbone.pretrained={base}"]
+    if adapted:
+        pytest.importorskip("peft")
+        flags.append("--model.backbone.lora={r: 2}")
+    run = train_tiny(tmp_path / "run", *flags, "--trainer.max_epochs=1")
+    recommender = Recommender.load(run.checkpoint)
+    recommender.save_pretrained(tmp_path / "model")
+    histories = asked(recommender)
+    answers = recommender.recommend(histories)
+    named = any(".base." in name and ".lora_" not in name for name in load_file(tmp_path / "model/model.safetensors"))
+    assert named == (not adapted)  # the frozen base stays where it is
+    assert ("base_model" in (tmp_path / "model/README.md").read_text()) == adapted
+    if not adapted:
+        shutil.rmtree(base)
+    assert Recommender.load(tmp_path / "model").recommend(histories) == answers
+    if adapted:
+        shutil.rmtree(base)
+        save_model(base, "qwen3", seed=4)
+        with pytest.raises(ConfigError, match="were trained on"):
+            Recommender.load(tmp_path / "model")
 
 
 def test_vectors_survive_to_the_bit(published: Path, tiny_run: TrainedRun) -> None:
