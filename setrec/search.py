@@ -91,7 +91,7 @@ class FaissSearch(Search):
         ConfigError: faiss isn't installed.
     """
 
-    def __init__(self, factory: str = "IVF4096,Flat", probes: int = 64, train_items: int = 200_000) -> None:
+    def __init__(self, factory: str = "IVF4096,Flat", probes: int = 64, train_items: int = 100_000) -> None:
         if find_spec("faiss") is None:
             raise ConfigError(
                 'A faiss index needs the package faiss, which is not installed: pip install "setrec[faiss]".'
