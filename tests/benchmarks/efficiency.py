@@ -186,7 +186,9 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
     module.refresh()
     rows = EvalRows(history, targets, HISTORY)
 
-    print(f"{shape}: {n_items} items, {train.lengths.mean():.1f} training and {history.lengths.mean():.1f} test items a user")
+    print(
+        f"{shape}: {n_items} items, {train.lengths.mean():.1f} training and {history.lengths.mean():.1f} test items a user"
+    )
     max_loss, max_gradient = loss_differences(model, train)
     max_score, spread = score_differences(model, module, rows, even_choice(rows.shown, 4))
     print(f"loss differs by {max_loss:.1e}, gradients by {max_gradient:.1e} of the largest, scores by {max_score:.1e}")
@@ -261,7 +263,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--items", type=int, default=N_TOYS, help="N")
     parser.add_argument("--sampled", type=int, default=1024, help="items drawn by the sampled softmax")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: seconds of this process's computing")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: seconds of this process's computing"
+    )
     options = parser.parse_args()
     found = measure(options.shape, options.items, options.sampled, options.clock == "cpu")
     for key, value in found.items():
