@@ -29,6 +29,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "load"
+PHASES = ["calm", "takeovers", "garbage"]
 GARBAGE = (
     b"", b"\x00" * 1000, b"{" * 5000, b'{"histories": 7}', b'{"histories": [["\\ud800"]]}', b"[" * 50_000,
     b'{"histories": [[]], "k": 1e400}', b'{"histories": [[]], "k": -1}', b'{"histories": [[1, null, {}]]}', b"\xff" * 100,
@@ -43,6 +44,7 @@ class Phase:
     seconds: float = 0.0
     answered: int = 0
     lost: int = 0
+    cpu: float = 0.0  # processor seconds of the server: what it would take on an idle machine
     latency: list[float] = field(default_factory=list)
     takeovers: list[float] = field(default_factory=list)  # seconds that each took
     garbage: dict[str, int] = field(default_factory=dict)  # status -> count
@@ -77,7 +79,7 @@ async def ask(client: httpx.AsyncClient, phase: Phase, ids: list[str], size: int
 
 
 async def take_over(client: httpx.AsyncClient, phase: Phase, until: float) -> None:
-    """Load the checkpoint again, every five seconds."""
+    """Load the checkpoint again and again, with five seconds between."""
     while time.perf_counter() < until - 2:
         start = time.perf_counter()
         answer = await client.post("/model/reload", json={}, headers={"authorization": f"Bearer {TOKEN}"}, timeout=120)
@@ -121,10 +123,11 @@ async def load(port: int, process: psutil.Process, given: argparse.Namespace) ->
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits) as client:
         found = (await client.get("/items", params={"limit": 100})).json()["items"]
         ids = [item["id"] for item in found]
-        for name in ("calm", "takeovers", "garbage"):
-            phase, seconds = Phase(name), given.seconds / 3
+        for name in given.phases:
+            phase, seconds = Phase(name), given.seconds / len(given.phases)
             start = time.perf_counter()
             until = start + seconds
+            before = sum(process.cpu_times()[:2])
             tasks = [ask(client, phase, ids, given.histories, given.k, until) for _ in range(given.clients)]
             tasks.append(watch_memory(process, phase, until, seconds))
             if name == "takeovers":
@@ -132,7 +135,7 @@ async def load(port: int, process: psutil.Process, given: argparse.Namespace) ->
             if name == "garbage":
                 tasks.append(send_garbage(port, client, phase, until))
             await asyncio.gather(*tasks)
-            phase.seconds = time.perf_counter() - start
+            phase.seconds, phase.cpu = time.perf_counter() - start, sum(process.cpu_times()[:2]) - before
             phases.append(phase)
             say(phase)
     return phases
@@ -143,7 +146,8 @@ def say(phase: Phase) -> None:
     s = phase.summary()
     line = (
         f"{phase.name:10s} {phase.seconds:5.1f} s  {phase.answered} answered, {phase.lost} lost  {s['per_second']:.0f}/s  "
-        f"p50 {s['p50_ms']:.1f} ms  p99 {s['p99_ms']:.1f} ms  RSS {phase.rss[0]:.0f} -> {phase.rss[-1]:.0f} MiB"
+        f"p50 {s['p50_ms']:.1f} ms  p99 {s['p99_ms']:.1f} ms  server's processor {1000 * phase.cpu / max(phase.answered, 1):.1f} "
+        f"ms/answer  RSS {phase.rss[0]:.0f} -> {phase.rss[-1]:.0f} MiB, at most {max(phase.rss):.0f}"
     )
     extra = f"  takeovers, seconds: {phase.takeovers}" if phase.takeovers else ""
     print(line + extra + (f"  garbage: {phase.garbage}" if phase.garbage else ""), flush=True)
@@ -153,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt_path", required=True, help="run in the folder that fit ran in")
     parser.add_argument("--seconds", type=float, default=120, help="all phases together, at most 300")
+    parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--histories", type=int, default=1, help="in a request")
     parser.add_argument("--k", type=int, default=10)
