@@ -11,12 +11,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from setrec.backbones import Backbone, T5Backbone
 from setrec.data import Catalogue
-from setrec.data.known import Known, Split
+from setrec.data.known import Split
 from setrec.errors import ConfigError
 from setrec.grounding import Index, part_scores
 from setrec.hparams import made, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
-from setrec.neighbours import Graph, Near, Weights, near, near_scores, text_graph
+from setrec.neighbours import Counted, Graph, Near, Weights, count, near, near_scores, text_graph
 from setrec.ranking import RankingModule
 from setrec.schemas import Batch
 from setrec.sharding import shard
@@ -208,14 +208,15 @@ class SETRecModule(RankingModule):
     def know(self, split: Split) -> None:
         """Count neighbours and recent occurrences, where the model has them."""
         if self.neighbours:
-            self.know_items(self.data.catalogue, self.data.known(split))
+            catalogue = self.data.catalogue
+            self.know_items(catalogue, count(self.data.known(split), catalogue.n_items))
 
-    def know_items(self, catalogue: Catalogue, known: Known) -> None:
+    def know_items(self, catalogue: Catalogue, counted: Counted) -> None:
         """As `know`, without a Trainer."""
-        if self.near is None or self.near_of is not catalogue:
+        if self.near_of is not catalogue:
             self.text_graph = text_graph(catalogue.text) if catalogue.text is not None else None
             self.near_of = catalogue
-        self.near = near(catalogue, known, self.text_graph).to(self.device)
+        self.near = near(counted, self.text_graph, self.device)
 
     def refresh(self) -> None:
         """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""

@@ -24,7 +24,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from setrec.baselines import BLOCK, ItemCF, TextSimilarity, recent
-from setrec.data.catalogue import Catalogue
 from setrec.data.known import Known
 
 STRONGEST = 100  # neighbours that an item keeps in a graph
@@ -47,25 +46,40 @@ class Graph(NamedTuple):
     weight: Tensor  # (N, S) float32
 
 
+class Counted(NamedTuple):
+    """What histories say about items: all that a model needs of them once it is trained, and nobody's history."""
+
+    pairs: Graph
+    recent: Tensor  # (N,) float32, log(1 + count)
+
+    def moved(self, rows: Tensor) -> "Counted":
+        """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""
+        new = torch.full((len(self.recent) + 1,), -1)  # (N + 1,) where an item went; the last: those that have no row
+        new[rows] = torch.arange(len(rows))
+        new[-1] = -1
+        item = new[self.pairs.item[rows]]  # (N', S)
+        weight = self.pairs.weight[rows] * (item >= 0) * (rows >= 0)[:, None]  # (N', S)
+        return Counted(Graph(item.clamp(min=0), weight), self.recent[rows] * (rows >= 0))
+
+
 class Near(NamedTuple):
-    """What is counted about the items of a catalogue."""
+    """What is counted about the items of a catalogue, on the device where it is needed."""
 
     pairs: Graph
     text: Graph | None  # None without text vectors
     recent: Tensor  # (N,) float32, log(1 + count)
 
-    def to(self, device: torch.device) -> "Near":
-        """The same on another device."""
-        pairs = Graph(*(tensor.to(device) for tensor in self.pairs))
-        text = Graph(*(tensor.to(device) for tensor in self.text)) if self.text is not None else None
-        return Near(pairs, text, self.recent.to(device))
+
+def near(counted: Counted, text: Graph | None, device: torch.device) -> Near:
+    """Both graphs and the counts on one device."""
+    pairs = Graph(*(tensor.to(device) for tensor in counted.pairs))
+    text = Graph(*(tensor.to(device) for tensor in text)) if text is not None else None
+    return Near(pairs, text, counted.recent.to(device))
 
 
-def near(catalogue: Catalogue, known: Known, text: Graph | None = None) -> Near:
-    """Count everything, on the CPU. text: the catalogue's text graph where it is there already."""
-    if text is None and catalogue.text is not None:
-        text = text_graph(catalogue.text)
-    return Near(pair_graph(known, catalogue.n_items), text, torch.log1p(known.recent))
+def count(known: Known, n_items: int) -> Counted:
+    """Count what the histories hold, on the CPU."""
+    return Counted(pair_graph(known, n_items), torch.log1p(known.recent))
 
 
 def pair_graph(known: Known, n_items: int) -> Graph:

@@ -1,0 +1,98 @@
+"""What is counted beside the slots: graphs by hand, what may be known when, and the score's sum."""
+
+import numpy as np
+import pytest
+import torch
+
+from setrec.baselines import ItemCF, TextSimilarity
+from setrec.data.batches import TrainRows
+from setrec.data.catalogue import Histories, Ragged
+from setrec.data.known import Known, fitted, known
+from setrec.neighbours import Counted, Graph, count, graph_scores, text_graph
+
+N = 6
+
+
+def ragged(*rows: list[int]) -> Ragged:
+    return Ragged.from_rows(list(rows))
+
+
+def histories() -> Histories:
+    return Histories(
+        ids=list("abcd"),
+        train=ragged([0, 1], [1, 2], [0, 1, 2], [3]),
+        validation=ragged([4], [], [4, 2], [3]),
+        test=ragged([5], [0], [], []),
+    )
+
+
+def test_graph_scores_by_hand() -> None:
+    graph = Graph(
+        torch.tensor([[1, 2], [0, 0], [0, 0]]), torch.tensor([[0.5, 0.25], [0.5, 0.0], [0.25, 0.0]])
+    )
+    history = torch.tensor([[0, 1], [2, -1], [-1, -1]])
+    scores = graph_scores(graph, history, decay=0.9)
+    # user 0: item 1 is newest (row 1), item 0 one step older (row 0 times .9)
+    expected = torch.tensor([[0.5, 0.45, 0.225], [0.25, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.allclose(scores, expected)
+
+
+def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
+    h = histories()
+    pairs = count(Known(h.train, torch.zeros(N)), N).pairs
+    history = torch.tensor([[0, 1, 2], [3, -1, -1], [2, 0, -1]])
+    assert torch.allclose(graph_scores(pairs, history, 0.9), ItemCF(h.train, N).score(history))
+    text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+    mine = graph_scores(text_graph(text), history, 0.85)
+    theirs = TextSimilarity(text, "sharpened").score(history)
+    for user, items in enumerate(history.tolist()):
+        others = [i for i in range(N) if i not in items]  # an item isn't its own neighbour
+        assert torch.allclose(mine[user, others], theirs[user, others], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fit_on", "split", "counted", "recent"),
+    [
+        ("train", "validation", [2, 3, 2, 1, 0, 0], [0, 0, 0, 0, 0, 0]),
+        ("train", "test", [2, 3, 3, 2, 2, 0], [0, 0, 0, 0, 0, 0]),
+        # users with validation items: a, c, d; every other one: a and d, two of four items, so each counts twice
+        ("half_validation", "validation", [2, 3, 2, 2, 1, 0], [0, 0, 0, 2, 2, 0]),
+        ("half_validation", "test", [2, 3, 3, 2, 2, 0], [0, 0, 1, 1, 2, 0]),
+        ("validation", "test", [2, 3, 3, 2, 2, 0], [0, 0, 1, 1, 2, 0]),
+    ],
+)
+def test_known_is_what_came_before_and_never_test(fit_on, split, counted, recent) -> None:
+    found = known(histories(), N, split, fit_on)
+    assert np.bincount(found.sequences.items, minlength=N).tolist() == counted
+    assert found.recent.tolist() == recent
+
+
+def test_half_validation_never_shows_who_is_asked() -> None:
+    h = histories()
+    assert fitted(h, "half_validation").tolist() == [True, False, False, True]
+    assert fitted(h, "validation").tolist() == [True, False, True, True]
+    assert not fitted(h, "train").any()
+
+
+@pytest.mark.parametrize("prefix_parallel", [True, False])
+def test_refit_asks_for_the_validation_items_only(prefix_parallel: bool) -> None:
+    h = histories()
+    rows = TrainRows(h.train.joined(h.validation), 2, prefix_parallel, since=h.train.lengths)
+    asked = []
+    for row in range(len(rows)):
+        batch = rows[np.array([row])]
+        for place, target in zip(batch.prefix[0].tolist(), batch.target[0].tolist(), strict=True):
+            asked.append((int(batch.user), batch.history[0, :place].tolist(), target))
+    # c's window holds its last 3 items, [2, 4, 2]: its first validation item is asked for from one item of history
+    assert asked == [(0, [0, 1], 4), (2, [2], 4), (2, [2, 4], 2), (3, [3], 3)]
+
+
+def test_counts_move_with_the_catalogue() -> None:
+    counted = Counted(
+        Graph(torch.tensor([[1, 2], [0, 2], [0, 1]]), torch.tensor([[0.5, 0.25], [0.5, 0.1], [0.25, 0.1]])),
+        torch.tensor([1.0, 2.0, 3.0]),
+    )
+    moved = counted.moved(torch.tensor([2, -1, 0]))  # item 1 is gone, a new one stands at row 1
+    assert moved.recent.tolist() == [3.0, 0.0, 1.0]
+    scores = graph_scores(moved.pairs, torch.tensor([[0], [1], [2]]), 0.9)
+    assert scores.tolist() == [[0.0, 0.0, 0.25], [0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]
