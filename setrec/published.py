@@ -5,6 +5,7 @@
     catalogue.parquet      the items: id, title, text, ..., count, warm, vector (F), cf_0 (E), present_0, ...
     encoder/config.json    the text encoder: class_path and init_args
     encoder/...            what it learned (encoder.safetensors), or its model where that is a local folder
+    neighbours.safetensors which items stood beside which, where the model weighs that
     results.json           of the test run, where there was one
     README.md              the model card
 
@@ -27,13 +28,15 @@ from setrec.data.catalogue import ENCODER, Catalogue
 from setrec.data.store import file_hash
 from setrec.errors import ConfigError, DataError
 from setrec.module import SETRecModule
+from setrec.neighbours import Counted, Graph
 from setrec.newitems import VECTOR
-from setrec.restore import Trained
+from setrec.restore import Trained, rows_of
 from setrec.results import versions
 
 CONFIG, WEIGHTS, CATALOGUE, RESULTS, ENCODERS = (
     "config.json", "model.safetensors", "catalogue.parquet", "results.json", "encoder",
 )  # fmt: skip
+NEIGHBOURS = "neighbours.safetensors"
 _FORMAT = 1
 _MODEL = "model"  # inside encoder/: a copy of the encoder's own folder
 _PLAIN = (".json", ".safetensors", ".txt", ".model", ".vocab", ".jinja")  # what is copied of it: no pickles, no code
@@ -67,6 +70,8 @@ def write_published(
     try:
         weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        if trained.counted is not None:
+            save_file(_counts(trained, catalogue), folder / NEIGHBOURS)
         as_table(catalogue, items).write_parquet(folder / CATALOGUE)
         shutil.rmtree(folder / ENCODERS, ignore_errors=True)
         if text is not None:
@@ -94,7 +99,20 @@ def write_published(
 
 
 def _ours(path: Path) -> bool:
-    return path.parts[0] in (WEIGHTS, CATALOGUE, RESULTS, ENCODERS)
+    return path.parts[0] in (WEIGHTS, CATALOGUE, RESULTS, ENCODERS, NEIGHBOURS)
+
+
+def _counts(trained: Trained, catalogue: Catalogue) -> dict[str, Tensor]:
+    """What was counted about the items that are there; nobody's history can be read from it."""
+    assert trained.counted is not None
+    counted = trained.counted.moved(rows_of(trained.catalogue, catalogue))
+    pairs = {"pairs_item": counted.pairs.item.int(), "pairs_weight": counted.pairs.weight}
+    return {name: tensor.contiguous() for name, tensor in (pairs | {"recent": counted.recent}).items()}
+
+
+def _read_counts(path: Path) -> Counted:
+    tensors = load_file(path)
+    return Counted(Graph(tensors["pairs_item"].long(), tensors["pairs_weight"]), tensors["recent"])
 
 
 def as_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
@@ -163,6 +181,7 @@ def read_published(path: Path) -> Trained:
             encoder=learned if learned.is_file() else None,
             data=None,
             results=results,
+            counted=_read_counts(path / NEIGHBOURS) if NEIGHBOURS in config["files"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path} is no published model that can be read ({str(error).splitlines()[0]}).") from None

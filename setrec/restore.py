@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from setrec.backbones import Backbone
-from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
+from setrec.data.catalogue import ENCODER, ITEMS, Catalogue, Histories
+from setrec.data.known import known
 from setrec.errors import ConfigError, DataError
 from setrec.module import SETRecModule
+from setrec.neighbours import Counted, count
 from setrec.ranking import RankingModule
 from setrec.sasrec import SASRecModule
 
@@ -65,6 +67,7 @@ class Trained(NamedTuple):
     encoder: Path | None  # the file with what the encoder learned
     data: Path | None  # the prepared folder; None in a published folder
     results: dict[str, Any] | None  # results.json
+    counted: Counted | None  # what the model weighs beside its slots, over the catalogue of training
 
 
 def read_trained(path: Path, data: Path | None = None) -> Trained:
@@ -115,6 +118,12 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
+        counted=count(
+            known(Histories.load(folder), catalogue.n_items, "test", arguments.get("fit_on", "train")),
+            catalogue.n_items,
+        )
+        if checkpoint["model"].get("neighbours")
+        else None,
     )
 
 
@@ -170,7 +179,7 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> SETRe
             f"{trained.path}: its weights do not fit its own arguments ({' '.join(str(error).split())[:200]}); it is "
             "damaged, or of another version of this project."
         ) from None
-    return _ready(module, device)
+    return _ready(module, trained, catalogue, device)
 
 
 def rebuild(module: SETRecModule, trained: Trained, catalogue: Catalogue) -> SETRecModule:
@@ -178,7 +187,7 @@ def rebuild(module: SETRecModule, trained: Trained, catalogue: Catalogue) -> SET
     other = _module(trained, module.backbone_settings[0])
     other.model = other.make_model(catalogue)
     other.load_state_dict(module.state_dict(), assign=True)
-    return _ready(other, module.device)
+    return _ready(other, trained, catalogue, module.device)
 
 
 def _module(trained: Trained, backbone: Backbone) -> SETRecModule:
@@ -188,8 +197,16 @@ def _module(trained: Trained, backbone: Backbone) -> SETRecModule:
         raise ConfigError(f"{trained.path}: {error}; it was saved by another version of this project.") from None
 
 
-def _ready(module: SETRecModule, device: torch.device) -> SETRecModule:
+def _ready(module: SETRecModule, trained: Trained, catalogue: Catalogue, device: torch.device) -> SETRecModule:
     """In evaluation, on the device, with its index. Not frozen: its state_dict leaves out what is."""
     module.eval().to(device)
+    if trained.counted is not None:
+        module.know_items(catalogue, trained.counted.moved(rows_of(trained.catalogue, catalogue)))
     module.refresh()
     return module
+
+
+def rows_of(base: Catalogue, catalogue: Catalogue) -> Tensor:
+    """(N',) int64: each item's row in another version of its catalogue, -1 where it has none."""
+    row = {own: i for i, own in enumerate(base.ids)}
+    return torch.tensor([row.get(own, -1) for own in catalogue.ids])

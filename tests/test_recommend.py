@@ -2,6 +2,7 @@
 
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from setrec.data import Histories, SETRecDataModule, SyntheticWorld
 from setrec.data.clean import Cleaning
 from setrec.errors import ConfigError, DataError
 from setrec.metrics import mask_seen, top_groups
+from setrec.neighbours import count
 from tests.conftest import TrainedRun, train_tiny
 
 
@@ -176,6 +178,49 @@ def test_why_names_the_closest_items_of_the_history(recommender: Recommender, us
     cold = [item for item in answer.items if not item.warm]
     assert cold
     assert all(item.why.nearest_cf == [] for item in cold)  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A model that weighs counted neighbours beside its slots, with weights that cannot be overlooked."""
+    flags = ["--model.objective=score", "--model.memory=true", "--model.missing_cf=zero", "--model.neighbours=true"]
+    run = train_tiny(tmp_path_factory.mktemp("counting"), *flags)
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    checkpoint["state_dict"]["neighbours_weight"].fill_(4.0)
+    checkpoint["state_dict"]["recency_weight"].fill_(0.3)
+    torch.save(checkpoint, run.checkpoint)
+    return run
+
+
+def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_path: Path) -> None:
+    """As in the test step, in the explanation, in a published folder, and after items went and came back."""
+    recommender, data = Recommender.load(counting.checkpoint), datamodule(counting)
+    module = recommender._state.module
+    ids, rows = data.catalogue.ids, data.histories.train.joined(data.histories.validation)
+    users = [[ids[item] for item in rows.row(u)] for u in range(len(rows))]
+    answers = recommender.recommend(users, explain=True)
+    module.know_items(data.catalogue, count(data.known("test"), len(ids)))  # what the Trainer does before a test
+    for batch in data.test_dataloader():
+        (scores,) = module.score_grid(batch, [module.chosen])
+        for user, item, score in zip(batch.user.tolist(), *mask_seen(scores, batch.seen).max(dim=1)[::-1], strict=True):
+            first = answers[user].items[0]
+            assert first.id == ids[int(item)]
+            assert first.score == pytest.approx(float(score), abs=1e-4)
+    for answer in answers:
+        for item in answer.items:
+            assert item.why is not None
+            assert sum(item.why.parts.values()) == pytest.approx(item.score, abs=1e-4)
+    assert {"neighbours_cf", "neighbours_text", "recent"} <= set(answers[0].items[0].why.parts)  # type: ignore[union-attr]
+    recommender.save_pretrained(tmp_path / "model")
+    assert Recommender.load(tmp_path / "model").recommend(users, explain=True) == answers
+    recommender.add_items([{"id": "NEW", "title": recommender.search("telescope")[0].title}])
+    new = recommender.recommend([["NEW"]], k=1, explain=True)[0].items[0]
+    assert new.why is not None
+    assert new.why.parts["neighbours_text"] > 0  # neighbours of an added item are found by its text
+    assert new.why.parts["neighbours_cf"] == 0
+    recommender.remove_items(["NEW"])
+    for one, two in zip(recommender.recommend(users), answers, strict=True):
+        assert [item.id for item in one.items] == [item.id for item in two.items]
 
 
 def test_search_finds_titles_and_ids(recommender: Recommender) -> None:
