@@ -78,6 +78,8 @@ def write_published(
             _write_encoder(folder / ENCODERS, text, trained.encoder)
         if trained.results is not None:
             (folder / RESULTS).write_text(json.dumps(trained.results, indent=2) + "\n")
+        for path in folder.glob("*.safetensors"):
+            path.chmod(0o644)  # written for its owner only, whatever the umask
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _ours(path.relative_to(folder))]
         config = {
             "library_name": "setrec",
@@ -90,7 +92,6 @@ def write_published(
             "fingerprint": catalogue.fingerprint,
             "max_history": trained.max_history,
             "cf_slots": len(catalogue.cf),
-            "text": text,
             "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
