@@ -11,14 +11,16 @@ from setrec.cli import run
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {  # whatever the configuration reads or loads, replaced by something small that is here
     "t5": ["--model.backbone.pretrained=null", "--model.backbone.shape=nano"],
-    "quickstart": ["--model.backbone.shape=nano"],
+    "one shape": ["--model.backbone.shape=nano"],
 }
-T5_CONFIGS = sorted(
-    path.name for path in CONFIGS.glob("*.yaml") if "_t5" in path.name or path.name == "quickstart.yaml"
-)
+RUN_HERE = sorted(
+    path.name
+    for path in CONFIGS.glob("*.yaml")
+    if "_t5" in path.name or "_best" in path.name or path.name == "quickstart.yaml"
+)  # test_decoder.py, test_sasrec.py and test_csv_example.py run the others
 
 
-@pytest.mark.parametrize("name", T5_CONFIGS)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_config_fits_and_tests(name: str, tmp_path: Path) -> None:
     config = yaml.safe_load((CONFIGS / name).read_text())
     slots = config["model"].get("n_cf", 1)
@@ -40,7 +42,7 @@ def test_config_fits_and_tests(name: str, tmp_path: Path) -> None:
             "--trainer.accelerator=cpu",
             "--trainer.devices=1",
             "--test_after_fit=true",
-            *SMALL["quickstart" if name == "quickstart.yaml" else "t5"],
+            *SMALL["t5" if "_t5" in name else "one shape"],
         ]
     )
     results = json.loads((tmp_path / "lightning_logs/version_0/results.json").read_text())

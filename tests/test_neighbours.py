@@ -27,9 +27,7 @@ def histories() -> Histories:
 
 
 def test_graph_scores_by_hand() -> None:
-    graph = Graph(
-        torch.tensor([[1, 2], [0, 0], [0, 0]]), torch.tensor([[0.5, 0.25], [0.5, 0.0], [0.25, 0.0]])
-    )
+    graph = Graph(torch.tensor([[1, 2], [0, 0], [0, 0]]), torch.tensor([[0.5, 0.25], [0.5, 0.0], [0.25, 0.0]]))
     history = torch.tensor([[0, 1], [2, -1], [-1, -1]])
     scores = graph_scores(graph, history, decay=0.9)
     # user 0: item 1 is newest (row 1), item 0 one step older (row 0 times .9)
