@@ -9,21 +9,20 @@ _LEVELS = 1 << 16  # 16 random bits decide over a number: probabilities are mult
 
 
 class _Drop(torch.autograd.Function):
-    """x -> x * keep / (share kept); what is saved for the way back is one byte a number."""
+    """x -> x * noise, which is 0 or 1 / (share kept)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, level: int) -> Tensor:
         n = x.numel()
         bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)  # (n or more,)
-        keep = (bits[:n] >= level - _LEVELS // 2).view(x.shape)
-        ctx.save_for_backward(keep)
-        ctx.scale = _LEVELS / (_LEVELS - level)
-        return torch.where(keep, x, 0).mul_(ctx.scale)
+        noise = (bits[:n] >= level - _LEVELS // 2).to(x.dtype).view(x.shape).mul_(_LEVELS / (_LEVELS - level))
+        ctx.save_for_backward(noise)
+        return x * noise
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (keep,) = ctx.saved_tensors
-        return torch.where(keep, grad, 0).mul_(ctx.scale), None
+        (noise,) = ctx.saved_tensors
+        return grad * noise, None
 
 
 def drop(x: Tensor, p: float) -> Tensor:

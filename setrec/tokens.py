@@ -14,7 +14,7 @@ def relu_mlp(widths: list[int]) -> nn.Sequential:
     """Linear layers of the given widths, ReLU after every one. (any, widths[0]) -> (any, widths[-1])."""
     layers: list[nn.Module] = []
     for wide, narrow in itertools.pairwise(widths):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+        layers += [nn.Linear(wide, narrow), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

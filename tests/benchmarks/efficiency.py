@@ -179,9 +179,30 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
     train, history = made_up_rows(4000, n_items), made_up_rows(4000, n_items, TEST_LENGTH, seed=1)
     targets = made_up_rows(4000, n_items, (0.0, 0.5), seed=2)
     torch.manual_seed(seed)
-    model = SETRec(catalogue, backbone(shape), Recipe()).eval()
+    model = SETRec(catalogue, backbone(shape), Recipe())
     model_sampled = SETRec(catalogue, model.backbone, Recipe(sampled=sampled))
     model_sampled.tokens, model_sampled.queries = model.tokens, model.queries  # one set of weights
+    model.train()
+    model_sampled.train()
+
+    def plain(m: SETRec, b: Batch) -> Tensor:
+        return naive.loss(m, b, ALPHA)
+
+    def fast(m: SETRec, b: Batch) -> Tensor:
+        return own_loss(m, b, bf16=True)
+
+    memory: dict[str, int] = {}
+    losses = {
+        "own_bf16": fast,
+        "own_float32": own_loss,
+        "naive": plain,
+    }  # first of all: freed memory is not all given back
+    sampled_memory = peak_of_training(model_sampled, own_batches(train), fast, 3, base)
+    for name, loss in tqdm(losses.items(), desc="memory", unit="way"):
+        batches = naive.batches(train, HISTORY, seed) if name == "naive" else own_batches(train)
+        memory[name] = peak_of_training(model, batches, loss, 2 if name == "naive" else 3, base)
+
+    model.eval()
     module = module_of(model, catalogue)
     module.refresh()
     rows = EvalRows(history, targets, HISTORY)
@@ -197,13 +218,6 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
 
     model.train()
     model_sampled.train()
-
-    def plain(m: SETRec, b: Batch) -> Tensor:
-        return naive.loss(m, b, ALPHA)
-
-    def fast(m: SETRec, b: Batch) -> Tensor:
-        return own_loss(m, b, bf16=True)
-
     ways = {
         "naive": Trainer(model, naive.batches(train, HISTORY, seed), plain, cpu),
         "own_float32": Trainer(model, own_batches(train), own_loss, cpu),
@@ -221,13 +235,6 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
 
     rates = {name: way.rate for name, way in ways.items()}
     del ways
-    memory = {}
-    losses = {"own_float32": own_loss, "own_bf16": fast, "naive": plain}
-    for name, loss in tqdm(losses.items(), desc="memory", unit="way"):
-        batches = naive.batches(train, HISTORY, seed) if name == "naive" else own_batches(train)
-        memory[name] = peak_of_training(model, batches, loss, 2 if name == "naive" else 3, base)
-    sampled_memory = peak_of_training(model_sampled, own_batches(train), fast, 3, base)
-
     model.eval()
     model.zero_grad()
     warm = catalogue.warm

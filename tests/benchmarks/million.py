@@ -1,6 +1,6 @@
 """A million generated items: training with the sampled softmax, then exact and approximate top-10 for 256 users.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/million.py [--items 1000000] [--json FILE] [--faiss IVF2048,Flat] [--clock cpu]
+    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/million.py [--items 1000000] [--json FILE] [--faiss IVF2048,Flat]
 
 The vectors have 512 clusters, as real catalogues do: an approximate index lives on that. Peak memory counts everything: the
 libraries, the catalogue (text 384 wide, CF 64 wide), the weights and the optimiser.
