@@ -20,7 +20,21 @@ from setrec.report import report
 from setrec.results import RESULTS, Split, write_results
 
 WHOLE = "whole"  # the configuration as it is, what the others are compared with
-Factor = Literal["without_cf", "without_semantic", "without_isolation", "without_item_mask", "without_mask"]
+Factor = Literal[
+    "without_cf",
+    "without_semantic",
+    "without_isolation",
+    "without_item_mask",
+    "without_mask",
+    "without_memory",
+    "without_neighbours",
+]
+PARTS = {
+    "without_cf": "n_cf",
+    "without_semantic": "n_sem",
+    "without_memory": "memory",
+    "without_neighbours": "neighbours",
+}
 FACTORS: list[Factor] = list(get_args(Factor))
 PLAN = "ablation.json"
 
@@ -33,6 +47,8 @@ def flags_of(factor: Factor, backbone: object) -> list[str]:
         "without_isolation": ["--model.backbone.isolate_queries=false"],  # queries see each other
         "without_item_mask": ["--model.backbone.mask=items"],  # an item's slots see each other
         "without_mask": ["--model.backbone.mask=causal"],  # what a language model has without any
+        "without_memory": ["--model.memory=false"],
+        "without_neighbours": ["--model.neighbours=false"],
     }
     if isinstance(backbone, T5Backbone) and factor == "without_mask":  # its encoder then sees everything
         return ["--model.backbone.mask=bidirectional", "--data.prefix_parallel=false"]
@@ -58,8 +74,9 @@ def ablate(
         seeds: Of the weights and of the order of batches; every factor is fitted with each.
         factors: Parts to take away: without_cf (no collaborative slots), without_semantic (no semantic slots),
             without_isolation (the queries see each other), without_item_mask (an item's slots see each other), without_mask (T5:
-            the encoder sees the whole history, which has to be trained one prefix a row; decoder-only: plainly causal).
-        more: Factors of your own as flags of fit: --more.without_memory="--model.memory=false".
+            the encoder sees the whole history, which has to be trained one prefix a row; decoder-only: plainly causal),
+            without_memory, without_neighbours. What the configuration doesn't have isn't taken away.
+        more: Factors of your own as flags of fit: --more.smaller="--model.bottleneck=32".
         split: Where they are compared: validation, for decisions; test, to report what was decided before.
         fit: The flags for every fit; what stands behind --.
 
@@ -79,7 +96,9 @@ def ablate(
             "one `report`."
         )
     wanted: dict[str, list[str]] = {WHOLE: []}
-    wanted |= {factor: flags_of(factor, cli.model.backbone_settings[0]) for factor in factors}
+    backbone, options = cli.model.backbone_settings[0], cli.model.hparams
+    there = [factor for factor in factors if factor not in PARTS or options[PARTS[factor]]]
+    wanted |= {factor: flags_of(factor, backbone) for factor in there}
     wanted |= {name: [given] if isinstance(given, str) else given for name, given in (more or {}).items()}
     check_plan(folder, Path(config).read_text(), words, wanted)
     runs: dict[str, list[str] | str] = {}

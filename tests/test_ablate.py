@@ -48,7 +48,7 @@ def test_factor_by_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         f"--config={config}",
         f"--output={output}",
         "--seeds=[7]",
-        "--factors=[without_mask]",
+        "--factors=[without_mask, without_memory]",
     ]
     words.append("--more.slow=--model.lr=1e-5")
     main([*words, "--", "--model.warmup_steps=3"])
@@ -113,6 +113,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backbone", [T5Backbone, DecoderBackbone])
 def test_every_factor_takes_something_away(backbone: type, tmp_path: Path) -> None:
     model = {"backbone": {"class_path": f"setrec.backbones.{backbone.__name__}", "init_args": {"shape": "nano"}}}
+    model |= {"objective": "score", "memory": True, "neighbours": True}
     config = str(write_config(tmp_path, model=model))
     whole = options_of(["--config", config])
     expected = {
@@ -121,6 +122,8 @@ def test_every_factor_takes_something_away(backbone: type, tmp_path: Path) -> No
         "without_isolation": {"model.backbone.isolate_queries": False},
         "without_item_mask": {"model.backbone.mask": "items"},
         "without_mask": {"model.backbone.mask": "causal"},
+        "without_memory": {"model.memory": False},
+        "without_neighbours": {"model.neighbours": False},
     }
     if backbone is T5Backbone:
         expected["without_mask"] = {"model.backbone.mask": "bidirectional", "data.prefix_parallel": False}

@@ -298,6 +298,20 @@ def test_nothing_found(tmp_path: Path) -> None:
         report({"item CF": str(tmp_path / "a")})
 
 
+def test_seeds_have_checkpoints_and_folders_of_their_own() -> None:
+    one, two = (
+        {
+            "model": {"start_from": f"run_{seed}/last.ckpt"},
+            "data": {"cf": [{"init_args": {"file": f"/{seed}/vectors.npy"}}]},
+        }
+        for seed in (1, 2)
+    )
+    assert differences(flat(one), flat(two)) == {}
+    assert differences(flat(one), flat({**two, "model": {"start_from": None}})) == {"model.start_from": ("given", None)}
+    other = {**two, "data": {"cf": [{"init_args": {"file": "others.npy"}}]}}
+    assert list(differences(flat(one), flat(other))) == ["data.cf"]
+
+
 def test_options_as_flags() -> None:
     one = {
         "model": {

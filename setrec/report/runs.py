@@ -20,6 +20,7 @@ SAME = ("split", "users", "candidates", "cutoffs", "history", "target", "cold", 
 FREE = {"seed", "root", "raw", "name", "num_workers", "pin_memory", "eval_batch_size", "top_k"}  # change no method
 USER_COLUMNS = ("user_id", "method", "filter_seen", "group", "history")
 HIT_COLUMNS = ("user_id", "item_id", "count", "decile", "method", "filter_seen")
+SEEDS_OWN = {"start_from", "weigh_like"}  # checkpoints, which each seed has of its own
 Key = tuple[bool, str]  # filter_seen, group
 
 
@@ -273,9 +274,20 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = prefix if key == "init_args" else f"{prefix}.{key}".strip(".")
         if isinstance(value, Mapping):
             found |= flat(value, name)
+        elif key in SEEDS_OWN:
+            found[name] = "given" if value else None
         else:
-            found[name.removesuffix(".class_path")] = value
+            found[name.removesuffix(".class_path")] = named(value)
     return found
+
+
+def named(value: Any) -> Any:
+    """A value with files by their names alone: the same file may lie elsewhere."""
+    if isinstance(value, list):
+        return [named(one) for one in value]
+    if isinstance(value, Mapping):
+        return {key: Path(one).name if key == "file" and one else named(one) for key, one in value.items()}
+    return value
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
