@@ -49,7 +49,7 @@ def test_the_server_keeps_to_its_document(document: Any, method: str, path: str,
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     def check(case: Case) -> None:
-        answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
         if (
             answer.text == "Invalid HTTP request received."
         ):  # the HTTP parser's own word, to an address of 64 KiB and more
@@ -58,6 +58,6 @@ def test_the_server_keeps_to_its_document(document: Any, method: str, path: str,
         # excluded: data of the right form may still name what isn't there
         case.validate_response(answer, excluded_checks=[positive_data_acceptance])
         if (method, path) in GUARDED:
-            assert case.call().status_code in (400, 401, 422)
+            assert case.call(timeout=60).status_code in (400, 401, 422)
 
     check()

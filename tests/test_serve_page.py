@@ -194,9 +194,11 @@ def test_it_fits_a_phone(live: Live, width: int) -> None:
     live.models.add([{"id": "L", "title": "averylongwordwithoutanyspace" * 8, "text": None}])
     live.page.set_viewport_size({"width": width, "height": 800})
     live.page.get_by_label("Part of a title").fill("averylong")
-    live.page.get_by_role("button", name="Add averylong").click()
+    with live.page.expect_response("**/recommend"):
+        live.page.get_by_role("button", name="Add averylong").click()
     live.settled(10)
-    live.page.locator("summary").first.click()
+    live.page.locator("summary").first.click()  # names the item of the history that lies closest
+    assert "averylong" in live.page.locator("details").first.inner_text()
     assert live.page.evaluate("document.documentElement.scrollWidth") <= width
     smallest = live.page.evaluate(
         "Math.min(...[...document.querySelectorAll('button')].map((one) => one.offsetHeight))"

@@ -25,6 +25,7 @@ from tests.conftest import TrainedRun
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "s3cret"
+WEB = httpx.Client(timeout=120)  # of a machine that may be busy with other tests
 HOLDER = {"authorization": f"Bearer {TOKEN}"}
 
 
@@ -62,7 +63,7 @@ def folder(tiny_run: TrainedRun, tmp_path: Path) -> Path:
 
 def figure(url: str, name: str) -> float:
     """A line of /metrics."""
-    (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", WEB.get(f"{url}/metrics").text, re.MULTILINE)
     return float(value)
 
 
@@ -74,7 +75,7 @@ def test_a_life(folder: Path) -> None:
     new = [{"id": "NEW", "title": recommender.search("", 1)[0].title}, {"id": "NEW2", "title": "another one"}]
     with served(folder, "--max_waiting", "10000") as (process, url):
         body = {"histories": histories, "k": 5, "explain": True, "beta": 0.3}
-        found = httpx.post(f"{url}/recommend", json=body).json()["recommendations"]
+        found = WEB.post(f"{url}/recommend", json=body).json()["recommendations"]
         expected = recommender.recommend(histories, k=5, explain=True, beta=0.3)
         for there, here in zip(found, expected, strict=True):
             assert [item["id"] for item in there["items"]] == [item.id for item in here.items]
@@ -82,31 +83,30 @@ def test_a_life(folder: Path) -> None:
                 assert a["score"] == pytest.approx(b.score, abs=1e-5)
                 assert sum(a["why"]["parts"].values()) == pytest.approx(a["score"], abs=1e-4)
 
-        assert httpx.post(f"{url}/items", json={"items": new}, headers=HOLDER).status_code == 201
-        assert httpx.delete(f"{url}/items", params={"id": ["NEW2", own[0]]}, headers=HOLDER).status_code == 200
+        assert WEB.post(f"{url}/items", json={"items": new}, headers=HOLDER).status_code == 201
+        assert WEB.delete(f"{url}/items", params={"id": ["NEW2", own[0]]}, headers=HOLDER).status_code == 200
         only = {"histories": [[]], "candidates": ["NEW", "NEW2", own[0]]}
-        (answer,) = httpx.post(f"{url}/recommend", json=only).json()["recommendations"]
+        (answer,) = WEB.post(f"{url}/recommend", json=only).json()["recommendations"]
         assert [item["id"] for item in answer["items"]] == ["NEW"]
         assert not answer["items"][0]["warm"]
 
         # a takeover and a refusal while requests go on
         shutil.copy(folder / "model.ckpt", folder / "next.ckpt")
         (folder / "broken.ckpt").write_bytes((folder / "model.ckpt").read_bytes()[:20_000])
-        stop, statuses, generations = threading.Event(), [], set()
+        stop, statuses, generations, lists = threading.Event(), [], set(), []
 
         def ask() -> None:
-            with httpx.Client() as client:
-                while not stop.is_set():
-                    answer = client.post(f"{url}/recommend", json=only, timeout=60)
-                    statuses.append(answer.status_code)
-                    generations.add(answer.json()["generation"])
-                    assert [item["id"] for item in answer.json()["recommendations"][0]["items"]] == ["NEW"]
+            while not stop.is_set():
+                answer = WEB.post(f"{url}/recommend", json=only)
+                statuses.append(answer.status_code)
+                generations.add(answer.json()["generation"])
+                lists.append([item["id"] for item in answer.json()["recommendations"][0]["items"]])
 
         askers = [threading.Thread(target=ask) for _ in range(3)]
         for thread in askers:
             thread.start()
-        refused = httpx.post(f"{url}/model/reload", json={"path": "broken.ckpt"}, headers=HOLDER, timeout=60)
-        taken = httpx.post(f"{url}/model/reload", json={"path": "next.ckpt"}, headers=HOLDER, timeout=60)
+        refused = WEB.post(f"{url}/model/reload", json={"path": "broken.ckpt"}, headers=HOLDER)
+        taken = WEB.post(f"{url}/model/reload", json={"path": "next.ckpt"}, headers=HOLDER)
         time.sleep(0.2)
         stop.set()
         for thread in askers:
@@ -117,14 +117,13 @@ def test_a_life(folder: Path) -> None:
         assert taken.json()["generation"] == 1
         assert set(statuses) == {200}
         assert generations == {0, 1}
+        assert all(one == ["NEW"] for one in lists)
 
         # SIGTERM while many wait
         answers: list[Any] = []
         large = {"histories": [own[i % 20 : i % 20 + 10] for i in range(512)], "k": 3, "explain": True}
-        client = httpx.Client(timeout=60)
         waiting = [
-            threading.Thread(target=lambda: answers.append(client.post(f"{url}/recommend", json=large)))
-            for _ in range(12)
+            threading.Thread(target=lambda: answers.append(WEB.post(f"{url}/recommend", json=large))) for _ in range(12)
         ]
         for thread in waiting:
             thread.start()
@@ -140,9 +139,9 @@ def test_a_life(folder: Path) -> None:
         assert all(len(answer.json()["recommendations"]) == 512 for answer in answers)
 
     with served(folder) as (process, url):
-        (answer,) = httpx.post(f"{url}/recommend", json=only).json()["recommendations"]
+        (answer,) = WEB.post(f"{url}/recommend", json=only).json()["recommendations"]
         assert [item["id"] for item in answer["items"]] == ["NEW"]
-        assert httpx.get(f"{url}/model").json()["info"]["n_items"] == 80
+        assert WEB.get(f"{url}/model").json()["info"]["n_items"] == 80
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) in (0, -signal.SIGTERM)
 
