@@ -150,9 +150,8 @@ def work(wanted: Wanted, rank: int) -> set[str]:
         share=(rank, wanted.processes),
     )
     strange: set[str] = set()
-    with tqdm(
-        total=-(-len(wanted.file.users) // wanted.processes), desc="users", unit="user", delay=2, disable=rank > 0
-    ) as bar:
+    everyone = len(wanted.file.users) if wanted.processes == 1 else None  # shares are whole blocks, not equal
+    with tqdm(total=everyone, desc=f"users of process {rank}", unit="user", delay=2, disable=rank > 0) as bar:
         for number, (places, answers) in enumerate(blocks):
             strange.update(*(answer.unknown for answer in answers))
             frame = rows(places, answers, wanted.explain)
