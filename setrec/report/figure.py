@@ -15,6 +15,7 @@ from setrec.report.table import span_of
 from setrec.schemas import GROUPS
 
 MARKERS = "osD^vPX<>*"
+LEAST = 20  # users or targets that a point of a breakdown needs; fewer would set the scale for all others
 
 
 class Style:
@@ -137,7 +138,7 @@ def label_rows(axes: Axes, names: list[str], title: str) -> None:
 
 def popularity(axes: Axes, made: dict[str, Any], style: Style) -> None:
     """Recall of targets by decile."""
-    rows = made["popularity"]
+    rows = [row for row in made["popularity"] if row["targets"] >= LEAST]
     title = f"Targets found in the first {made['settings']['k']}, by popularity decile of the target"
     if not rows:
         return nothing(axes, title)
@@ -150,7 +151,7 @@ def popularity(axes: Axes, made: dict[str, Any], style: Style) -> None:
         for decile, row in first.items()
     ]
     axes.set_xticks(range(len(names)), names, fontsize="small")
-    axes.set_xlabel("decile / occurrences in training / targets", fontsize="small")
+    axes.set_xlabel(f"decile / occurrences in training / targets, where at least {LEAST}", fontsize="small")
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small", ncols=2)
 
@@ -158,7 +159,7 @@ def popularity(axes: Axes, made: dict[str, Any], style: Style) -> None:
 def history(axes: Axes, made: dict[str, Any], style: Style) -> None:
     """The tested metric by length of history."""
     tested = made["settings"]["tested"]
-    rows = [row for row in made["history"] if row["metric"] == tested]
+    rows = [row for row in made["history"] if row["metric"] == tested and row["users"] >= LEAST]
     title = f"{tested} by length of history"
     if not rows:
         return nothing(axes, title)
@@ -167,7 +168,7 @@ def history(axes: Axes, made: dict[str, Any], style: Style) -> None:
     axes.set_xticks(
         range(len(first)), [f"{span_of(row)}\n{row['users']:,}" for row in first.values()], fontsize="small"
     )
-    axes.set_xlabel("items / users", fontsize="small")
+    axes.set_xlabel(f"items / users, where at least {LEAST}", fontsize="small")
     axes.set_title(title, fontsize="medium")
 
 
