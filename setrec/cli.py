@@ -28,6 +28,7 @@ from setrec.additems import add_items
 from setrec.checkpoints import WholeCheckpointIO
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError, SETRecError
+from setrec.estimate import estimate
 from setrec.merge import merge
 from setrec.module import SETRecModule
 from setrec.predictfile import predict_file
@@ -239,6 +240,8 @@ def main(args: Sequence[str] | None = None) -> None:
             from setrec.ablate import from_words  # only here: it needs this module
 
             from_words(words[1:])
+        elif words[:1] == ["estimate"]:
+            auto_cli(estimate, args=words[1:], as_positional=False)
         elif words[:1] == ["report"]:
             from setrec.report import report  # only here: scipy.stats takes a second to import
 

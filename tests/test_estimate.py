@@ -1,0 +1,82 @@
+"""The estimator against the model it speaks of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
+from setrec.cli import main
+from setrec.data.catalogue import Catalogue
+from setrec.errors import ConfigError
+from setrec.estimate import Workload, _batches, _Counter, count
+from setrec.model import Recipe, SETRec
+
+SMALL = Workload(items=500, history=6, n_sem=2, cf_width=8, text_width=24, batch_size=48, eval_batch_size=8)
+
+
+def real_model(w: Workload, backbone: Backbone) -> SETRec:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.ones(w.items, dtype=torch.bool)
+    catalogue = Catalogue(
+        name="real",
+        ids=[str(i) for i in range(w.items)],
+        titles=[""] * w.items,
+        text=torch.randn(w.items, w.text_width, generator=generator),
+        cf=tuple(torch.randn(w.items, w.cf_width, generator=generator) for _ in range(w.n_cf)),
+        present=(seen,) * w.n_cf,
+        count=seen.long(),
+        fingerprint="",
+    )
+    return SETRec(catalogue, backbone, Recipe(n_cf=w.n_cf, n_sem=w.n_sem, sampled=w.sampled))
+
+
+@pytest.mark.parametrize("sampled", [None, 64])
+@pytest.mark.parametrize("kind", ["t5", "decoder", "lora"])
+def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sampled: int | None) -> None:
+    w = Workload(**{**SMALL.__dict__, "sampled": sampled})
+
+    def backbone() -> Backbone:
+        if kind == "t5":
+            return T5Backbone(shape="nano")
+        return DecoderBackbone(shape="nano", lora=LoRA(r=2) if kind == "lora" else None)
+
+    found = count(w, backbone(), bf16=False, flops_per_second=1e9, bandwidth=1e9)
+    model = real_model(w, backbone())
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    counter = _Counter()
+    for held in (*model.parameters(), *model.buffers()):
+        counter.hold(held)
+    with FlopCounterMode(display=False) as flops, counter:
+        sums = model.losses(_batches(w)[0])
+        (sums.ranking + sums.reconstruction).backward()
+    assert found.train_flops == pytest.approx(flops.get_total_flops(), rel=0.02)
+    moments = 8 * found.trainable
+    assert found.train_bytes == pytest.approx(counter.most + moments, rel=0.1)
+    assert found.step_seconds == pytest.approx((found.train_flops + found.train_traffic) / 1e9)
+
+
+def test_work_grows_as_it_should() -> None:
+    def seen(**changes: int) -> tuple[float, int]:
+        found = count(Workload(**{**SMALL.__dict__, **changes}), T5Backbone(shape="nano"), False, 1e9, 1e9)
+        return found.train_flops, found.train_bytes
+
+    base, doubled, sampled = seen(), seen(items=1000), seen(items=1000, sampled=50)
+    assert base[0] < doubled[0] < 2 * base[0]
+    assert base[1] < doubled[1]
+    assert sampled[0] < base[0]
+    assert seen(history=24)[0] > base[0]
+
+
+def test_the_command_prints_what_it_will_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["estimate", "--workload.items=300", "--backbone.shape=nano", "--tflops=0.1", "--gigabytes_per_second=10"])
+    said = capsys.readouterr().out
+    assert "prefixes a second" in said
+    assert "100 GFLOP/s and 10 GB/s" in said
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 or more"):
+        count(Workload(items=0), T5Backbone(shape="nano"), False, 1e9, 1e9)
