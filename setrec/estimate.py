@@ -69,7 +69,7 @@ class Estimate(NamedTuple):
         return self.users / self.batch_seconds
 
 
-class _Counter(TorchDispatchMode):
+class StepCounter(TorchDispatchMode):
     """Counts the operations and the bytes they touch, and follows the storages that are alive."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ def count(workload: Workload, backbone: Backbone, bf16: bool, flops_per_second: 
         weights = list(model.parameters())
         trained = [p for p in weights if p.requires_grad]
         batch = Batch(*(fake.from_tensor(t) for t in train))
-        counter = _Counter()
+        counter = StepCounter()
         for held in (*weights, *model.buffers()):
             counter.hold(held)
         for parameter in trained:  # the two moments of AdamW stand beside every weight
@@ -183,7 +183,7 @@ def count(workload: Workload, backbone: Backbone, bf16: bool, flops_per_second: 
         most = counter.most
         model.zero_grad()
         model.eval()
-        reading = _Counter()
+        reading = StepCounter()
         for held in (*weights, *model.buffers()):
             reading.hold(held)
         batch = Batch(*(fake.from_tensor(t) for t in evaluation))

@@ -10,7 +10,7 @@ from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
 from setrec.cli import main
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.estimate import Workload, _batches, _Counter, count
+from setrec.estimate import Workload, _batches, StepCounter, count
 from setrec.model import Recipe, SETRec
 
 SMALL = Workload(items=500, history=6, n_sem=2, cf_width=8, text_width=24, batch_size=48, eval_batch_size=8)
@@ -46,7 +46,7 @@ def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sa
     model = real_model(w, backbone())
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    counter = _Counter()
+    counter = StepCounter()
     for held in (*model.parameters(), *model.buffers()):
         counter.hold(held)
     with FlopCounterMode(display=False) as flops, counter:

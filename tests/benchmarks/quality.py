@@ -1,0 +1,108 @@
+"""Is anything paid for speed? The quickstart world, the naive way against the project's, equal epochs, several seeds.
+
+    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/quality.py [--epochs 4] [--seeds 3] [--json FILE]
+
+Tiny T5, the paper's loss, batches of 128 prefixes for all, the same learning rates. Naive: one row per prefix in random order,
+float32. Ours: all prefixes of a row, rows of like length together, bfloat16; once with the whole catalogue in the softmax, once
+with a sample of 256 of its 800 items. Validation Recall@10, all items, beta chosen among eleven, seen items masked.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import naive
+import numpy as np
+import torch
+from efficiency import ALPHA, EVAL_BATCH, HISTORY, module_of, own_loss
+from measure import write_json
+from torch import Tensor
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from setrec.backbones import T5Backbone
+from setrec.data import SETRecDataModule, SyntheticWorld
+from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
+from setrec.metrics import RankingMetrics
+from setrec.model import Recipe, SETRec
+from setrec.module import BETAS
+from setrec.schemas import Batch
+
+WAYS = ("naive", "exact", "sampled")
+
+
+def batches(data: SETRecDataModule, way: str, epoch: int, seed: int) -> Iterator[Batch]:
+    """One epoch, every prefix once."""
+    rows = TrainRows(data.histories.train, HISTORY, prefix_parallel=way != "naive")
+    if way == "naive":
+        order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+        yield from (rows[order[i : i + naive.BATCH]] for i in range(0, len(order), naive.BATCH))
+    else:
+        plan = TrainPlan(rows.prefixes, rows.history, naive.BATCH, seed)
+        plan.set_epoch(epoch)
+        yield from (rows[some] for some in plan.batches())
+
+
+def loss_of(way: str, model: SETRec, batch: Batch) -> Tensor:
+    return naive.loss(model, batch, ALPHA) if way == "naive" else own_loss(model, batch, bf16=True)
+
+
+@torch.no_grad()
+def recall(model: SETRec, data: SETRecDataModule) -> float:
+    """Validation Recall@10 under the best beta."""
+    module = module_of(model.eval(), data.catalogue)
+    module.refresh()
+    rows = EvalRows(data.histories.train, data.histories.validation, HISTORY)
+    users, metrics = np.flatnonzero(data.histories.validation.lengths), RankingMetrics(BETAS, (10,))
+    for some in EvalPlan(users, rows.shown[users], EVAL_BATCH).batches():
+        batch = rows[some]
+        ranked = [module.rank(scores, batch, filter_seen=True) for scores in module.score_variants(batch, BETAS)]
+        metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
+    return max(metrics.compute().curve("recall@10", "all"))
+
+
+def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float) -> float:
+    """Train one model one way; its validation Recall@10."""
+    torch.manual_seed(seed)
+    recipe = Recipe(n_sem=2, missing_cf="zero", sampled=256 if way == "sampled" else None)
+    model = SETRec(data.catalogue, T5Backbone(shape="tiny", attention_dropout=0.0), recipe).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    steps = epochs * sum(1 for _ in batches(data, way, 0, seed))
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 2), steps)
+    with tqdm(total=steps, desc=f"{way}, seed {seed}", unit="step") as bar:
+        for epoch in range(epochs):
+            for batch in batches(data, way, epoch, seed):
+                optimizer.zero_grad()
+                loss_of(way, model, batch).backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    return recall(model, data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        data = SETRecDataModule(name="quickstart", reader=SyntheticWorld(users=options.users), root=root)
+        data.prepare_data()
+        data.setup()
+        found = {
+            way: [train(data, way, options.epochs, seed, options.lr) for seed in range(options.seeds)] for way in WAYS
+        }
+    print(f"validation Recall@10 after {options.epochs} epochs, {options.seeds} seeds")
+    for way, values in found.items():
+        print(f"{way:8} mean {np.mean(values):.4f}, standard deviation {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}: "
+              + ", ".join(f"{v:.4f}" for v in values))  # fmt: skip
+    if options.json:
+        write_json(options.json, {"epochs": options.epochs, "recall@10": found})
+
+
+if __name__ == "__main__":
+    main()
