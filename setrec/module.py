@@ -23,7 +23,7 @@ from setrec.sharding import shard
 
 BETAS = tuple(b / 10 for b in range(11))
 NEIGHBOURS = (0.0, 2.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
-RECENCY = (0.0, 0.1, 0.2, 0.3, 0.5)
+RECENCY = (0.0, 0.2, 0.4)
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
 
@@ -54,8 +54,6 @@ class SETRecModule(RankingModule):
         neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
             text, and how often items occurred lately, with weights chosen on validation (paper: false); see neighbours.py.
         start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
-        weigh_like: Checkpoint that the weights of the score's parts (beta and what `neighbours` adds) are taken from, for a
-            fit that has no validation.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
         weight_decay: AdamW's (paper: 0, the default of the released training script).
         filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. The paper ranks
@@ -84,7 +82,6 @@ class SETRecModule(RankingModule):
         memory: bool = False,
         neighbours: bool = False,
         start_from: str | None = None,
-        weigh_like: str | None = None,
         warmup_steps: int = 100,
         weight_decay: float = 0.0,
         filter_seen: bool = True,
@@ -96,7 +93,7 @@ class SETRecModule(RankingModule):
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
             "sampled": sampled, "sampling": sampling,
             "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout, "memory": memory,
-            "neighbours": neighbours, "start_from": start_from, "weigh_like": weigh_like,
+            "neighbours": neighbours, "start_from": start_from,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -119,7 +116,7 @@ class SETRecModule(RankingModule):
             memory=memory,
         )
         self.neighbours = neighbours
-        self.start_from, self.weigh_like = start_from, weigh_like
+        self.start_from = start_from
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.variants = BETAS if n_sem and n_cf else (float(n_sem > 0),)  # one kind of slot leaves nothing to weigh
@@ -145,18 +142,11 @@ class SETRecModule(RankingModule):
         return SETRec(catalogue, self.backbone_settings[0], self.recipe, targets)
 
     def on_fit_start(self) -> None:
-        """Take the weights of other checkpoints where asked, unless a run is resumed."""
-        if self.trainer.ckpt_path is not None:
-            return
-        if self.start_from is not None:
+        """Take the weights of another checkpoint where asked, unless a run is resumed."""
+        if self.start_from is not None and self.trainer.ckpt_path is None:
             checkpoint = torch.load(self.start_from, weights_only=True, map_location="cpu")
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"])
-        if self.weigh_like is not None:
-            state = torch.load(self.weigh_like, weights_only=True, map_location="cpu")["state_dict"]
-            self.beta.copy_(state["beta"])
-            self.neighbours_weight.copy_(state["neighbours_weight"])
-            self.recency_weight.copy_(state["recency_weight"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the frozen base that the checkpoint leaves out, if any."""
@@ -202,8 +192,7 @@ class SETRecModule(RankingModule):
         """Every beta, with every weight of what is counted beside the slots."""
         if not self.neighbours:
             return super().grid()
-        recency = RECENCY if self.data.fit_on != "train" else (0.0,)  # nothing is newer than anything else there
-        return [Weights(b, g, r) for g in NEIGHBOURS for r in recency for b in self.variants]
+        return [Weights(b, g, r) for g in NEIGHBOURS for r in RECENCY for b in self.variants]
 
     def know(self, split: Split) -> None:
         """Count neighbours and recent occurrences, where the model has them."""

@@ -6,7 +6,7 @@ neighbours says just that and is sparse, so it costs almost nothing:
 
     pairs    cosine of co-occurrence: C(i, j) / sqrt(n_i n_j), C = times i and j stand within 5 steps of one history
     text     max(cosine of the text vectors, 0)^6
-    recent   log(1 + how often an item occurs in the newest period known), the same for every user
+    recent   log(1 + users whose newest item it is), the same for every user: what is bought lately
 
 A user's score from a graph is the sum over the newest items of the history of decay^age times the row of the item. With the
 weights g and r, chosen on validation beside beta, the whole score of an item is
@@ -50,7 +50,7 @@ class Counted(NamedTuple):
     """What histories say about items: all that a model needs of them once it is trained, and nobody's history."""
 
     pairs: Graph
-    recent: Tensor  # (N,) float32, log(1 + count)
+    recent: Tensor  # (N,) float32, log(1 + users whose newest item it is)
 
     def moved(self, rows: Tensor) -> "Counted":
         """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""

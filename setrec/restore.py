@@ -118,10 +118,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
-        counted=count(
-            known(Histories.load(folder), catalogue.n_items, "test", arguments.get("fit_on", "train")),
-            catalogue.n_items,
-        )
+        counted=count(known(Histories.load(folder), catalogue.n_items, "test"), catalogue.n_items)
         if checkpoint["model"].get("neighbours")
         else None,
     )

@@ -140,7 +140,7 @@ def make_protocol(
         history=f"{history}, oldest first",
         target=f"all {split} items of a user, each distinct item once",
         weights=weights,
-        fitted_to="train" if fit_on == "train" else f"train, then {fit_on.replace('_', ' of ')}",
+        fitted_to="train" if fit_on == "train" else f"train, then {fit_on}",
     )
 
 

@@ -10,7 +10,7 @@ from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
 from setrec.cli import main
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.estimate import Workload, _batches, StepCounter, count
+from setrec.estimate import StepCounter, Workload, _batches, count
 from setrec.model import Recipe, SETRec
 
 SMALL = Workload(items=500, history=6, n_sem=2, cf_width=8, text_width=24, batch_size=48, eval_batch_size=8)

@@ -7,7 +7,7 @@ import torch
 from setrec.baselines import ItemCF, TextSimilarity
 from setrec.data.batches import TrainRows
 from setrec.data.catalogue import Histories, Ragged
-from setrec.data.known import Known, fitted, known
+from setrec.data.known import Known, known
 from setrec.neighbours import Counted, Graph, count, graph_scores, text_graph
 
 N = 6
@@ -49,27 +49,22 @@ def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fit_on", "split", "counted", "recent"),
+    ("split", "counted", "recent"),
     [
-        ("train", "validation", [2, 3, 2, 1, 0, 0], [0, 0, 0, 0, 0, 0]),
-        ("train", "test", [2, 3, 3, 2, 2, 0], [0, 0, 0, 0, 0, 0]),
-        # users with validation items: a, c, d; every other one: a and d, two of four items, so each counts twice
-        ("half_validation", "validation", [2, 3, 2, 2, 1, 0], [0, 0, 0, 2, 2, 0]),
-        ("half_validation", "test", [2, 3, 3, 2, 2, 0], [0, 0, 1, 1, 2, 0]),
-        ("validation", "test", [2, 3, 3, 2, 2, 0], [0, 0, 1, 1, 2, 0]),
+        ("validation", [2, 3, 2, 1, 0, 0], [0, 1, 2, 1, 0, 0]),
+        ("test", [2, 3, 3, 2, 2, 0], [0, 0, 2, 1, 1, 0]),
     ],
 )
-def test_known_is_what_came_before_and_never_test(fit_on, split, counted, recent) -> None:
-    found = known(histories(), N, split, fit_on)
+def test_known_is_what_came_before_and_never_test(split, counted, recent) -> None:
+    found = known(histories(), N, split)
     assert np.bincount(found.sequences.items, minlength=N).tolist() == counted
     assert found.recent.tolist() == recent
 
 
-def test_half_validation_never_shows_who_is_asked() -> None:
+def test_an_empty_history_has_no_newest_item() -> None:
     h = histories()
-    assert fitted(h, "half_validation").tolist() == [True, False, False, True]
-    assert fitted(h, "validation").tolist() == [True, False, True, True]
-    assert not fitted(h, "train").any()
+    empty = Histories(h.ids, ragged([0, 1], [], [2], []), h.validation, h.test)
+    assert known(empty, N, "validation").recent.tolist() == [0, 1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("prefix_parallel", [True, False])

@@ -12,7 +12,7 @@ from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Histories, Ragged
 from setrec.data.clean import Cleaning
-from setrec.data.known import FitOn, Known, fitted, kept, known
+from setrec.data.known import FitOn, Known, known
 from setrec.data.known import Split as Answered
 from setrec.data.official import OfficialRelease
 from setrec.data.prepare import Recipe, prepare
@@ -51,8 +51,8 @@ class SETRecDataModule(LightningDataModule):
         eval_batch_size: users in a batch of validation, test and prediction; scores depend on it by rounding only.
         prefix_parallel: train all prefixes of a history in one row; false: one row per prefix, as the paper does, with
             the same result and less speed.
-        fit_on: what a model is fitted to: train; validation, the validation items of all users, each after the user's
-            training items (see `refit`); half_validation, those of every other user, while validation asks for the others'.
+        fit_on: what a model is fitted to: train; validation, the validation items, each after the user's training items, for
+            a model that has been fitted to train (see the command `refit`).
         seed: of the order of training batches.
         num_workers: processes that make batches ahead; 0 makes them in the main process, which is fast enough.
         pin_memory: page-locked batches, for a GPU.
@@ -130,15 +130,15 @@ class SETRecDataModule(LightningDataModule):
         if self.fit_on == "train":
             rows = TrainRows(h.train, self.max_history, self.prefix_parallel)
         else:
-            sequences = h.train.joined(kept(h.validation, fitted(h, self.fit_on)))
-            rows = TrainRows(sequences, self.max_history, self.prefix_parallel, since=h.train.lengths)
+            rows = TrainRows(
+                h.train.joined(h.validation), self.max_history, self.prefix_parallel, since=h.train.lengths
+            )
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 
     def val_dataloader(self) -> BatchLoader:
-        """Users with validation items that the model isn't fitted to: the history is train, the targets are validation."""
-        h = self.histories
-        return self._evaluate(h.train, kept(h.validation, ~fitted(h, self.fit_on)))
+        """Users with validation items: the history is train, the targets are validation."""
+        return self._evaluate(self.histories.train, self.histories.validation)
 
     def test_dataloader(self) -> BatchLoader:
         """Users with test items: the history is train + validation, the targets are test."""
@@ -151,14 +151,16 @@ class SETRecDataModule(LightningDataModule):
 
     def known(self, split: Answered) -> Known:
         """What the histories hold about the items when a split is answered."""
-        return known(self.histories, self.catalogue.n_items, split, self.fit_on)
+        return known(self.histories, self.catalogue.n_items, split)
 
     @property
     def targets(self) -> Tensor:
         """(N,) bool: items that can be a target in training."""
-        h = self.histories
-        later = np.bincount(kept(h.validation, fitted(h, self.fit_on)).items, minlength=self.catalogue.n_items)  # (N,)
-        return self.catalogue.warm | torch.from_numpy(later > 0)
+        warm = self.catalogue.warm  # (N,)
+        if self.fit_on == "train":
+            return warm
+        later = np.bincount(self.histories.validation.items, minlength=len(warm)) > 0  # (N,)
+        return warm | torch.from_numpy(later)
 
     def _evaluate(self, history: Ragged, targets: Ragged, everyone: bool = False) -> BatchLoader:
         rows = EvalRows(history, targets, self.max_history)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from setrec.data.catalogue import Histories, Ragged
 
-FitOn = Literal["train", "half_validation", "validation"]
+FitOn = Literal["train", "validation"]
 Split = Literal["validation", "test"]
 
 
@@ -16,34 +16,17 @@ class Known(NamedTuple):
     """What may be counted when a split is answered."""
 
     sequences: Ragged  # everybody's items, oldest first
-    recent: Tensor  # (N,) float32: occurrences in the newest period, none where no period is newer than another
+    recent: Tensor  # (N,) float32: users whose newest item it is
 
 
-def fitted(histories: Histories, fit_on: FitOn) -> np.ndarray:
-    """(users,) bool: whose validation items a model with this `fit_on` is fitted to; half: every other one of those."""
-    has = histories.validation.lengths > 0  # (users,)
-    if fit_on == "train":
-        return np.zeros_like(has)
-    return has & (np.cumsum(has) % 2 == 1) if fit_on == "half_validation" else has
+def known(histories: Histories, n_items: int, split: Split) -> Known:
+    """Everything before the split: training for validation, training and validation for test.
 
-
-def known(histories: Histories, n_items: int, split: Split, fit_on: FitOn) -> Known:
-    """What a model may count when it answers a split.
-
-    Test is answered after validation: everything before it is known, and a model that was fitted to the validation period
-    may count that period apart. While validation is answered, only the users that the model was fitted to are known there;
-    they stand for all, so what they did in that period counts twice.
+    Prepared data keeps the order of a user's items and no times, so what is recent among all users is what stands at the
+    end of their histories.
     """
-    shown = fitted(histories, fit_on)  # (users,)
-    counted = shown if split == "validation" else histories.validation.lengths > 0  # (users,)
-    newest = kept(histories.validation, counted)
-    recent = np.zeros(n_items, np.float32)
-    if fit_on != "train":
-        whole = len(histories.validation.items) / max(len(newest.items), 1)
-        recent = (whole * np.bincount(newest.items, minlength=n_items)).astype(np.float32)  # (N,)
-    return Known(histories.train.joined(newest), torch.from_numpy(recent))
-
-
-def kept(rows: Ragged, which: np.ndarray) -> Ragged:
-    """The same rows, empty where `which` (rows,) is False."""
-    return Ragged.from_lengths(np.where(which, rows.lengths, 0), rows.items[np.repeat(which, rows.lengths)])
+    h = histories
+    sequences = h.train if split == "validation" else h.train.joined(h.validation)
+    newest = sequences.items[sequences.offsets[1:][sequences.lengths > 0] - 1]  # (users with items,)
+    recent = np.bincount(newest, minlength=n_items).astype(np.float32)  # (N,)
+    return Known(sequences, torch.from_numpy(recent))

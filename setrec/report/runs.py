@@ -20,7 +20,7 @@ SAME = ("split", "users", "candidates", "cutoffs", "history", "target", "cold", 
 FREE = {"seed", "root", "raw", "name", "num_workers", "pin_memory", "eval_batch_size", "top_k"}  # change no method
 USER_COLUMNS = ("user_id", "method", "filter_seen", "group", "history")
 HIT_COLUMNS = ("user_id", "item_id", "count", "decile", "method", "filter_seen")
-SEEDS_OWN = {"start_from", "weigh_like"}  # checkpoints, which each seed has of its own
+SEEDS_OWN = {"start_from"}  # checkpoints, which each seed has of its own
 Key = tuple[bool, str]  # filter_seen, group
 
 
