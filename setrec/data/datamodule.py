@@ -55,7 +55,7 @@ class SETRecDataModule(LightningDataModule):
             a model that has been fitted to train (see the command `refit`).
         seed: of the order of training batches.
         num_workers: processes that make batches ahead; 0 makes them in the main process, which is fast enough.
-        pin_memory: page-locked batches, for a GPU.
+        pin_memory: page-locked batches, which go to a GPU without waiting; null: where there is one.
     """
 
     catalogue: Catalogue
@@ -74,12 +74,12 @@ class SETRecDataModule(LightningDataModule):
         root: str = "data",
         max_history: int = 50,
         batch_size: int = 512,
-        eval_batch_size: int = 256,
+        eval_batch_size: int = 128,
         prefix_parallel: bool = True,
         fit_on: FitOn = "train",
         seed: int = 2023,
         num_workers: int = 0,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
         sizes = {"max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
@@ -100,7 +100,8 @@ class SETRecDataModule(LightningDataModule):
         self.name, self.raw, self.root = name, raw, root
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
         self.prefix_parallel, self.fit_on, self.seed = prefix_parallel, fit_on, seed
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.num_workers = num_workers
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
 
     @property
     def folder(self) -> Path:
