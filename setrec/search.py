@@ -52,7 +52,7 @@ class ExactSearch(Search):
         users: Users in a block; users x items scores are held at once.
     """
 
-    def __init__(self, items: int = 32_768, users: int = 64) -> None:
+    def __init__(self, items: int = 8_192, users: int = 256) -> None:
         self.items, self.users = items, users
 
     def build(self, table: Tensor) -> None:
@@ -66,15 +66,19 @@ class ExactSearch(Search):
         return Found(torch.cat([f.item for f in found]), torch.cat([f.score for f in found]))
 
     def _top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
-        scores, ids = rows.new_empty(len(rows), 0), seen.new_empty(len(rows), 0)  # (b, 0): the best so far
+        scores = rows.new_full((len(rows), k), -torch.inf)  # (b, k): the best so far
+        ids = seen.new_full((len(rows), k), -1)  # (b, k)
         for start in range(0, len(self.table), self.items):
             block = self.table[start : start + self.items]  # (n, W)
-            here = (seen >= start) & (seen < start + len(block))  # (b, any)
-            part = mask_seen(rows @ block.T, torch.where(here, seen - start, -1))  # (b, n)
-            best, place = top_scored(part, k)  # (b, k), (b, k)
-            place = torch.where(mask_of(place), place + start, -1)  # (b, k)
-            scores, ids = best_first(torch.cat([scores, best], 1), torch.cat([ids, place], 1))  # (b, 2k)
-            scores, ids = scores[:, :k], ids[:, :k]  # (b, k)
+            part = rows @ block.T  # (b, n)
+            # only users for whom this block holds something better; of equals, the earlier item stays
+            hot = (~(part.amax(dim=1) <= scores[:, -1])).nonzero().squeeze(1)  # (h,); NaN too, to be refused
+            theirs = seen[hot]  # (h, any)
+            here = (theirs >= start) & (theirs < start + len(block))  # (h, any)
+            best, place = top_scored(mask_seen(part[hot], torch.where(here, theirs - start, -1)), k)  # (h, k)
+            place = torch.where(mask_of(place), place + start, -1)  # (h, k)
+            best, place = best_first(torch.cat([scores[hot], best], 1), torch.cat([ids[hot], place], 1))  # (h, 2k)
+            scores[hot], ids[hot] = best[:, :k], place[:, :k]
         return Found(ids, scores)
 
 
