@@ -166,7 +166,8 @@ class TextSimilarity(Baseline):
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]  # (up to BLOCK, F)
             full = torch.nn.functional.pad(part, (0, 0, 0, BLOCK - len(part)))  # (BLOCK, F)
-            scores[start : start + BLOCK] = (full @ self.vectors.T)[: len(part)]  # (up to BLOCK, N)
+            with torch.autocast("cpu", enabled=False):  # a baseline's figures don't depend on how a model is trained
+                scores[start : start + BLOCK] = (full @ self.vectors.T)[: len(part)]  # (up to BLOCK, N)
         return scores
 
     def sharpened(self, items: Tensor) -> Tensor:

@@ -191,3 +191,12 @@ def test_toys_figures(toys: tuple[Catalogue, Histories]) -> None:
         got = [round(tables[name].value(metric, group), 4) for metric in ("recall@10", "ndcg@10")]
         assert got == pytest.approx(figures, abs=1.01e-4), (name, group)
     assert tables["popularity"].value("recall@10", "cold") == pytest.approx(10 / 623, rel=1e-6)
+
+
+def test_a_model_in_half_precision_leaves_the_baselines_alone() -> None:
+    text = torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
+    history = torch.tensor([[1, 2, 3], [4, -1, -1]])
+    for kind in ("mean", "sharpened"):
+        plain = TextSimilarity(text, kind).score(history)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(TextSimilarity(text, kind).score(history), plain)
