@@ -32,9 +32,9 @@ from setrec.schemas import Batch
 
 ALPHA, HISTORY, BATCH, EVAL_BATCH = 0.7, 50, 512, 128
 NAIVE_STEPS = {"tiny": 6, "small": 2, "qwen_tiny": 4}
-NAIVE_USERS = {"tiny": 24, "small": 6, "qwen_tiny": 16}
+NAIVE_USERS = {"tiny": 24, "small": 12, "qwen_tiny": 16}
 OWN_STEPS = {"tiny": 12, "small": 4, "qwen_tiny": 10}
-OWN_USERS = {"tiny": 2048, "small": 512, "qwen_tiny": 2048}
+OWN_USERS = {"tiny": 2048, "small": 1024, "qwen_tiny": 2048}
 
 
 def backbone(shape: str) -> Backbone:
