@@ -165,7 +165,9 @@ def test_every_format_gives_what_plain_python_gives_in_any_order(form, events, t
 def test_rubbish_is_counted_line_by_line(lines):
     """Whatever the bytes: an event for each good line, the others counted, nothing else happens."""
     good = sum(line.startswith(b'{"reviewerID": "u", "asin"') for line in lines)
-    empty = sum(not line.strip() for line in lines)
+    empty = sum(
+        not line.strip().removeprefix(b"\xef\xbb\xbf") for line in lines
+    )  # a lone byte order mark is an empty line
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "reviews_X_5.json").write_bytes(b"\n".join(lines))
         if not good:
