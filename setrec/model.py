@@ -99,9 +99,7 @@ class SETRec(nn.Module):
         ConfigError: slots asked for that the data has no vectors for.
     """
 
-    def __init__(
-        self, catalogue: Catalogue, backbone: Backbone, recipe: Recipe, targets: Tensor | None = None
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, backbone: Backbone, recipe: Recipe, targets: Tensor | None = None) -> None:
         super().__init__()
         check_slots(catalogue, recipe.n_cf, recipe.n_sem)
         if recipe.memory and recipe.objective == "slots":
