@@ -34,11 +34,15 @@ from setrec.module import SETRecModule
 from setrec.predictfile import predict_file
 from setrec.publish import publish
 from setrec.ranking import RankingModule
-from setrec.refit import refit
+from setrec.refit import USAGE, refit
 from setrec.restore import read_checkpoint
 from setrec.serve import serve
 from setrec.writer import PredictionWriter
 
+OTHERS = (
+    "Also: refit (a trained model brought up to date with validation), predict --histories FILE, add-items, publish, serve, "
+    "report, ablate, estimate, merge; `python main.py NAME --help` explains each."
+)
 SEED = 2023
 MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
@@ -215,6 +219,7 @@ def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
         seed_everything_default=SEED,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},
+        parser_kwargs={"epilog": OTHERS},
     )
 
 
@@ -231,6 +236,8 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_cli(add_items, args=words[1:], as_positional=False)
         elif words[:1] == ["publish"]:
             auto_cli(publish, args=words[1:], as_positional=False)
+        elif words[:1] == ["refit"] and {"-h", "--help"} & set(words):
+            print(USAGE)
         elif words[:1] == ["refit"]:
             path = ckpt_path_of(words)
             if path is None:

@@ -18,15 +18,15 @@ A target that a user has more than once (bought again within the test period) co
 so counting it twice would put recall 1 out of reach. A target that is masked as already seen stays in R: it is a miss.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from setrec.gathered import Gathered
 from setrec.schemas import GROUPS, PAD, mask_of
 
 KINDS = ("recall", "ndcg", "precision", "mrr")
@@ -220,7 +220,7 @@ class RankingTable(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------ metric
-class RankingMetrics(Metric):
+class RankingMetrics(Gathered):
     """Collects ranked lists batch by batch, on any number of processes; compute() returns a RankingTable.
 
     What is kept is per user and keyed by the user's index: processes' states are concatenated, sorted by user, and a
@@ -284,21 +284,14 @@ class RankingMetrics(Metric):
         self.first.append(first.to(self.hit_dtype))  # (B, V, G, k)
         self.targets.append(member.sum(-1).T.to(torch.int32))  # (B, G)
 
-    def sync(
-        self,
-        dist_sync_fn: Callable | None = None,
-        process_group: Any | None = None,
-        should_sync: bool = True,
-        distributed_available: Callable | None = None,
-    ) -> None:
-        """As torchmetrics', but a process that saw no user still takes part, with empty states of the right shape."""
-        if not self.user:
-            shape = (0, len(self.variants), len(GROUPS), max(self.cutoffs))
-            self.user.append(torch.empty(0, dtype=torch.int64, device=self.device))
-            self.hits.append(torch.empty(shape, dtype=self.hit_dtype, device=self.device))
-            self.first.append(torch.empty(shape, dtype=self.hit_dtype, device=self.device))
-            self.targets.append(torch.empty(0, len(GROUPS), dtype=torch.int32, device=self.device))
-        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+    def no_rows(self) -> dict[str, Tensor]:
+        shape = (0, len(self.variants), len(GROUPS), max(self.cutoffs))
+        return {
+            "user": torch.empty(0, dtype=torch.int64, device=self.device),
+            "hits": torch.empty(shape, dtype=self.hit_dtype, device=self.device),
+            "first": torch.empty(shape, dtype=self.hit_dtype, device=self.device),
+            "targets": torch.empty(0, len(GROUPS), dtype=torch.int32, device=self.device),
+        }
 
     def compute(self) -> RankingTable:
         """The table of all users that were added, on the CPU. Empty (every figure 0, no users) if none was."""

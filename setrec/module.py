@@ -123,6 +123,7 @@ class SETRecModule(RankingModule):
         self.model: SETRec | None = None
         self.near: Near | None = None  # what is counted beside the slots, where `neighbours` says so
         self.near_of: Catalogue | None = None
+        self.counted_for: Split | None = None
         self.text_graph: Graph | None = None
 
     def configure_model(self) -> None:
@@ -196,9 +197,11 @@ class SETRecModule(RankingModule):
 
     def know(self, split: Split) -> None:
         """Count neighbours and recent occurrences, where the model has them."""
-        if self.neighbours:
-            catalogue = self.data.catalogue
+        catalogue = self.data.catalogue
+        there = self.near is not None and self.near_of is catalogue and self.near.recent.device == self.device
+        if self.neighbours and not (there and self.counted_for == split):
             self.know_items(catalogue, count(self.data.known(split), catalogue.n_items))
+            self.counted_for = split
 
     def know_items(self, catalogue: Catalogue, counted: Counted) -> None:
         """As `know`, without a Trainer."""

@@ -17,6 +17,7 @@ Every item keeps its strongest neighbours only. What may be counted is what the 
 validation is answered, training and validation when test is (`Known`). Not in the paper.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -85,28 +86,36 @@ def count(known: Known, n_items: int) -> Counted:
 def pair_graph(known: Known, n_items: int) -> Graph:
     """The strongest co-occurrences of every item."""
     table = ItemCF(known.sequences, n_items).similarity  # (N, N) sparse
-    width = max(min(STRONGEST, int((table.indptr[1:] - table.indptr[:-1]).max(initial=0))), 1)  # S
-    item = torch.zeros(n_items, width, dtype=torch.int64)  # (N, S)
-    weight = torch.zeros(n_items, width)  # (N, S)
-    for start in range(0, n_items, BLOCK):
-        rows = torch.from_numpy(table[start : start + BLOCK].toarray())  # (BLOCK, N)
-        best = rows.topk(width, dim=1)  # (BLOCK, S)
-        weight[start : start + BLOCK], item[start : start + BLOCK] = best.values, best.indices
-    return Graph(item, weight)
+    most = int((table.indptr[1:] - table.indptr[:-1]).max(initial=0))
+    return strongest(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, most)
 
 
 def text_graph(text: Tensor) -> Graph:
     """The items with the most similar texts, the item itself left out. text: (N, F) float."""
     similarity = TextSimilarity(text, "sharpened")
-    n = len(text)
-    width = max(min(STRONGEST, n - 1), 1)  # S
-    item = torch.zeros(n, width, dtype=torch.int64)  # (N, S)
-    weight = torch.zeros(n, width)  # (N, S)
-    for start in tqdm(range(0, n, BLOCK), desc="neighbours by text", disable=n < 50_000, leave=False):
-        own = torch.arange(start, min(start + BLOCK, n))  # (b,)
-        rows = similarity.sharpened(own)  # (b, N)
-        rows[torch.arange(len(own)), own] = 0  # a history's items say something about others
-        best = rows.topk(width, dim=1)  # (b, S)
+
+    def others(items: Tensor) -> Tensor:
+        rows = similarity.sharpened(items)  # (b, N)
+        rows[torch.arange(len(items)), items] = 0  # a history's items say something about others
+        return rows
+
+    return strongest(others, len(text), len(text) - 1)
+
+
+def strongest(similar: Callable[[Tensor], Tensor], n_items: int, most: int) -> Graph:
+    """The graph of what is most similar to every item, in blocks.
+
+    Args:
+        similar: (b,) int64 items -> (b, N) float32, 0 or more.
+        n_items: N.
+        most: neighbours that any item has.
+    """
+    width = max(min(STRONGEST, most), 1)  # S
+    item = torch.zeros(n_items, width, dtype=torch.int64)  # (N, S)
+    weight = torch.zeros(n_items, width)  # (N, S)
+    for start in tqdm(range(0, n_items, BLOCK), desc="neighbours", disable=n_items < 50_000, leave=False):
+        own = torch.arange(start, min(start + BLOCK, n_items))  # (b,)
+        best = similar(own).topk(width, dim=1)  # (b, S)
         weight[own], item[own] = best.values, best.indices
     return Graph(item, weight)
 

@@ -15,6 +15,11 @@ from typing import Any
 
 from setrec.errors import ConfigError
 
+USAGE = """usage: main.py refit --ckpt_path PATH [any flag of fit]
+
+Brings a model that fit has trained up to date with the validation period: a short fit from the checkpoint's weights over the
+validation items. Learning rate 5e-4, 2 epochs, no validation, unless flags say otherwise; --test_after_fit true tests it."""
+
 DEFAULTS = [
     *("--model.lr", "5.0e-4", "--model.warmup_steps", "5", "--trainer.max_epochs", "2"),  # docs/ledger.md; flags win
     # no validation: nothing to watch, the last weights are kept

@@ -3,15 +3,15 @@
 A breakdown by the popularity of what was asked for needs the targets themselves. Only the ranking of all items is kept.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from setrec.gathered import Gathered
 from setrec.schemas import mask_of
 
 
@@ -55,15 +55,12 @@ def expected_hits(scores: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Ten
     return torch.stack(chances, dim=-1).float()  # (B, R, C)
 
 
-class TargetHits(Metric):
+class TargetHits(Gathered):
     """Collects hits target by target, on any number of processes; compute() returns a TargetTable.
 
     Args:
         cutoffs: lengths of the lists.
     """
-
-    full_state_update = False
-    is_differentiable = False
 
     pairs: list[Tensor]
     hits: list[Tensor]
@@ -86,18 +83,11 @@ class TargetHits(Metric):
         self.pairs.append(torch.stack([user[row], target[row, place]], dim=1))  # (m, 2)
         self.hits.append(hits[row, place])  # (m, C)
 
-    def sync(
-        self,
-        dist_sync_fn: Callable | None = None,
-        process_group: Any | None = None,
-        should_sync: bool = True,
-        distributed_available: Callable | None = None,
-    ) -> None:
-        """As torchmetrics', but a process that saw no user still takes part, with empty states of the right shape."""
-        if not self.pairs:
-            self.pairs.append(torch.empty(0, 2, dtype=torch.int64, device=self.device))
-            self.hits.append(torch.empty(0, len(self.cutoffs), device=self.device))
-        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+    def no_rows(self) -> dict[str, Tensor]:
+        return {
+            "pairs": torch.empty(0, 2, dtype=torch.int64, device=self.device),
+            "hits": torch.empty(0, len(self.cutoffs), device=self.device),
+        }
 
     def compute(self) -> TargetTable:
         """The table of all targets that were added; what a padded sampler showed twice counts once."""

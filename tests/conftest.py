@@ -103,34 +103,36 @@ class TrainedRun(NamedTuple):
     folder: Path  # of the whole run
 
 
+def command(sub: str, folder: Path, *more: str) -> list[str]:
+    """A small, fast run on the made-up world, everything it writes inside `folder`."""
+    return [
+        sub,
+        "--data.name=tiny",
+        f"--data.root={folder / 'data'}",
+        "--data.reader=SyntheticWorld",
+        "--data.reader.users=150",
+        "--data.reader.items=80",
+        "--data.cleaning.k_core=2",
+        "--data.batch_size=128",
+        f"--trainer.default_root_dir={folder}",
+        "--trainer.accelerator=cpu",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        *more,
+    ]
+
+
+def model(*more: str) -> list[str]:
+    return ["--model.backbone.shape=nano", "--model.n_sem=2", "--model.lr=3e-3", "--model.warmup_steps=5", *more]
+
+
 def train_tiny(folder: Path, *more: str) -> TrainedRun:
     """Fit a nano model for two epochs on a made-up world of 150 users and 80 items, and test it; seconds."""
     from setrec.cli import run
 
-    run(
-        [
-            "fit",
-            "--test_after_fit=true",
-            "--data.name=tiny",
-            f"--data.root={folder / 'data'}",
-            "--data.reader=SyntheticWorld",
-            "--data.reader.users=150",
-            "--data.reader.items=80",
-            "--data.cleaning.k_core=2",
-            "--data.batch_size=128",
-            "--model.backbone=T5Backbone",
-            "--model.backbone.shape=nano",
-            "--model.n_sem=2",
-            "--model.lr=3e-3",
-            "--model.warmup_steps=5",
-            f"--trainer.default_root_dir={folder}",
-            "--trainer.max_epochs=2",
-            "--trainer.accelerator=cpu",
-            "--trainer.enable_progress_bar=false",
-            "--trainer.enable_model_summary=false",
-            *more,
-        ]
-    )
+    flags = ["--model.backbone=T5Backbone", *model(), "--trainer.max_epochs=2", "--test_after_fit=true"]
+    run([*command("fit", folder, *flags), *more])
     checkpoint = next((folder / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
     return TrainedRun(checkpoint, folder / "data/tiny", folder)
 

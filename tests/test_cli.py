@@ -10,32 +10,9 @@ import torch
 
 from setrec.cli import main, run
 from setrec.errors import ConfigError
+from tests.conftest import command, model
 
 ROOT = Path(__file__).parent.parent
-
-
-def command(sub: str, folder: Path, *more: str) -> list[str]:
-    """A small, fast run on the made-up world, everything it writes inside `folder`."""
-    return [
-        sub,
-        "--data.name=tiny",
-        f"--data.root={folder / 'data'}",
-        "--data.reader=SyntheticWorld",
-        "--data.reader.users=150",
-        "--data.reader.items=80",
-        "--data.cleaning.k_core=2",
-        "--data.batch_size=128",
-        f"--trainer.default_root_dir={folder}",
-        "--trainer.accelerator=cpu",
-        "--trainer.log_every_n_steps=1",
-        "--trainer.enable_progress_bar=false",
-        "--trainer.enable_model_summary=false",
-        *more,
-    ]
-
-
-def model(*more: str) -> list[str]:
-    return ["--model.backbone.shape=nano", "--model.n_sem=2", "--model.lr=3e-3", "--model.warmup_steps=5", *more]
 
 
 def at(folder: Path) -> list[str]:

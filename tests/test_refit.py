@@ -94,3 +94,13 @@ def test_refit_needs_a_checkpoint(capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["refit"])
     assert "refit needs --ckpt_path" in capsys.readouterr().err
+
+
+def test_help(capsys) -> None:
+    main(["refit", "--help"])
+    assert "usage: main.py refit --ckpt_path PATH" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for command in ("refit", "add-items", "publish", "serve", "report", "ablate", "estimate", "merge"):
+        assert command in shown[shown.index("Also:") :]

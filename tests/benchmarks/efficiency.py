@@ -16,7 +16,7 @@ from typing import Any
 import naive
 import numpy as np
 import torch
-from measure import clock, peak, reset_peak, resident, write_json
+from measure import clock, peak, reset_peak, resident, tell
 from torch import Tensor
 from tqdm import tqdm
 from world import N_TOYS, TEST_LENGTH, made_up_catalogue, made_up_rows
@@ -275,10 +275,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     found = measure(options.shape, options.items, options.sampled, options.clock == "cpu")
-    for key, value in found.items():
-        print(f"{key:28} {value:.4g}" if isinstance(value, float) else f"{key:28} {value}")
-    if options.json:
-        write_json(options.json, found)
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(beside, path)
+
+
+def tell(found: dict[str, Any], path: Path | None) -> None:
+    """Print figures, a line each, and write them where asked."""
+    for key, value in found.items():
+        print(f"{key:28} {value:.4g}" if isinstance(value, float) else f"{key:28} {value}")
+    if path:
+        write_json(path, found)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import clock, peak, reset_peak, write_json
+from measure import clock, peak, reset_peak, tell
 from tqdm import tqdm
 from world import TEST_LENGTH, made_up_catalogue, made_up_rows
 
@@ -125,10 +125,7 @@ def main() -> None:
             "faiss_users_per_second": users,
             "faiss_recall_at_10": overlap(near, exact),
         }
-    for key, value in found.items():
-        print(f"{key:28} {value:.4g}" if isinstance(value, float) else f"{key:28} {value}")
-    if options.json:
-        write_json(options.json, found)
+    tell(found, options.json)
 
 
 if __name__ == "__main__":
