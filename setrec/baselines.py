@@ -9,6 +9,7 @@
     item_cf_text   item_cf + weight * text, where text is that mean or `sharpened`, the sum of 0.85^age max(cosine, 0)^6
                    over the last 10 items; weight and kind are those with the best Recall@10 over all items on
                    validation (seen masked)
+    item_cf_letters  the same with text = sharpened + likeness of the texts' letters / 2 (letters.py); where texts are kept
 
 What a baseline may know is what the history it is given holds: co-occurrence and n are counted in train + validation
 when test is answered, in train alone when validation is. Popularity counts training only, as the catalogue does: its
@@ -16,7 +17,8 @@ cold items stay those without a count. Nothing here looks at test. All work is o
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from setrec.data import batches
 from setrec.data.catalogue import Catalogue, Histories, Ragged
+from setrec.letters import SHARE, Letters
 from setrec.metrics import group_targets, mask_seen, top_items
 from setrec.schemas import PAD, mask_of
 
@@ -183,10 +186,25 @@ class TextSimilarity(Baseline):
         )
 
 
+class LetterSimilarity(Baseline):
+    """Sharpened cosine of the text vectors, and half the likeness of the texts' letters, with the last items."""
+
+    def __init__(self, sharpened: TextSimilarity, letters: Letters) -> None:
+        self.sharpened, self.letters = sharpened, letters
+
+    def score(self, history: Tensor) -> Tensor:
+        items, there = recent(history, self.sharpened.last)  # (B, last)
+        weight = there * self.sharpened.decay ** torch.arange(self.sharpened.last)  # (B, last)
+        return self.sharpened.score(history).add_(self.letters.score(items, weight), alpha=SHARE)  # (B, N)
+
+    def describe(self) -> str:
+        return f"{self.sharpened.describe()}, + {SHARE:g} x cosine of tf-idf of 3 to 5 letters, likewise"
+
+
 class ItemCFText(Baseline):
     """item_cf + weight * text."""
 
-    def __init__(self, cf: ItemCF, text: TextSimilarity, weight: float) -> None:
+    def __init__(self, cf: ItemCF, text: Baseline, weight: float) -> None:
         self.cf, self.text, self.weight = cf, text, weight
 
     def score(self, history: Tensor) -> Tensor:
@@ -198,16 +216,16 @@ class ItemCFText(Baseline):
 
 
 class Choice(NamedTuple):
-    """What validation chose for item_cf_text."""
+    """What validation chose for a hybrid."""
 
     weight: float
-    kind: Kind
-    recall: dict[tuple[Kind, float], float]  # Recall@10 over all items of everything tried
+    kind: str
+    recall: dict[tuple[str, float], float]  # Recall@10 over all items of everything tried
 
 
 def choose_weight(
     cf: ItemCF,
-    texts: dict[Kind, TextSimilarity],
+    texts: Mapping[str, Baseline],
     histories: Histories,
     weights: tuple[float, ...] = WEIGHTS,
     batch_size: int = BLOCK,
@@ -260,8 +278,12 @@ def fit_baselines(catalogue: Catalogue, histories: Histories, split: str = "test
         cf = ItemCF(histories.train.joined(histories.validation), n, "train + validation")
     baselines: dict[str, Baseline] = {"popularity": Popularity(catalogue.count), "item_cf": cf}
     if catalogue.text is not None:
-        texts: dict[Kind, TextSimilarity] = {kind: TextSimilarity(catalogue.text, kind) for kind in get_args(Kind)}
-        choice = choose_weight(in_train, texts, histories)
-        baselines["text"] = texts["mean"]
-        baselines["item_cf_text"] = ItemCFText(cf, texts[choice.kind], choice.weight)
+        mean, sharpened = TextSimilarity(catalogue.text, "mean"), TextSimilarity(catalogue.text, "sharpened")
+        baselines["text"] = mean
+        hybrids: dict[str, dict[str, Baseline]] = {"item_cf_text": {"mean": mean, "sharpened": sharpened}}
+        if catalogue.texts is not None and any(catalogue.texts):
+            hybrids["item_cf_letters"] = {"letters": LetterSimilarity(sharpened, Letters(catalogue.texts))}
+        for name, texts in hybrids.items():
+            choice = choose_weight(in_train, texts, histories)
+            baselines[name] = ItemCFText(cf, texts[choice.kind], choice.weight)
     return baselines

@@ -23,7 +23,8 @@ from setrec.sharding import shard
 
 BETAS = tuple(b / 10 for b in range(11))
 NEIGHBOURS = (0.0, 2.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
-RECENCY = (0.0, 0.2, 0.4)
+RECENCY = (0.0, 0.3, 0.6)
+COLD = (1.0, 4.0)
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
 
@@ -52,7 +53,8 @@ class SETRecModule(RankingModule):
         memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
             (paper: false). Needs objective score.
         neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
-            text, and how often items occurred lately, with weights chosen on validation (paper: false); see neighbours.py.
+            text, and how often items occurred lately, with weights chosen on validation, cold items by text alone (paper:
+            false); see neighbours.py.
         start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
         weight_decay: AdamW's (paper: 0, the default of the released training script).
@@ -193,7 +195,8 @@ class SETRecModule(RankingModule):
         """Every beta, with every weight of what is counted beside the slots."""
         if not self.neighbours:
             return super().grid()
-        return [Weights(b, g, r) for g in NEIGHBOURS for r in RECENCY for b in self.variants]
+        weights = [(g, r, c) for g in NEIGHBOURS for r in RECENCY for c in COLD if g > 0 or c == COLD[0]]
+        return [Weights(b, *others) for others in weights for b in self.variants]
 
     def know(self, split: Split) -> None:
         """Count neighbours and recent occurrences, where the model has them."""
@@ -206,9 +209,10 @@ class SETRecModule(RankingModule):
     def know_items(self, catalogue: Catalogue, counted: Counted) -> None:
         """As `know`, without a Trainer."""
         if self.near_of is not catalogue:
-            self.text_graph = text_graph(catalogue.text) if catalogue.text is not None else None
+            texts = catalogue.texts
+            self.text_graph = text_graph(catalogue.text, texts) if catalogue.text is not None and self.n_sem else None
             self.near_of = catalogue
-        self.near = near(counted, self.text_graph, self.device)
+        self.near = near(counted, self.text_graph, catalogue.warm, self.device)
 
     def refresh(self) -> None:
         """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""
@@ -223,6 +227,8 @@ class SETRecModule(RankingModule):
     def score_grid(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
         """Scores (B, N) under each of these weights: two matrix products and two sparse ones, then weighted sums.
 
+        What they mean is said in neighbours.py.
+
         Always in the weights' own precision: rankings must not depend on how training was sped up.
         """
         assert self.model is not None
@@ -233,10 +239,14 @@ class SETRecModule(RankingModule):
                 yield torch.lerp(cf, sem, weights.beta)  # (B, N): (1 - beta) * cf + beta * sem in one pass over memory
             return
         pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
+        cold = self.near.cold  # (cold,)
+        cold_sem, cold_text = sem[:, cold], text[:, cold]  # (B, cold), (B, cold)
         for weights in grid:
             scores = torch.lerp(cf, sem, weights.beta)  # (B, N)
             scores.add_(torch.lerp(pairs, text, weights.beta), alpha=weights.neighbours)  # (B, N)
-            yield scores.add_(self.near.recent, alpha=weights.recency)  # (B, N)
+            scores.add_(self.near.recent, alpha=weights.recency)  # (B, N)
+            by_text = torch.add(cold_sem, cold_text, alpha=weights.cold * weights.neighbours)  # (B, cold)
+            yield scores.index_copy_(1, cold, weights.beta * by_text)  # (B, N)
 
     def parts(self, batch: Batch, beta: float, items: Tensor) -> dict[str, Tensor]:
         """What the score of some items is made of: the contribution of every slot and memory, weighed by beta.
@@ -254,9 +264,12 @@ class SETRecModule(RankingModule):
         counted = {}
         if self.near is not None:
             pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
+            by_text = torch.isin(items, self.near.cold)  # (B, k)
+            text_weight = self.neighbours_weight * torch.where(by_text, self.cold_weight, 1)  # (B, k)
             cf = cf | {"neighbours_cf": self.neighbours_weight * pairs.gather(1, items)}  # (B, k)
-            sem = sem | {"neighbours_text": self.neighbours_weight * text.gather(1, items)}  # (B, k)
-            counted = {"recent": self.recency_weight * self.near.recent[items]}  # (B, k)
+            cf = {name: part.masked_fill(by_text, 0) for name, part in cf.items()}  # of (B, k)
+            sem = sem | {"neighbours_text": text_weight * text.gather(1, items)}  # (B, k)
+            counted = {"recent": (self.recency_weight * self.near.recent[items]).masked_fill(by_text, 0)}  # (B, k)
         weighed = {name: (1 - beta) * part for name, part in cf.items()} | {
             name: beta * part for name, part in sem.items()
         }

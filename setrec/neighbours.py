@@ -5,13 +5,17 @@ bought together, or whose texts are almost the same, stand out of such a space l
 neighbours says just that and is sparse, so it costs almost nothing:
 
     pairs    cosine of co-occurrence: C(i, j) / sqrt(n_i n_j), C = times i and j stand within 5 steps of one history
-    text     max(cosine of the text vectors, 0)^6
+    text     max(cosine of the text vectors, 0)^6 + likeness of the texts' letters / 2 (letters.py)
     recent   log(1 + users whose newest item it is), the same for every user: what is bought lately
 
 A user's score from a graph is the sum over the newest items of the history of decay^age times the row of the item. With the
-weights g and r, chosen on validation beside beta, the whole score of an item is
+weights g, r and c, chosen on validation beside beta, the whole score of an item is
 
-    (1 - beta) (CF slots + g pairs) + beta (semantic slots + g text) + r recent
+    warm   (1 - beta) (CF slots + g pairs) + beta (semantic slots + g text) + r recent
+    cold                                     beta (semantic slots + c g text)
+
+A cold item, absent from training, is known by its text alone. What pairs and counts are worth to it nothing before test can
+say, as it has none when validation is answered; so it has none when test is.
 
 Every item keeps its strongest neighbours only. What may be counted is what the histories of the split hold: training when
 validation is answered, training and validation when test is (`Known`). Not in the paper.
@@ -26,6 +30,7 @@ from tqdm import tqdm
 
 from setrec.baselines import BLOCK, ItemCF, TextSimilarity, recent
 from setrec.data.known import Known
+from setrec.letters import SHARE, Letters
 
 STRONGEST = 100  # neighbours that an item keeps in a graph
 LAST = 10  # items of a history that count
@@ -38,6 +43,7 @@ class Weights(NamedTuple):
     beta: float
     neighbours: float = 0.0  # g
     recency: float = 0.0  # r
+    cold: float = 1.0  # c
 
 
 class Graph(NamedTuple):
@@ -69,13 +75,15 @@ class Near(NamedTuple):
     pairs: Graph
     text: Graph | None  # None without text vectors
     recent: Tensor  # (N,) float32, log(1 + count)
+    cold: Tensor  # (cold,) int64, the items that are known by their text alone; none without text
 
 
-def near(counted: Counted, text: Graph | None, device: torch.device) -> Near:
-    """Both graphs and the counts on one device."""
+def near(counted: Counted, text: Graph | None, warm: Tensor, device: torch.device) -> Near:
+    """Both graphs and the counts on one device. warm: (N,) bool, the items seen in training."""
     pairs = Graph(*(tensor.to(device) for tensor in counted.pairs))
     text = Graph(*(tensor.to(device) for tensor in text)) if text is not None else None
-    return Near(pairs, text, counted.recent.to(device))
+    by_text = ~warm if text is not None else torch.zeros_like(warm)  # (N,)
+    return Near(pairs, text, counted.recent.to(device), by_text.nonzero().squeeze(1).to(device))
 
 
 def count(known: Known, n_items: int) -> Counted:
@@ -90,12 +98,20 @@ def pair_graph(known: Known, n_items: int) -> Graph:
     return strongest(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, most)
 
 
-def text_graph(text: Tensor) -> Graph:
-    """The items with the most similar texts, the item itself left out. text: (N, F) float."""
+def text_graph(text: Tensor, texts: list[str] | None) -> Graph:
+    """The items with the most similar texts, the item itself left out.
+
+    Args:
+        text: (N, F) float, text vectors.
+        texts: the N texts; None: the vectors alone decide.
+    """
     similarity = TextSimilarity(text, "sharpened")
+    letters = Letters(texts) if texts is not None else None
 
     def others(items: Tensor) -> Tensor:
         rows = similarity.sharpened(items)  # (b, N)
+        if letters is not None:
+            rows.add_(letters.similar(items), alpha=SHARE)  # (b, N)
         rows[torch.arange(len(items)), items] = 0  # a history's items say something about others
         return rows
 

@@ -206,6 +206,7 @@ def _catalogue(config: dict[str, Any], table: pl.DataFrame) -> Catalogue:
         present=tuple(flags(f"present_{c}") for c in slots),
         count=torch.from_numpy(table["count"].to_numpy().astype(np.int64)),  # (N,)
         fingerprint=config["fingerprint"],
+        texts=table["text"].to_list() if "text" in table.columns else None,
     )
 
 

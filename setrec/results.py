@@ -22,7 +22,13 @@ from setrec.schemas import GROUPS
 MODEL = "model"  # its name among the methods; the others are the baselines'
 Split = Literal["test", "validation"]
 RESULTS: dict[Split, str] = {"test": "results.json", "validation": "validation_results.json"}
-LABELS = {"popularity": "popularity", "item_cf": "item CF", "text": "text", "item_cf_text": "item CF + text"}
+LABELS = {
+    "popularity": "popularity",
+    "item_cf": "item CF",
+    "text": "text",
+    "item_cf_text": "item CF + text",
+    "item_cf_letters": "item CF + text + letters",
+}
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
 

@@ -76,10 +76,14 @@ def apply(base: Catalogue, changes: Changes) -> Catalogue:
         text = torch.cat([text, torch.from_numpy(np.ascontiguousarray(vectors_of(added)))])  # (N', F)
     ids = [base.ids[i] for i in rows.tolist()] + (added["id"].to_list() if added is not None else [])
     titles = [base.titles[i] for i in rows.tolist()] + (added["title"].to_list() if added is not None else [])
+    texts = None
+    if base.texts is not None:
+        texts = [base.texts[i] for i in rows.tolist()] + (added["text"].to_list() if added is not None else [])
     return dataclasses.replace(
         base,
         ids=ids,
         titles=titles,
+        texts=texts,
         text=text,
         cf=tuple(torch.cat([table[rows], table.new_zeros(n_added, table.shape[1])]) for table in base.cf),  # (N', E)
         present=tuple(torch.cat([there[rows], there.new_zeros(n_added)]) for there in base.present),  # (N',)

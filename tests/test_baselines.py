@@ -1,5 +1,6 @@
 """Baselines against naive double loops, and against the measured figures on the real Toys release."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from setrec import baselines
 from setrec.baselines import ItemCF, ItemCFText, Popularity, TextSimilarity, choose_weight, fit_baselines, padded
 from setrec.data.catalogue import Catalogue, Histories, Ragged
+from setrec.letters import Letters
 from setrec.metrics import RandomTieMetrics, RankingMetrics, mask_seen, top_groups
 
 N = 30
@@ -109,6 +111,22 @@ def test_what_each_split_may_count() -> None:
     for one, two in zip(fitted.values(), fit_baselines(catalogue, other).values(), strict=True):
         assert torch.equal(one.score(HISTORY), two.score(HISTORY))
         assert one.describe() == two.describe()
+
+
+def test_a_hybrid_that_reads_letters_where_texts_are_kept() -> None:
+    catalogue, histories = world()
+    fitted = fit_baselines(dataclasses.replace(catalogue, texts=[f"item {i % 7}" for i in range(N)]), histories)
+    assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text", "item_cf_letters"]
+    hybrid = fitted["item_cf_letters"]
+    assert isinstance(hybrid, ItemCFText)
+    letters = Letters([f"item {i % 7}" for i in range(N)])
+    assert catalogue.text is not None
+    text = TextSimilarity(catalogue.text, "sharpened").score(HISTORY)  # (B, N)
+    last = [item for item in HISTORY[0].tolist() if item >= 0][-10:][::-1]  # newest first
+    text[0] += 0.5 * sum(0.85**age * letters.similar(torch.tensor([item]))[0] for age, item in enumerate(last))
+    expected = fitted["item_cf"].score(HISTORY)[0] + hybrid.weight * text[0]  # (N,)
+    assert torch.allclose(hybrid.score(HISTORY)[0], expected, atol=1e-5)
+    assert list(fit_baselines(dataclasses.replace(catalogue, texts=[""] * N), histories))[-1] == "item_cf_text"
 
 
 def test_without_text_only_two() -> None:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from setrec.baselines import ItemCF, TextSimilarity
+from setrec.baselines import ItemCF, LetterSimilarity, TextSimilarity
 from setrec.data.batches import TrainRows
 from setrec.data.catalogue import Histories, Ragged
 from setrec.data.known import Known, known
-from setrec.neighbours import Counted, Graph, count, graph_scores, text_graph
+from setrec.letters import Letters
+from setrec.neighbours import Counted, Graph, count, graph_scores, near, text_graph
 
 N = 6
+TEXTS = ["red car", "blue car", "red bus", "a doll", "dolls", ""]
 
 
 def ragged(*rows: list[int]) -> Ragged:
@@ -41,11 +43,13 @@ def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
     history = torch.tensor([[0, 1, 2], [3, -1, -1], [2, 0, -1]])
     assert torch.allclose(graph_scores(pairs, history, 0.9), ItemCF(h.train, N).score(history))
     text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
-    mine = graph_scores(text_graph(text), history, 0.85)
-    theirs = TextSimilarity(text, "sharpened").score(history)
-    for user, items in enumerate(history.tolist()):
-        others = [i for i in range(N) if i not in items]  # an item isn't its own neighbour
-        assert torch.allclose(mine[user, others], theirs[user, others], atol=1e-6)
+    sharpened = TextSimilarity(text, "sharpened")
+    lettered = LetterSimilarity(sharpened, Letters(TEXTS))
+    for graph, baseline in ((text_graph(text, None), sharpened), (text_graph(text, TEXTS), lettered)):
+        mine, theirs = graph_scores(graph, history, 0.85), baseline.score(history)
+        for user, items in enumerate(history.tolist()):
+            others = [i for i in range(N) if i not in items]  # an item isn't its own neighbour
+            assert torch.allclose(mine[user, others], theirs[user, others], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,11 @@ def test_counts_move_with_the_catalogue() -> None:
     assert moved.recent.tolist() == [3.0, 0.0, 1.0]
     scores = graph_scores(moved.pairs, torch.tensor([[0], [1], [2]]), 0.9)
     assert scores.tolist() == [[0.0, 0.0, 0.25], [0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]
+
+
+def test_items_known_by_their_text_alone() -> None:
+    counted = count(Known(histories().train, torch.zeros(N)), N)
+    warm = torch.tensor([True, True, True, True, False, False])
+    graph = text_graph(torch.eye(N), TEXTS)
+    assert near(counted, graph, warm, torch.device("cpu")).cold.tolist() == [4, 5]
+    assert near(counted, None, warm, torch.device("cpu")).cold.tolist() == []  # nothing to know them by

@@ -13,7 +13,7 @@ from setrec.data import Histories, SETRecDataModule, SyntheticWorld
 from setrec.data.clean import Cleaning
 from setrec.errors import ConfigError, DataError
 from setrec.metrics import mask_seen, top_groups
-from setrec.neighbours import count
+from setrec.neighbours import Weights, count, near_scores
 from tests.conftest import TrainedRun, train_tiny
 
 
@@ -188,8 +188,26 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["state_dict"]["neighbours_weight"].fill_(4.0)
     checkpoint["state_dict"]["recency_weight"].fill_(0.3)
+    checkpoint["state_dict"]["cold_weight"].fill_(3.0)
     torch.save(checkpoint, run.checkpoint)
     return run
+
+
+def test_only_cold_items_feel_the_weight_of_cold(counting: TrainedRun) -> None:
+    module, data = Recommender.load(counting.checkpoint)._state.module, datamodule(counting)
+    batch = next(iter(data.test_dataloader()))
+    assert module.near is not None
+    weights = Weights(beta=0.3, neighbours=2.0, recency=0.5, cold=1.0)
+    once, thrice, counted = module.score_grid(
+        batch, [weights, weights._replace(cold=3.0), weights._replace(recency=0.0)]
+    )
+    warm = data.catalogue.warm
+    text = near_scores(module.near, batch.history)[1]  # (B, N)
+    assert torch.equal(once[:, warm], thrice[:, warm])
+    assert torch.allclose(thrice - once, 0.3 * 2 * 2.0 * text * ~warm, atol=1e-5)
+    assert (text * ~warm).any()
+    assert torch.equal(once[:, ~warm], counted[:, ~warm])  # what is counted says nothing of them
+    assert not torch.equal(once[:, warm], counted[:, warm])
 
 
 def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_path: Path) -> None:
@@ -210,6 +228,10 @@ def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_pat
         for item in answer.items:
             assert item.why is not None
             assert sum(item.why.parts.values()) == pytest.approx(item.score, abs=1e-4)
+    cold = {item.id: item.why.parts for answer in answers for item in answer.items if not item.warm and item.why}
+    assert cold  # or the next line would prove nothing
+    by_cf = ("cf_0", "memory_cf_0", "neighbours_cf", "recent")
+    assert all(parts[name] == 0 for parts in cold.values() for name in by_cf)  # though some were bought in validation
     assert {"neighbours_cf", "neighbours_text", "recent"} <= set(answers[0].items[0].why.parts)  # type: ignore[union-attr]
     recommender.save_pretrained(tmp_path / "model")
     assert Recommender.load(tmp_path / "model").recommend(users, explain=True) == answers

@@ -92,6 +92,7 @@ class Catalogue:
         present: per CF slot, (N,) bool: rows that the CF model really learned.
         count: (N,) int64, occurrences in the training split.
         fingerprint: sha256 over ids, counts and the origin of every vector; a checkpoint refuses another one.
+        texts: N texts, "" where none is known; None where nobody kept them.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Catalogue:
     present: tuple[Tensor, ...]
     count: Tensor
     fingerprint: str
+    texts: list[str] | None = None
 
     @property
     def n_items(self) -> int:
@@ -143,6 +145,7 @@ class Catalogue:
             present=tuple(tables[f"present_{c}"] for c in slots),  # each (N,)
             count=count,
             fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+            texts=items["text"].to_list(),
         )
 
 

@@ -115,18 +115,19 @@ def plot(what: str, points: list[dict[str, Any]], folder: Path) -> dict[str, flo
     """Draw one quantity and return the fitted exponents."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     slopes = {}
-    for sampled in sorted({p["sampled"] for p in points}):
-        chosen = [p for p in points if p["sampled"] == sampled]
-        sizes, tail = [p[what] for p in chosen], ", sampled softmax" if sampled else ""
-        for axis, key, scale, name in (
-            (axes[0], "train_seconds_per_prefix", 1e3, "training, ms a prefix"),
-            (axes[0], "eval_seconds_per_user", 1e3, "evaluation, ms a user, 11 betas"),
-            (axes[1], "train_bytes", 2**-20, "training, MiB"),
-            (axes[1], "eval_bytes", 2**-20, "evaluation, MiB"),
-        ):
-            if sampled and key.startswith("eval"):
-                continue  # the same as without
-            values = [p[key] for p in chosen]
+    lines = [
+        (axes[0], "train_seconds_per_prefix", 1e3, "training, ms a prefix"),
+        (axes[0], "eval_seconds_per_user", 1e3, "evaluation, ms a user, 11 betas"),
+        (axes[1], "train_bytes", 2**-20, "training, MiB"),
+        (axes[1], "eval_bytes", 2**-20, "evaluation, MiB"),
+    ]
+    for axis, key, scale, name in lines:
+        kinds = {p["sampled"] for p in points} if key.startswith("train") else {-1}
+        for sampled in sorted(kinds):
+            # evaluation knows no sampling: one point a size
+            chosen = {p[what]: p for p in points if sampled in (-1, p["sampled"])}
+            sizes, tail = list(chosen), ", sampled softmax" if sampled > 0 else ""
+            values = [p[key] for p in chosen.values()]
             slopes[f"{key}{tail}"] = slope = exponent(sizes, values)
             axis.loglog(sizes, [v * scale for v in values], "o-", label=f"{name}{tail} ({slope:.2f})")
     for axis, title in zip(axes, ("time", "peak memory"), strict=True):
