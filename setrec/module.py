@@ -55,6 +55,8 @@ class SETRecModule(RankingModule):
         neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
             text, and how often items occurred lately, with weights chosen on validation, cold items by text alone (paper:
             false); see neighbours.py.
+        compile: Compile the backbone with torch.compile. On a CPU it took minutes and gave nothing (docs/scaling.md); on a GPU it
+            has not been measured.
         start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
         weight_decay: AdamW's (paper: 0, the default of the released training script).
@@ -83,6 +85,7 @@ class SETRecModule(RankingModule):
         cf_score_dropout: float = 0.0,
         memory: bool = False,
         neighbours: bool = False,
+        compile: bool = False,
         start_from: str | None = None,
         warmup_steps: int = 100,
         weight_decay: float = 0.0,
@@ -95,7 +98,7 @@ class SETRecModule(RankingModule):
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
             "sampled": sampled, "sampling": sampling,
             "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout, "memory": memory,
-            "neighbours": neighbours, "start_from": start_from,
+            "neighbours": neighbours, "compile": compile, "start_from": start_from,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -118,6 +121,7 @@ class SETRecModule(RankingModule):
             memory=memory,
         )
         self.neighbours = neighbours
+        self.compile_backbone = compile
         self.start_from = start_from
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
@@ -137,6 +141,8 @@ class SETRecModule(RankingModule):
             )
         if self.model is None:
             self.model = self.make_model(self.data.catalogue, self.data.targets)
+            if self.compile_backbone:
+                self.model.backbone.compile(dynamic=True)  # batches differ in length
             if self.device_mesh is not None:  # ModelParallelStrategy
                 shard(self.model, self.device_mesh)
 

@@ -205,3 +205,22 @@ def test_help_explains_every_hyperparameter(capsys: pytest.CaptureFixture[str]) 
         explained = explained[: explained.index("(type:")]
         assert explained.count(" ") > 5, explained
         assert "paper" in explained, explained
+
+
+def test_a_compiled_backbone_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for compiling, and run as traced: a C++ compiler would take minutes to say the same."""
+    compiled = torch.nn.Module.compile
+    asked = []
+
+    def traced(self: torch.nn.Module, **options: bool) -> None:
+        asked.append((type(self).__name__, options))
+        compiled(self, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    losses = []
+    for name in ("false", "true"):
+        flags = [f"--model.compile={name}", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
+        cli = run([*command("fit", tmp_path / name, *flags), *model()])
+        losses.append(float(cli.trainer.callback_metrics["train/loss"]))
+    assert asked == [("T5Backbone", {"dynamic": True})]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
