@@ -162,7 +162,7 @@ class RankingTable(NamedTuple):
 
     user: np.ndarray  # (n,) int64; no tensor, as torchmetrics squeezes the results of a single user to a scalar
     hits: Tensor  # (n, V, G, k): 1 where the item at a rank is a target (or its probability under random ties)
-    first: Tensor  # (n, V, G, k): 1 where it is the first hit (or its probability)
+    first: Tensor | None  # (n, V, G, k): probability that it is the first hit under random ties; None: hits say it
     targets: Tensor  # (n, G) int32: distinct targets in the group
     cutoffs: tuple[int, ...]
     variants: tuple[float, ...]  # V labels, e.g. values of beta
@@ -186,14 +186,17 @@ class RankingTable(NamedTuple):
         k, g = int(text), GROUPS.index(group)
         has = self.targets[:, g] > 0  # (n,)
         n_targets = self.targets[has, g].double()  # (n',)
-        hits = (self.first if kind == "mrr" else self.hits)[has, variant, g, :k].double()  # (n', k)
+        hits = self.hits[has, variant, g, :k].double()  # (n', k)
         rank = torch.arange(1, k + 1, dtype=torch.float64)  # (k,)
         if kind == "recall":
             values = hits.sum(1) / n_targets  # (n',)
         elif kind == "precision":
             values = hits.sum(1) / k  # (n',)
         elif kind == "mrr":
-            values = (hits / rank).sum(1)  # (n',)
+            hit_first = (
+                hits * (hits.cumsum(1) == 1) if self.first is None else self.first[has, variant, g, :k]
+            )  # (n', k)
+            values = (hit_first / rank).sum(1)  # (n',)
         else:
             discount = 1 / (rank + 1).log2()  # (k,)
             ideal = discount.cumsum(0)[n_targets.clamp(max=k).long() - 1]  # (n',)
@@ -239,14 +242,13 @@ class RankingMetrics(Gathered):
 
     user: list[Tensor]
     hits: list[Tensor]
-    first: list[Tensor]
     targets: list[Tensor]
 
     def __init__(self, variants: Sequence[float] = (0.0,), cutoffs: Sequence[int] = (5, 10, 20)) -> None:
         super().__init__()
         self.variants = tuple(float(v) for v in variants)
         self.cutoffs = tuple(sorted(int(k) for k in cutoffs))
-        for name in ("user", "hits", "first", "targets"):
+        for name in ("user", "hits", "targets"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, user: Tensor, ranked: Tensor, target: Tensor, warm: Tensor) -> None:
@@ -274,14 +276,11 @@ class RankingMetrics(Gathered):
             hit = (target.gather(1, place) == flat) & mask_of(flat)  # (B, V*G*k)
         else:
             hit = torch.zeros_like(flat, dtype=torch.bool)  # (B, V*G*k)
-        hits = hit.view(lists.shape)  # (B, V, G, k)
-        first = hits & (hits.cumsum(-1) == 1)  # (B, V, G, k)
-        self._add(user, hits, first, member)
+        self._add(user, hit.view(lists.shape), member)  # of (B, V, G, k)
 
-    def _add(self, user: Tensor, hits: Tensor, first: Tensor, member: Tensor) -> None:
+    def _add(self, user: Tensor, hits: Tensor, member: Tensor) -> None:
         self.user.append(user.long())  # (B,)
         self.hits.append(hits.to(self.hit_dtype))  # (B, V, G, k)
-        self.first.append(first.to(self.hit_dtype))  # (B, V, G, k)
         self.targets.append(member.sum(-1).T.to(torch.int32))  # (B, G)
 
     def no_rows(self) -> dict[str, Tensor]:
@@ -289,7 +288,6 @@ class RankingMetrics(Gathered):
         return {
             "user": torch.empty(0, dtype=torch.int64, device=self.device),
             "hits": torch.empty(shape, dtype=self.hit_dtype, device=self.device),
-            "first": torch.empty(shape, dtype=self.hit_dtype, device=self.device),
             "targets": torch.empty(0, len(GROUPS), dtype=torch.int32, device=self.device),
         }
 
@@ -299,13 +297,17 @@ class RankingMetrics(Gathered):
             k = max(self.cutoffs)
             none = torch.zeros(0, len(self.variants), len(GROUPS), k, dtype=self.hit_dtype)  # (0, V, G, k)
             targets = torch.zeros(0, len(GROUPS), dtype=torch.int32)  # (0, G)
-            return RankingTable(np.zeros(0, np.int64), none, none, targets, self.cutoffs, self.variants)
+            return RankingTable(np.zeros(0, np.int64), none, None, targets, self.cutoffs, self.variants)
+        user, keep = self._once()
+        hits, targets = (dim_zero_cat(state).cpu()[keep] for state in (self.hits, self.targets))
+        return RankingTable(user.numpy(), hits, None, targets, self.cutoffs, self.variants)
+
+    def _once(self) -> tuple[Tensor, Tensor]:
+        """Users ascending, each once, and where the states hold them: (n,) int64 twice, on the CPU."""
         user, order = dim_zero_cat(self.user).cpu().sort(stable=True)  # (n with repeats,)
         once = torch.ones_like(user, dtype=torch.bool)  # (n with repeats,)
         once[1:] = user[1:] != user[:-1]
-        keep = order[once]  # (n,)
-        hits, first, targets = (dim_zero_cat(state).cpu()[keep] for state in (self.hits, self.first, self.targets))
-        return RankingTable(user[once].numpy(), hits, first, targets, self.cutoffs, self.variants)
+        return user[once], order[once]  # (n,), (n,)
 
 
 class RandomTieMetrics(RankingMetrics):
@@ -318,6 +320,12 @@ class RandomTieMetrics(RankingMetrics):
     """
 
     hit_dtype = torch.float64
+
+    first: list[Tensor]
+
+    def __init__(self, variants: Sequence[float] = (0.0,), cutoffs: Sequence[int] = (5, 10, 20)) -> None:
+        super().__init__(variants, cutoffs)
+        self.add_state("first", default=[], dist_reduce_fx="cat")
 
     def update(self, user: Tensor, scores: Tensor, target: Tensor, warm: Tensor) -> None:  # type: ignore[override]
         """Add a batch.
@@ -332,7 +340,17 @@ class RandomTieMetrics(RankingMetrics):
             wanted = at_target.masked_fill(~member[group], -torch.inf)  # (B, R)
             pairs.append(_expected_hits(candidates, wanted, max(self.cutoffs)))
         hits, first = (torch.stack(of, 1)[:, None] for of in zip(*pairs, strict=True))  # (B, V = 1, G, k)
-        self._add(user, hits, first, member)
+        self._add(user, hits, member)
+        self.first.append(first)  # (B, 1, G, k)
+
+    def no_rows(self) -> dict[str, Tensor]:
+        rows = super().no_rows()
+        return rows | {"first": torch.empty_like(rows["hits"])}
+
+    def compute(self) -> RankingTable:
+        """As for exact lists, with the first hit's probability."""
+        table = super().compute()
+        return table._replace(first=dim_zero_cat(self.first).cpu()[self._once()[1]]) if len(table.user) else table
 
 
 def _expected_hits(scores: Tensor, at_target: Tensor, k: int) -> tuple[Tensor, Tensor]:
