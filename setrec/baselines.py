@@ -59,6 +59,12 @@ def recent(history: Tensor, last: int) -> tuple[Tensor, Tensor]:
     return history.gather(1, place.clamp(min=0)).masked_fill(~there, 0), there
 
 
+def faded(history: Tensor, last: int, decay: float) -> tuple[Tensor, Tensor]:
+    """The last items of each history, newest first, and decay^age: (B, last) int64 and (B, last) float32, 0 where none is."""
+    items, there = recent(history, last)  # (B, last)
+    return items, there * decay ** torch.arange(last, device=history.device)  # (B, last)
+
+
 class Popularity(Baseline):
     """Everyone gets the items that occur most. count: (N,) occurrences in training."""
 
@@ -141,11 +147,11 @@ class TextSimilarity(Baseline):
         self.table: Tensor | None = None  # (N, N) of sharpened cosines, made when first needed
 
     def score(self, history: Tensor) -> Tensor:
-        items, there = recent(history, self.last)  # (B, last)
         if self.kind == "mean":
+            items, there = recent(history, self.last)  # (B, last)
             weight = there / there.sum(1, keepdim=True).clamp(min=1)  # (B, last)
             return self._cosines((self.vectors[items] * weight[..., None]).sum(1))  # (B, N)
-        weight = there * self.decay ** torch.arange(self.last)  # (B, last)
+        items, weight = faded(history, self.last, self.decay)  # (B, last)
         n = len(self.vectors)
         if n * n * 4 <= TABLE_BYTES:
             if self.table is None:
@@ -193,8 +199,7 @@ class LetterSimilarity(Baseline):
         self.sharpened, self.letters = sharpened, letters
 
     def score(self, history: Tensor) -> Tensor:
-        items, there = recent(history, self.sharpened.last)  # (B, last)
-        weight = there * self.sharpened.decay ** torch.arange(self.sharpened.last)  # (B, last)
+        items, weight = faded(history, self.sharpened.last, self.sharpened.decay)  # (B, last)
         return self.sharpened.score(history).add_(self.letters.score(items, weight), alpha=SHARE)  # (B, N)
 
     def describe(self) -> str:
@@ -221,6 +226,16 @@ class Choice(NamedTuple):
     weight: float
     kind: str
     recall: dict[tuple[str, float], float]  # Recall@10 over all items of everything tried
+
+    @classmethod
+    def best(cls, recall: dict[tuple[str, float], float]) -> "Choice":
+        """The weight and kind with the highest recall; of equals the first."""
+        kind, weight = max(recall, key=lambda option: recall[option])
+        return cls(weight, kind, recall)
+
+    def among(self, kinds: tuple[str, ...]) -> "Choice":
+        """What it would have been from some of the kinds."""
+        return Choice.best({option: value for option, value in self.recall.items() if option[0] in kinds})
 
 
 def choose_weight(
@@ -255,8 +270,7 @@ def choose_weight(
                 top = top_items(torch.add(base, similar, alpha=weight), 10)  # (B, 10)
                 hits = (top[:, :, None] == target[:, None]).sum((1, 2))  # (B,)
                 recall[kind, weight] += float((hits.double() / real.sum(1)).sum()) / len(users)
-    kind, weight = max(recall, key=lambda option: recall[option])
-    return Choice(weight, kind, recall)
+    return Choice.best(recall)
 
 
 def padded(rows: Ragged, which: np.ndarray) -> Tensor:
@@ -280,10 +294,13 @@ def fit_baselines(catalogue: Catalogue, histories: Histories, split: str = "test
     if catalogue.text is not None:
         mean, sharpened = TextSimilarity(catalogue.text, "mean"), TextSimilarity(catalogue.text, "sharpened")
         baselines["text"] = mean
-        hybrids: dict[str, dict[str, Baseline]] = {"item_cf_text": {"mean": mean, "sharpened": sharpened}}
+        texts: dict[str, Baseline] = {"mean": mean, "sharpened": sharpened}
+        hybrids: dict[str, tuple[str, ...]] = {"item_cf_text": ("mean", "sharpened")}
         if catalogue.texts is not None and any(catalogue.texts):
-            hybrids["item_cf_letters"] = {"letters": LetterSimilarity(sharpened, Letters(catalogue.texts))}
-        for name, texts in hybrids.items():
-            choice = choose_weight(in_train, texts, histories)
+            texts["letters"] = LetterSimilarity(sharpened, Letters(catalogue.texts))
+            hybrids["item_cf_letters"] = ("letters",)
+        tried = choose_weight(in_train, texts, histories)  # one pass over validation for all of them
+        for name, kinds in hybrids.items():
+            choice = tried.among(kinds)
             baselines[name] = ItemCFText(cf, texts[choice.kind], choice.weight)
     return baselines

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from setrec.baselines import BLOCK, ItemCF, TextSimilarity, recent
+from setrec.baselines import BLOCK, ItemCF, TextSimilarity, faded
 from setrec.data.known import Known
 from setrec.letters import SHARE, Letters
 
@@ -138,9 +138,8 @@ def strongest(similar: Callable[[Tensor], Tensor], n_items: int, most: int) -> G
 
 def graph_scores(graph: Graph, history: Tensor, decay: float) -> Tensor:
     """Scores of all items from the newest items of each history: (B, L) int64 -> (B, N) float32."""
-    items, there = recent(history, LAST)  # (B, LAST)
-    age = torch.arange(LAST, device=history.device)  # (LAST,)
-    weight = (decay**age * there)[..., None] * graph.weight[items]  # (B, LAST, S)
+    items, fading = faded(history, LAST, decay)  # (B, LAST)
+    weight = fading[..., None] * graph.weight[items]  # (B, LAST, S)
     scores = weight.new_zeros(len(history), len(graph.item))  # (B, N)
     return scores.scatter_add_(1, graph.item[items].flatten(1), weight.flatten(1))  # (B, N)
 
