@@ -41,6 +41,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             log_share is None and kind == "cpu"
         )  # torch's CPU softmax adds up in float32 anyway
         soft_buffer = logit_buffer if fused else logit_buffer.to(exact)  # (r, N)
+        if d_table is not None:
+            part = torch.empty_like(d_table, dtype=narrow)  # (N, trained) one chunk's share of d_table
+            part_exact = part if narrow == exact else torch.empty_like(d_table)  # (N, trained)
         with torch.autocast(kind, enabled=False):
             q, items = queries.to(narrow), table.to(narrow)  # (R, W), (N, W)
             for start in range(0, n_rows, step):
@@ -67,7 +70,8 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                 if d_queries is not None:
                     d_queries[rows] = (logits @ items - items[target[rows]]).to(d_queries.dtype) * scale  # (r, W)
                 if d_table is not None:
-                    d_table += logits.T @ (q[rows, trained] * scale.to(narrow))  # (N, trained)
+                    torch.mm(logits.T, q[rows, trained] * scale.to(narrow), out=part)
+                    d_table += part_exact if narrow == exact else part_exact.copy_(part)
             if d_table is not None:
                 d_table.index_add_(0, target, q[:, trained].to(exact) * weight[:, None].to(exact), alpha=-1)
         if d_table is not None and d_table.shape[1] < table.shape[1]:
