@@ -44,7 +44,7 @@ def shown(batch: Batch) -> list[tuple]:
     return out
 
 
-@pytest.mark.parametrize("prefix_parallel", [True, False])
+@pytest.mark.parametrize("prefix_parallel", [True, 4, False])
 @pytest.mark.parametrize("max_history", [1, 7, 50])
 def test_every_prefix_exactly_once(train, max_history, prefix_parallel):
     rows = TrainRows(train, max_history, prefix_parallel)
@@ -57,7 +57,7 @@ def test_every_prefix_exactly_once(train, max_history, prefix_parallel):
     assert set(found) == expected
 
 
-@pytest.mark.parametrize("prefix_parallel", [True, False])
+@pytest.mark.parametrize("prefix_parallel", [True, 4, False])
 def test_batch_fields(train, prefix_parallel):
     rows = TrainRows(train, 20, prefix_parallel)
     for batch in BatchLoader(rows, TrainPlan(rows.prefixes, rows.history, 64, seed=0)):
@@ -82,7 +82,18 @@ def test_batch_fields(train, prefix_parallel):
             assert torch.equal(batch.prefix[:, 0], real.sum(1))
 
 
-@pytest.mark.parametrize("prefix_parallel", [True, False])
+def test_a_long_window_is_shared_out_evenly():
+    rows = TrainRows(Ragged.from_lengths(np.array([9, 1, 4]), np.arange(14)), 50, prefix_parallel=4)
+    assert rows.user.tolist() == [0, 0, 0, 1, 2]
+    assert rows.first.tolist() == [0, 3, 6, 0, 0]
+    assert rows.prefixes.tolist() == [3, 3, 3, 1, 4]
+    batch = rows[np.array([1])]  # the middle of the first user
+    assert batch.history.tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.prefix.tolist() == [[3, 4, 5]]
+    assert batch.target.tolist() == [[3, 4, 5]]
+
+
+@pytest.mark.parametrize("prefix_parallel", [True, 4, False])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_processes_share_the_same_global_batches(train, monkeypatch, world, prefix_parallel):
     rows = TrainRows(train, 50, prefix_parallel)

@@ -45,13 +45,13 @@ class TrainRows(Dataset):
     Args:
         train: each user's training items.
         max_history: most history items a prefix shows.
-        prefix_parallel: True: a row is a user, with all prefixes of the window. False: a row is one prefix, as in the
-            paper; the same prefixes in all.
+        prefix_parallel: True: a row is a user, with all prefixes of the window. A number: with so many at most; a longer window
+            is shared out evenly to several rows. False: a row is one prefix, as in the paper. The same prefixes in all.
         since: (users,) the first item of each user that is asked for, counted from the user's beginning; None: all are.
     """
 
     def __init__(
-        self, train: Ragged, max_history: int, prefix_parallel: bool = True, since: np.ndarray | None = None
+        self, train: Ragged, max_history: int, prefix_parallel: bool | int = True, since: np.ndarray | None = None
     ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
@@ -60,15 +60,15 @@ class TrainRows(Dataset):
         if since is not None:
             least = np.maximum(least, since - (length - window))  # (users,)
         user = np.flatnonzero(window > least)
-        prefixes = (window - least)[user]  # (rows,)
+        prefixes = (window - least)[user]  # (those users,)
+        most = int(prefixes.max(initial=1)) if prefix_parallel is True else max(1, int(prefix_parallel))
+        n_rows = -(-prefixes // most)  # (those users,)
+        row_user = np.repeat(np.arange(len(user)), n_rows)  # (rows,)
+        part = np.arange(len(row_user)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)  # (rows,) 0, 1 .. in each user
+        start, stop = ((part + i) * prefixes[row_user] // n_rows[row_user] for i in (0, 1))  # (rows,), (rows,)
         self.train = train
-        if prefix_parallel:
-            self.user, self.begin, self.first, self.prefixes = user, begin[user], least[user], prefixes
-        else:
-            place = np.arange(prefixes.sum()) - np.repeat(np.cumsum(prefixes) - prefixes, prefixes)  # 0.. in each user
-            self.user, self.begin = np.repeat(user, prefixes), np.repeat(begin[user], prefixes)
-            self.first = np.repeat(least[user], prefixes) + place
-            self.prefixes = np.ones_like(self.first)
+        self.user, self.begin = user[row_user], begin[user][row_user]  # (rows,), (rows,)
+        self.first, self.prefixes = least[user][row_user] + start, stop - start  # (rows,), (rows,)
         self.history = self.first + self.prefixes - 1  # (rows,) history items of the row's longest prefix
 
     def __len__(self) -> int:

@@ -49,8 +49,9 @@ class SETRecDataModule(LightningDataModule):
         max_history: most history items the model sees, the last ones (paper: 50).
         batch_size: prefixes in a training batch, all processes together (paper: 512).
         eval_batch_size: users in a batch of validation, test and prediction; scores depend on it by rounding only.
-        prefix_parallel: train all prefixes of a history in one row; false: one row per prefix, as the paper does, with
-            the same result and less speed.
+        prefix_parallel: train all prefixes of a history in one row, the fastest; a number: at most so many in a row, so
+            that a batch holds prefixes of more users and says more; false: one row per prefix, as the paper does. The loss
+            of a prefix is the same in all (docs/scaling.md).
         fit_on: what a model is fitted to: train; validation, the validation items, each after the user's training items, for
             a model that has been fitted to train (see the command `refit`).
         seed: of the order of training batches.
@@ -75,7 +76,7 @@ class SETRecDataModule(LightningDataModule):
         max_history: int = 50,
         batch_size: int = 512,
         eval_batch_size: int = 128,
-        prefix_parallel: bool = True,
+        prefix_parallel: bool | int = True,
         fit_on: FitOn = "train",
         seed: int = 2023,
         num_workers: int = 0,
@@ -83,6 +84,8 @@ class SETRecDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        if not isinstance(prefix_parallel, bool):
+            sizes["prefix_parallel"] = prefix_parallel
         for option, value in sizes.items():
             if value < 1:
                 raise ConfigError(f"--data.{option} is {value}; it must be 1 or more.")
