@@ -23,7 +23,7 @@ from setrec.sharding import shard
 
 BETAS = tuple(b / 10 for b in range(11))
 NEIGHBOURS = (0.0, 2.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
-RECENCY = (0.0, 0.3, 0.6)
+RECENCY = (0.0, 0.3, 0.6, 1.0, 1.5)
 COLD = (1.0, 4.0)
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
@@ -134,7 +134,8 @@ class SETRecModule(RankingModule):
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
-        if self.backbone_settings[0].reads_whole_row and self.data.prefix_parallel:
+        together = self.data.prefix_parallel
+        if self.backbone_settings[0].reads_whole_row and (together is True or together > 1):
             raise ConfigError(
                 "The bidirectional mask shows later items of a row to its earlier prefixes: "
                 "add --data.prefix_parallel false, which trains one prefix a row."
@@ -201,7 +202,8 @@ class SETRecModule(RankingModule):
         """Every beta, with every weight of what is counted beside the slots."""
         if not self.neighbours:
             return super().grid()
-        weights = [(g, r, c) for g in NEIGHBOURS for r in RECENCY for c in COLD if g > 0 or c == COLD[0]]
+        has_text = self.n_sem > 0  # without it no text neighbours are there to be weighed
+        weights = [(g, r, c) for g in NEIGHBOURS for r in RECENCY for c in COLD if c == COLD[0] or (g > 0 and has_text)]
         return [Weights(b, *others) for others in weights for b in self.variants]
 
     def know(self, split: Split) -> None:
