@@ -2,7 +2,8 @@
 
 One training step and one batch of evaluation go through the real model on fake tensors, which have shapes and no content. Every
 operation is counted: its floating-point operations, the bytes it reads and writes, and what is alive at the same time. Time is
-then operations / peak + bytes / bandwidth, with both speeds measured on this machine in a second, or given for another one.
+then operations / peak + bytes / bandwidth, and for the ranking of evaluation scores / scores ranked a second. The speeds are
+measured on this machine in a second, or given for another one. tests/benchmarks/estimates.py compares with what is measured.
 """
 
 import time
@@ -24,8 +25,10 @@ from setrec.data.batches import EvalRows, TrainRows
 from setrec.data.catalogue import Catalogue, Ragged
 from setrec.errors import ConfigError
 from setrec.hparams import made
+from setrec.metrics import mask_seen, top_groups
 from setrec.model import Recipe, SETRec
 from setrec.negatives import Compared
+from setrec.ranking import CUTOFFS
 from setrec.schemas import Batch
 
 _TINY_T5 = lazy_instance(T5Backbone)
@@ -67,6 +70,15 @@ class Estimate(NamedTuple):
     @property
     def users_per_second(self) -> float:
         return self.users / self.batch_seconds
+
+
+class Speeds(NamedTuple):
+    """What a machine does in a second."""
+
+    flops: float  # operations of matrix products in the precision of training
+    float32_flops: float  # the same in float32, which evaluation runs in
+    bandwidth: float  # bytes read or written
+    ranked: float  # scores of one user under one beta put into the three groups' lists
 
 
 class StepCounter(TorchDispatchMode):
@@ -147,8 +159,8 @@ class Workload:
     betas: int = 11
 
 
-def count(workload: Workload, backbone: Backbone, bf16: bool, flops_per_second: float, bandwidth: float) -> Estimate:
-    """The estimate for a backbone that is not built yet, at given speeds (bytes a second for `bandwidth`)."""
+def count(workload: Workload, backbone: Backbone, bf16: bool, speeds: Speeds) -> Estimate:
+    """The estimate for a backbone that is not built yet, at given speeds."""
     w = workload
     if min(w.items, w.history, w.batch_size, w.eval_batch_size) < 1:
         raise ConfigError("items, history, batch_size and eval_batch_size must be 1 or more.")
@@ -195,8 +207,9 @@ def count(workload: Workload, backbone: Backbone, bf16: bool, flops_per_second: 
                 user = model.read(batch, index)
                 cf, sem = user.cf @ index.cf.T, user.sem @ index.sem.T  # (B, N), (B, N)
                 for _ in range(w.betas):
-                    torch.lerp(cf, sem, 0.5).amax(dim=1)  # (B,)
+                    torch.lerp(cf, sem, 0.5).clone()  # (B, N), and masked; what ranking takes is measured as a whole
     evaluation_flops = reading.flops
+    ranking_seconds = w.eval_batch_size * w.items * w.betas / speeds.ranked
     return Estimate(
         parameters=sum(p.numel() for p in weights),
         trainable=sum(p.numel() for p in trained),
@@ -204,11 +217,11 @@ def count(workload: Workload, backbone: Backbone, bf16: bool, flops_per_second: 
         train_traffic=traffic,
         train_bytes=most,
         prefixes=len(train.valid),
-        step_seconds=train_flops / flops_per_second + traffic / bandwidth,
+        step_seconds=train_flops / speeds.flops + traffic / speeds.bandwidth,
         evaluation_flops=evaluation_flops,
         evaluation_bytes=reading.most,
         users=len(evaluation.user),
-        batch_seconds=evaluation_flops / flops_per_second + reading.traffic / bandwidth,
+        batch_seconds=evaluation_flops / speeds.float32_flops + reading.traffic / speeds.bandwidth + ranking_seconds,
     )
 
 
@@ -242,14 +255,17 @@ def _batches(w: Workload) -> tuple[Batch, Batch]:
     return train[np.arange(n_rows)], evaluation[np.arange(w.eval_batch_size)]
 
 
-def speeds(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Floating-point operations a second of matrix products, and bytes a second of copies, measured in about a second."""
-    a = torch.randn(1024, 1024, device=device).to(dtype)
+def measured_speeds(device: str, bf16: bool) -> Speeds:
+    """The speeds of this machine, measured in about a second."""
+    a = torch.randn(1024, 1024, device=device)
+    narrow = a.to(torch.bfloat16 if bf16 else torch.float32)
     block = torch.randn(4 * 1024 * 1024, device=device)  # 16 MiB
+    scores, seen = torch.randn(64, 12_000, device=device), torch.zeros(64, 8, dtype=torch.int64, device=device)
+    warm = torch.arange(12_000, device=device) < 11_400  # (N,) about as many as in Toys
 
-    def best(work: Any) -> float:
+    def best(work: Any, times: int = 12) -> float:
         shortest = float("inf")
-        for _ in range(12):
+        for _ in range(times):
             if device != "cpu":
                 torch.cuda.synchronize()
             start = time.perf_counter()
@@ -260,7 +276,12 @@ def speeds(device: str, dtype: torch.dtype) -> tuple[float, float]:
         return shortest
 
     out = torch.empty_like(block)
-    return 2 * 1024**3 / best(lambda: a @ a), 2 * block.numel() * 4 / best(lambda: out.copy_(block))
+    return Speeds(
+        flops=2 * 1024**3 / best(lambda: narrow @ narrow),
+        float32_flops=2 * 1024**3 / best(lambda: a @ a),
+        bandwidth=2 * block.numel() * 4 / best(lambda: out.copy_(block)),
+        ranked=scores.numel() / best(lambda: top_groups(mask_seen(scores, seen), warm, max(CUTOFFS))),
+    )
 
 
 def estimate(
@@ -269,6 +290,7 @@ def estimate(
     device: Literal["cpu", "cuda"] = "cpu",
     precision: Literal["32", "bf16-mixed"] = "bf16-mixed",
     tflops: float | None = None,
+    float32_tflops: float | None = None,
     gigabytes_per_second: float | None = None,
 ) -> None:
     """Print what training and evaluation will take, without running them.
@@ -278,15 +300,22 @@ def estimate(
         backbone: T5Backbone or DecoderBackbone, from random weights of a shape.
         device: Where it is to run; its speed is measured, unless given.
         precision: Of training; evaluation is in float32.
-        tflops: Matrix products of another machine, in 10^12 operations a second; null: measure this one.
-        gigabytes_per_second: Memory bandwidth of another machine; null: measure this one.
+        tflops: Matrix products of another machine in the precision of training, in 10^12 operations a second; null: measure this
+            one.
+        float32_tflops: The same in float32; null: measure this one.
+        gigabytes_per_second: Memory bandwidth of another machine; null: measure this one. The speed of ranking, measured here, is
+            taken to grow with it.
     """
     bf16 = precision == "bf16-mixed"
-    flops, bandwidth = (tflops or 0) * 1e12, (gigabytes_per_second or 0) * 1e9
-    if not (flops and bandwidth):
-        measured = speeds(device, torch.bfloat16 if bf16 else torch.float32)
-        flops, bandwidth = flops or measured[0], bandwidth or measured[1]
-    found = count(workload, made(backbone), bf16, flops, bandwidth)
+    here = measured_speeds(device, bf16)
+    bandwidth = here.bandwidth if gigabytes_per_second is None else gigabytes_per_second * 1e9
+    speeds = Speeds(
+        here.flops if tflops is None else tflops * 1e12,
+        here.float32_flops if float32_tflops is None else float32_tflops * 1e12,
+        bandwidth,
+        here.ranked * bandwidth / here.bandwidth,
+    )
+    found = count(workload, made(backbone), bf16, speeds)
     print(f"parameters      {found.parameters:,}, {found.trainable:,} of them trained")
     print(
         f"training step   {found.train_flops / 1e9:.4g} GFLOP, {found.step_seconds:.3g} s for {found.prefixes} prefixes:"
@@ -297,4 +326,6 @@ def estimate(
     print(
         f"evaluation      about {found.users_per_second:.3g} users a second, {found.evaluation_bytes / 2**30:.3g} GiB"
     )
-    print(f"at              {flops / 1e9:.4g} GFLOP/s and {bandwidth / 1e9:.3g} GB/s; the libraries take 0.5 GiB more")
+    print(f"at              {speeds.flops / 1e9:.4g} GFLOP/s ({speeds.float32_flops / 1e9:.4g} in float32),")
+    print(f"                {bandwidth / 1e9:.3g} GB/s and {speeds.ranked / 1e6:.3g} million scores ranked a second;")
+    print("                the libraries take 0.5 GiB more")

@@ -10,9 +10,10 @@ from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
 from setrec.cli import main
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.estimate import StepCounter, Workload, _batches, count
+from setrec.estimate import Speeds, StepCounter, Workload, _batches, count
 from setrec.model import Recipe, SETRec
 
+SPEEDS = Speeds(flops=1e9, float32_flops=1e9, bandwidth=1e9, ranked=1e9)
 SMALL = Workload(items=500, history=6, n_sem=2, cf_width=8, text_width=24, batch_size=48, eval_batch_size=8)
 
 
@@ -42,7 +43,7 @@ def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sa
             return T5Backbone(shape="nano")
         return DecoderBackbone(shape="nano", lora=LoRA(r=2) if kind == "lora" else None)
 
-    found = count(w, backbone(), bf16=False, flops_per_second=1e9, bandwidth=1e9)
+    found = count(w, backbone(), bf16=False, speeds=SPEEDS)
     model = real_model(w, backbone())
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -60,7 +61,7 @@ def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sa
 
 def test_work_grows_as_it_should() -> None:
     def seen(**changes: int) -> tuple[float, int]:
-        found = count(Workload(**{**SMALL.__dict__, **changes}), T5Backbone(shape="nano"), False, 1e9, 1e9)
+        found = count(Workload(**{**SMALL.__dict__, **changes}), T5Backbone(shape="nano"), False, SPEEDS)
         return found.train_flops, found.train_bytes
 
     base, doubled, sampled = seen(), seen(items=1000), seen(items=1000, sampled=50)
@@ -74,9 +75,10 @@ def test_the_command_prints_what_it_will_take(capsys: pytest.CaptureFixture[str]
     main(["estimate", "--workload.items=300", "--backbone.shape=nano", "--tflops=0.1", "--gigabytes_per_second=10"])
     said = capsys.readouterr().out
     assert "prefixes a second" in said
-    assert "100 GFLOP/s and 10 GB/s" in said
+    assert "100 GFLOP/s (" in said
+    assert " 10 GB/s and " in said
 
 
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 or more"):
-        count(Workload(items=0), T5Backbone(shape="nano"), False, 1e9, 1e9)
+        count(Workload(items=0), T5Backbone(shape="nano"), False, SPEEDS)
