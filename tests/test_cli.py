@@ -49,6 +49,16 @@ def test_fit_leaves_checkpoint_table_and_tensorboard(fitted: Path) -> None:
     assert "validation/beta curve" in tags["images"]
 
 
+def test_every_epoch_is_validated(tmp_path: Path) -> None:
+    """Lightning counts the batches of the first epoch and validates after as many: every epoch must have that number."""
+    run([*command("fit", tmp_path, "--trainer.max_epochs=6", "--data.batch_size=16"), *model()])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "lightning_logs/version_0"))
+    events.Reload()
+    assert len(events.Scalars("validation/all/recall@10")) == 6
+
+
 def test_checkpoint_is_plain_and_self_describing(fitted: Path) -> None:
     checkpoint = torch.load(best(fitted), weights_only=True)
     assert checkpoint["hyper_parameters"]["n_sem"] == 2

@@ -106,16 +106,25 @@ def test_processes_share_the_same_global_batches(train, monkeypatch, world, pref
         parts = [share[i] for share in shares]
         assert all(len(part) for part in parts)
         assert sorted(np.concatenate(parts)) == sorted(whole)
-        assert rows.prefixes[whole].sum() <= 256
+        assert rows.prefixes[whole].sum() <= 256 + 50  # a row more than its share at most
     assert {len(share) for share in shares} == {len(alone)}
     assert sorted(np.concatenate(alone)) == list(range(len(rows)))
 
 
-def test_batches_are_full(train):
-    rows = TrainRows(train, 50)
-    sizes = [rows.prefixes[batch].sum() for batch in TrainPlan(rows.prefixes, rows.history, 256, seed=0).batches()]
-    assert len(sizes) <= np.ceil(rows.prefixes.sum() / (256 - 51)) + 1
-    assert min(sizes) > 50  # no leftover of a few prefixes
+@pytest.mark.parametrize("prefix_parallel", [True, 4, False])
+@pytest.mark.parametrize("batch_size", [8, 64, 256])
+def test_batches_are_full_and_as_many_in_every_epoch(train, batch_size, prefix_parallel):
+    rows = TrainRows(train, 50, prefix_parallel)
+    plan = TrainPlan(rows.prefixes, rows.history, batch_size, seed=0)
+    number = min(-(-rows.prefixes.sum() // batch_size), len(rows))
+    share, row = rows.prefixes.sum() / number, rows.prefixes.max()
+    for epoch in range(20):
+        plan.set_epoch(epoch)
+        sizes = np.array([rows.prefixes[batch].sum() for batch in plan.batches()])
+        assert len(sizes) == len(plan) == number
+        assert sizes.min() > 0
+        if batch_size > 2 * row:  # no leftover of a few prefixes, none that is much larger than asked for
+            assert abs(sizes - share).max() <= row
 
 
 def test_batches_hold_rows_of_like_length(train):

@@ -5,7 +5,6 @@ rows every batch holds, on every process; `BatchLoader` walks through a plan and
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,10 +146,14 @@ def _place() -> tuple[int, int]:
 
 
 class TrainPlan:
-    """Batches of one epoch: at most batch_size prefixes each, rows of like length together, order from (seed, epoch).
+    """Batches of one epoch: about batch_size prefixes each, rows of like length together, order from (seed, epoch).
+
+    Their number is that of the prefixes / batch_size, rounded up, in every epoch: Lightning counts batches once and validates
+    after as many, so an epoch of fewer would go without validation and one of more would lose the rest. A batch ends at
+    the row that is nearest to its share.
 
     The global batches do not depend on the number of processes: process r of w takes rows r, r + w, ... of each, so
-    that 1 and 2 processes take the same optimiser steps. (A row with more than batch_size prefixes is a batch alone.)
+    that 1 and 2 processes take the same optimiser steps.
 
     Args:
         prefixes: (rows,) prefixes of each row.
@@ -206,18 +209,15 @@ class TrainPlan:
         chunks = [part[np.argsort(self.length[part], kind="stable")] for part in np.array_split(order, n_chunks)]
         # up, down, up: at the seam of two chunks the lengths are alike, so no batch mixes the longest with the shortest
         order = np.concatenate([part[::-1] if i % 2 else part for i, part in enumerate(chunks)])
-        total = np.cumsum(self.prefixes[order])
-        cuts = [0]
-        while cuts[-1] < len(order):
-            before = total[cuts[-1] - 1] if cuts[-1] else 0
-            fitting = int(np.searchsorted(total, before + self.batch_size, side="right"))
-            cuts.append(max(fitting, cuts[-1] + 1))
-        if len(cuts) > 2:  # share the last two out evenly: a tiny last batch would be one noisy step, or too few rows
-            start, end = cuts[-3], cuts[-1]
-            before = total[start - 1] if start else 0
-            middle = int(np.searchsorted(total, (before + total[-1]) / 2, side="right"))
-            cuts[-2] = min(max(middle, start + 1), end - 1)
-        batches = [order[a:b] for a, b in pairwise(cuts)]
+        end = np.cumsum(self.prefixes[order])  # (rows,) prefixes up to and with each row
+        n = min(-(-int(end[-1]) // self.batch_size), len(order))
+        share = np.arange(1, n) * (end[-1] / n)  # (n - 1,) where one batch should end and the next begin
+        nearest = np.searchsorted(end - self.prefixes[order] / 2, share)  # (n - 1,) in rows
+        step = np.arange(1, n)  # every batch has a row at least
+        cuts = np.minimum(
+            np.maximum.accumulate(np.maximum(nearest - step, 0)) + step, len(order) - n + step
+        )  # (n - 1,)
+        batches = np.split(order, cuts)
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
