@@ -11,9 +11,9 @@ from setrec.data.batches import EvalRows
 from setrec.data.catalogue import Catalogue, Ragged
 from setrec.errors import ConfigError, DataError
 from setrec.explain import Why, explain
-from setrec.metrics import mask_seen, top_items
 from setrec.module import SETRecModule
 from setrec.schemas import PAD, Batch
+from setrec.topk import mask_seen, top_items
 from setrec.versions import Changes
 
 BLOCK = 256  # most histories scored together

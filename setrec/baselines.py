@@ -28,8 +28,9 @@ from torch import Tensor
 from setrec.data import batches
 from setrec.data.catalogue import Catalogue, Histories, Ragged
 from setrec.letters import SHARE, Letters
-from setrec.metrics import group_targets, mask_seen, top_items
+from setrec.metrics import group_targets
 from setrec.schemas import PAD, mask_of
+from setrec.topk import mask_seen, top_items
 
 Kind = Literal["mean", "sharpened"]
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)

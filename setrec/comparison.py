@@ -7,10 +7,11 @@ from torch import Tensor
 
 from setrec.baselines import Popularity, fit_baselines
 from setrec.data.catalogue import Catalogue, Histories
-from setrec.metrics import RandomTieMetrics, RankingMetrics, RankingTable, mask_seen, top_groups
+from setrec.metrics import RandomTieMetrics, RankingMetrics, RankingTable
 from setrec.results import MODEL, Split
 from setrec.schemas import Batch
 from setrec.targethits import TargetHits, TargetTable, expected_hits, hits_of_lists
+from setrec.topk import mask_seen, top_groups
 
 
 class Figures(NamedTuple):

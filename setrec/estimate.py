@@ -25,11 +25,11 @@ from setrec.data.batches import EvalRows, TrainRows
 from setrec.data.catalogue import Catalogue, Ragged
 from setrec.errors import ConfigError
 from setrec.hparams import made
-from setrec.metrics import mask_seen, top_groups
 from setrec.model import Recipe, SETRec
 from setrec.negatives import Compared
 from setrec.ranking import CUTOFFS
 from setrec.schemas import Batch
+from setrec.topk import mask_seen, top_groups
 
 _TINY_T5 = lazy_instance(T5Backbone)
 _VIEWS = (

@@ -20,11 +20,12 @@ from setrec.comparison import Comparison, Figures
 from setrec.data import SETRecDataModule
 from setrec.errors import ConfigError
 from setrec.hparams import plain
-from setrec.metrics import RankingMetrics, RankingTable, mask_seen, top_groups, top_items
+from setrec.metrics import RankingMetrics, RankingTable
 from setrec.neighbours import Weights
 from setrec.peruser import beside_results, write_hits, write_per_user
 from setrec.results import MODEL, RESULTS, Split, beta_curve, make_protocol, make_results, print_table, write_results
 from setrec.schemas import GROUPS, Batch
+from setrec.topk import mask_seen, top_groups, top_items
 
 CUTOFFS = (5, 10, 20)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from setrec.errors import ConfigError
 from setrec.grounding import weigh
-from setrec.metrics import best_first, mask_seen, top_scored
 from setrec.module import SETRecModule
 from setrec.schemas import Batch, mask_of
+from setrec.topk import best_first, mask_seen, top_scored
 
 
 class Found(NamedTuple):

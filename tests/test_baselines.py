@@ -12,7 +12,8 @@ from setrec import baselines
 from setrec.baselines import ItemCF, ItemCFText, Popularity, TextSimilarity, choose_weight, fit_baselines, padded
 from setrec.data.catalogue import Catalogue, Histories, Ragged
 from setrec.letters import Letters
-from setrec.metrics import RandomTieMetrics, RankingMetrics, mask_seen, top_groups
+from setrec.metrics import RandomTieMetrics, RankingMetrics
+from setrec.topk import mask_seen, top_groups
 
 N = 30
 

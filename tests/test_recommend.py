@@ -12,8 +12,8 @@ from setrec import Recommender
 from setrec.data import Histories, SETRecDataModule, SyntheticWorld
 from setrec.data.clean import Cleaning
 from setrec.errors import ConfigError, DataError
-from setrec.metrics import mask_seen, top_groups
 from setrec.neighbours import Weights, count, near_scores
+from setrec.topk import mask_seen, top_groups
 from tests.conftest import TrainedRun, train_tiny
 
 

@@ -11,8 +11,9 @@ import torch
 
 from setrec import results as module
 from setrec.errors import SETRecError
-from setrec.metrics import RankingMetrics, RankingTable, top_groups
+from setrec.metrics import RankingMetrics, RankingTable
 from setrec.results import Protocol, beta_curve, make_results, print_table, write_results
+from setrec.topk import top_groups
 
 WARM = torch.tensor([True] * 20 + [False] * 5)
 NAMES = ("model", "popularity", "item_cf", "text", "item_cf_text")

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from setrec.backbones import T5Backbone
 from setrec.errors import ConfigError
-from setrec.metrics import mask_seen, top_items
 from setrec.module import SETRecModule
 from setrec.schemas import Batch
 from setrec.search import ExactSearch, FaissSearch, Found, Retriever, Search, overlap
+from setrec.topk import mask_seen, top_items
 from tests.test_model import ROWS, catalogue, evaluation
 
 

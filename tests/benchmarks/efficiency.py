@@ -24,11 +24,12 @@ from world import N_TOYS, TEST_LENGTH, made_up_catalogue, made_up_rows
 from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
 from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Ragged
-from setrec.metrics import RankingMetrics, mask_seen, top_groups
+from setrec.metrics import RankingMetrics
 from setrec.model import Recipe, SETRec
 from setrec.module import BETAS, SETRecModule
 from setrec.ranking import CUTOFFS
 from setrec.schemas import Batch
+from setrec.topk import mask_seen, top_groups
 
 ALPHA, HISTORY, BATCH, EVAL_BATCH = 0.7, 50, 512, 128
 NAIVE_STEPS = {"tiny": 6, "small": 2, "qwen_tiny": 4}

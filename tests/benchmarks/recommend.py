@@ -23,8 +23,8 @@ from setrec.answers import batches, make_state  # noqa: E402
 from setrec.data import Histories  # noqa: E402
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows  # noqa: E402
 from setrec.encoders import SentenceTransformerText  # noqa: E402
-from setrec.metrics import mask_seen, top_groups  # noqa: E402
 from setrec.restore import rebuild  # noqa: E402
+from setrec.topk import mask_seen, top_groups  # noqa: E402
 from setrec.versions import NONE  # noqa: E402
 
 HELD_OUT, K = 300, 10

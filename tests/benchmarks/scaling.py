@@ -24,9 +24,9 @@ from world import equal_rows, made_up_catalogue
 
 from setrec.backbones import T5Backbone, t5
 from setrec.data.batches import EvalRows, TrainRows
-from setrec.metrics import mask_seen, top_groups
 from setrec.model import Recipe, SETRec
 from setrec.module import BETAS
+from setrec.topk import mask_seen, top_groups
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
