@@ -328,4 +328,4 @@ def estimate(
     )
     print(f"at              {speeds.flops / 1e9:.4g} GFLOP/s ({speeds.float32_flops / 1e9:.4g} in float32),")
     print(f"                {bandwidth / 1e9:.3g} GB/s and {speeds.ranked / 1e6:.3g} million scores ranked a second;")
-    print("                the libraries take 0.5 GiB more")
+    print("                libraries and allocator take 0.2 to 0.8 GiB more")
