@@ -16,7 +16,7 @@ from setrec.errors import ConfigError
 from setrec.grounding import Index, part_scores
 from setrec.hparams import made, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
-from setrec.neighbours import Counted, Graph, Near, Weights, count, near, near_scores, text_graph
+from setrec.neighbours import Counted, Near, TextGraphs, Weights, count, near, near_scores, text_graphs
 from setrec.ranking import RankingModule
 from setrec.schemas import Batch
 from setrec.sharding import shard
@@ -130,7 +130,7 @@ class SETRecModule(RankingModule):
         self.near: Near | None = None  # what is counted beside the slots, where `neighbours` says so
         self.near_of: Catalogue | None = None
         self.counted_for: Split | None = None
-        self.text_graph: Graph | None = None
+        self.text_graphs: TextGraphs | None = None
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
@@ -217,10 +217,11 @@ class SETRecModule(RankingModule):
     def know_items(self, catalogue: Catalogue, counted: Counted) -> None:
         """As `know`, without a Trainer."""
         if self.near_of is not catalogue:
-            texts = catalogue.texts
-            self.text_graph = text_graph(catalogue.text, texts) if catalogue.text is not None and self.n_sem else None
+            self.text_graphs = None
+            if catalogue.text is not None and self.n_sem:
+                self.text_graphs = text_graphs(catalogue.text, catalogue.texts, catalogue.warm)
             self.near_of = catalogue
-        self.near = near(counted, self.text_graph, catalogue.warm, self.device)
+        self.near = near(counted, self.text_graphs, catalogue.warm, self.device)
 
     def refresh(self) -> None:
         """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""

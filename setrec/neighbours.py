@@ -15,13 +15,14 @@ weights g, r and c, chosen on validation beside beta, the whole score of an item
     cold                                     beta (semantic slots + c g text)
 
 A cold item, absent from training, is known by its text alone. What pairs and counts are worth to it nothing before test can
-say, as it has none when validation is answered; so it has none when test is.
+say, as it has none when validation is answered; so it has none when test is. With nothing else to go by, more of the text
+counts for it: more neighbours, and a longer memory.
 
-Every item keeps its strongest neighbours only. What may be counted is what the histories of the split hold: training when
-validation is answered, training and validation when test is (`Known`). Not in the paper.
+Every item keeps its strongest neighbours only, and its strongest cold ones apart. What may be counted is what the histories of
+the split hold: training when validation is answered, training and validation when test is (`Known`). Not in the paper.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,9 +33,18 @@ from setrec.baselines import BLOCK, ItemCF, TextSimilarity, faded
 from setrec.data.known import Known
 from setrec.letters import SHARE, Letters
 
-STRONGEST = 100  # neighbours that an item keeps in a graph
-LAST = 10  # items of a history that count
-PAIR_DECAY, TEXT_DECAY = 0.9, 0.85  # a step back from the newest item, as in the baselines
+
+class Reach(NamedTuple):
+    """How far a graph reaches."""
+
+    strongest: int  # neighbours that an item keeps
+    last: int  # items of a history that count
+    decay: float  # a step back from the newest item
+
+
+PAIRS = Reach(strongest=100, last=10, decay=0.9)  # last and decay as in the baselines
+TEXT = Reach(strongest=100, last=10, decay=0.85)
+COLD = Reach(strongest=200, last=20, decay=0.9)  # docs/ledger.md
 
 
 class Weights(NamedTuple):
@@ -69,21 +79,33 @@ class Counted(NamedTuple):
         return Counted(Graph(item.clamp(min=0), weight), self.recent[rows] * (rows >= 0))
 
 
+class TextGraphs(NamedTuple):
+    """The items with the most similar texts."""
+
+    any: Graph  # of all items
+    cold: Graph  # of the cold ones
+
+
 class Near(NamedTuple):
     """What is counted about the items of a catalogue, on the device where it is needed."""
 
     pairs: Graph
-    text: Graph | None  # None without text vectors
+    text: TextGraphs | None  # None without text vectors
     recent: Tensor  # (N,) float32, log(1 + count)
     cold: Tensor  # (cold,) int64, the items that are known by their text alone; none without text
 
 
-def near(counted: Counted, text: Graph | None, warm: Tensor, device: torch.device) -> Near:
-    """Both graphs and the counts on one device. warm: (N,) bool, the items seen in training."""
-    pairs = Graph(*(tensor.to(device) for tensor in counted.pairs))
-    text = Graph(*(tensor.to(device) for tensor in text)) if text is not None else None
+def near(counted: Counted, text: TextGraphs | None, warm: Tensor, device: torch.device) -> Near:
+    """The graphs and the counts on one device. warm: (N,) bool, the items seen in training."""
+    pairs = moved_to(counted.pairs, device)
+    text = TextGraphs(*(moved_to(graph, device) for graph in text)) if text is not None else None
     by_text = ~warm if text is not None else torch.zeros_like(warm)  # (N,)
     return Near(pairs, text, counted.recent.to(device), by_text.nonzero().squeeze(1).to(device))
+
+
+def moved_to(graph: Graph, device: torch.device) -> Graph:
+    """The graph on a device."""
+    return Graph(graph.item.to(device), graph.weight.to(device))
 
 
 def count(known: Known, n_items: int) -> Counted:
@@ -94,16 +116,19 @@ def count(known: Known, n_items: int) -> Counted:
 def pair_graph(known: Known, n_items: int) -> Graph:
     """The strongest co-occurrences of every item."""
     table = ItemCF(known.sequences, n_items).similarity  # (N, N) sparse
-    most = int((table.indptr[1:] - table.indptr[:-1]).max(initial=0))
-    return strongest(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, most)
+    most = int((table.indptr[1:] - table.indptr[:-1]).max(initial=1))
+    everything = torch.arange(n_items)  # (N,)
+    among = [(everything, min(PAIRS.strongest, most))]
+    return strongest(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, among)[0]
 
 
-def text_graph(text: Tensor, texts: list[str] | None) -> Graph:
+def text_graphs(text: Tensor, texts: list[str] | None, warm: Tensor) -> TextGraphs:
     """The items with the most similar texts, the item itself left out.
 
     Args:
         text: (N, F) float, text vectors.
         texts: the N texts; None: the vectors alone decide.
+        warm: (N,) bool, the items seen in training.
     """
     similarity = TextSimilarity(text, "sharpened")
     letters = Letters(texts) if texts is not None else None
@@ -115,37 +140,42 @@ def text_graph(text: Tensor, texts: list[str] | None) -> Graph:
         rows[torch.arange(len(items)), items] = 0  # a history's items say something about others
         return rows
 
-    return strongest(others, len(text), len(text) - 1)
+    everything, cold = torch.arange(len(text)), (~warm).nonzero().squeeze(1)  # (N,), (cold,)
+    return TextGraphs(*strongest(others, len(text), [(everything, TEXT.strongest), (cold, COLD.strongest)]))
 
 
-def strongest(similar: Callable[[Tensor], Tensor], n_items: int, most: int) -> Graph:
-    """The graph of what is most similar to every item, in blocks.
+def strongest(similar: Callable[[Tensor], Tensor], n_items: int, among: Sequence[tuple[Tensor, int]]) -> list[Graph]:
+    """The graphs of what is most similar to every item, in blocks.
 
     Args:
         similar: (b,) int64 items -> (b, N) float32, 0 or more.
         n_items: N.
-        most: neighbours that any item has.
+        among: for each graph, the candidates, (some,) int64 items, and how many of them an item keeps, S.
     """
-    width = max(min(STRONGEST, most), 1)  # S
-    item = torch.zeros(n_items, width, dtype=torch.int64)  # (N, S)
-    weight = torch.zeros(n_items, width)  # (N, S)
+    widths = [min(most, len(candidates)) for candidates, most in among]
+    graphs = [Graph(torch.zeros(n_items, s, dtype=torch.int64), torch.zeros(n_items, s)) for s in widths]  # of (N, S)
     for start in tqdm(range(0, n_items, BLOCK), desc="neighbours", disable=n_items < 50_000, leave=False):
         own = torch.arange(start, min(start + BLOCK, n_items))  # (b,)
-        best = similar(own).topk(width, dim=1)  # (b, S)
-        weight[own], item[own] = best.values, best.indices
-    return Graph(item, weight)
+        rows = similar(own)  # (b, N)
+        for (candidates, _), graph in zip(among, graphs, strict=True):
+            best = rows[:, candidates].topk(graph.item.shape[1], dim=1)  # (b, S)
+            graph.weight[own], graph.item[own] = best.values, candidates[best.indices]
+    return graphs
 
 
-def graph_scores(graph: Graph, history: Tensor, decay: float) -> Tensor:
+def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:
     """Scores of all items from the newest items of each history: (B, L) int64 -> (B, N) float32."""
-    items, fading = faded(history, LAST, decay)  # (B, LAST)
-    weight = fading[..., None] * graph.weight[items]  # (B, LAST, S)
+    items, fading = faded(history, reach.last, reach.decay)  # (B, last)
+    weight = fading[..., None] * graph.weight[items]  # (B, last, S)
     scores = weight.new_zeros(len(history), len(graph.item))  # (B, N)
     return scores.scatter_add_(1, graph.item[items].flatten(1), weight.flatten(1))  # (B, N)
 
 
 def near_scores(near: Near, history: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of all items by pairs and by text, (B, N) each. history: (B, L) int64, PAD at the end."""
-    pairs = graph_scores(near.pairs, history, PAIR_DECAY)  # (B, N)
-    text = graph_scores(near.text, history, TEXT_DECAY) if near.text is not None else torch.zeros_like(pairs)
+    pairs = graph_scores(near.pairs, history, PAIRS)  # (B, N)
+    if near.text is None:
+        return pairs, torch.zeros_like(pairs)  # (B, N), (B, N)
+    text = graph_scores(near.text.any, history, TEXT)  # (B, N)
+    text[:, near.cold] = graph_scores(near.text.cold, history, COLD)[:, near.cold]  # (B, cold)
     return pairs, text  # (B, N), (B, N)

@@ -9,7 +9,19 @@ from setrec.data.batches import TrainRows
 from setrec.data.catalogue import Histories, Ragged
 from setrec.data.known import Known, known
 from setrec.letters import Letters
-from setrec.neighbours import Counted, Graph, count, graph_scores, near, text_graph
+from setrec.neighbours import (
+    COLD,
+    PAIRS,
+    TEXT,
+    Counted,
+    Graph,
+    Reach,
+    count,
+    graph_scores,
+    near,
+    near_scores,
+    text_graphs,
+)
 
 N = 6
 TEXTS = ["red car", "blue car", "red bus", "a doll", "dolls", ""]
@@ -31,7 +43,7 @@ def histories() -> Histories:
 def test_graph_scores_by_hand() -> None:
     graph = Graph(torch.tensor([[1, 2], [0, 0], [0, 0]]), torch.tensor([[0.5, 0.25], [0.5, 0.0], [0.25, 0.0]]))
     history = torch.tensor([[0, 1], [2, -1], [-1, -1]])
-    scores = graph_scores(graph, history, decay=0.9)
+    scores = graph_scores(graph, history, Reach(strongest=2, last=10, decay=0.9))
     # user 0: item 1 is newest (row 1), item 0 one step older (row 0 times .9)
     expected = torch.tensor([[0.5, 0.45, 0.225], [0.25, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert torch.allclose(scores, expected)
@@ -41,12 +53,13 @@ def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
     h = histories()
     pairs = count(Known(h.train, torch.zeros(N)), N).pairs
     history = torch.tensor([[0, 1, 2], [3, -1, -1], [2, 0, -1]])
-    assert torch.allclose(graph_scores(pairs, history, 0.9), ItemCF(h.train, N).score(history))
+    assert torch.allclose(graph_scores(pairs, history, PAIRS), ItemCF(h.train, N).score(history))
     text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
     sharpened = TextSimilarity(text, "sharpened")
     lettered = LetterSimilarity(sharpened, Letters(TEXTS))
-    for graph, baseline in ((text_graph(text, None), sharpened), (text_graph(text, TEXTS), lettered)):
-        mine, theirs = graph_scores(graph, history, 0.85), baseline.score(history)
+    warm = torch.ones(N, dtype=torch.bool)
+    for graphs, baseline in ((text_graphs(text, None, warm), sharpened), (text_graphs(text, TEXTS, warm), lettered)):
+        mine, theirs = graph_scores(graphs.any, history, TEXT), baseline.score(history)
         for user, items in enumerate(history.tolist()):
             others = [i for i in range(N) if i not in items]  # an item isn't its own neighbour
             assert torch.allclose(mine[user, others], theirs[user, others], atol=1e-6)
@@ -91,13 +104,23 @@ def test_counts_move_with_the_catalogue() -> None:
     )
     moved = counted.moved(torch.tensor([2, -1, 0]))  # item 1 is gone, a new one stands at row 1
     assert moved.recent.tolist() == [3.0, 0.0, 1.0]
-    scores = graph_scores(moved.pairs, torch.tensor([[0], [1], [2]]), 0.9)
+    scores = graph_scores(moved.pairs, torch.tensor([[0], [1], [2]]), PAIRS)
     assert scores.tolist() == [[0.0, 0.0, 0.25], [0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]
 
 
 def test_items_known_by_their_text_alone() -> None:
     counted = count(Known(histories().train, torch.zeros(N)), N)
     warm = torch.tensor([True, True, True, True, False, False])
-    graph = text_graph(torch.eye(N), TEXTS)
-    assert near(counted, graph, warm, torch.device("cpu")).cold.tolist() == [4, 5]
+    text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+    found = near(counted, text_graphs(text, TEXTS, warm), warm, torch.device("cpu"))
+    assert found.cold.tolist() == [4, 5]
     assert near(counted, None, warm, torch.device("cpu")).cold.tolist() == []  # nothing to know them by
+    history = torch.tensor([[0, 4, 5, 1], [2, -1, -1, -1]])
+    warm_alone = TextSimilarity(text, "sharpened", TEXT.last, decay=TEXT.decay)
+    longer = TextSimilarity(text, "sharpened", COLD.last, decay=COLD.decay)
+    letters = Letters(TEXTS)
+    scores = near_scores(found, history)[1]  # (2, N)
+    for user, items in enumerate(([0, 4, 5, 1], [2])):
+        for item in set(range(N)) - set(items):
+            similarity = LetterSimilarity(warm_alone if warm[item] else longer, letters)
+            assert scores[user, item] == pytest.approx(float(similarity.score(history)[user, item]), abs=1e-6)
