@@ -69,6 +69,7 @@ class Recipe:
         sampling: how they are drawn, see `Negatives`.
         cf_dropout: probability of hiding a history item's CF vectors in training.
         cf_score_dropout: probability of leaving the CF slots out of a prefix's score in training; with objective `score`.
+        cold_shrink: how far the semantic side of a cold item's index row is drawn to the catalogue's mean, 0 to 1.
         memory: add the history's own vectors, fading with age, to the answers; see memory.py.
     """
 
@@ -83,6 +84,7 @@ class Recipe:
     sampling: Literal["uniform", "popularity"] = "uniform"
     cf_dropout: float = 0.0
     cf_score_dropout: float = 0.0
+    cold_shrink: float = 0.0
     memory: bool = False
 
 
@@ -106,6 +108,8 @@ class SETRec(nn.Module):
             raise ConfigError("--model.memory true needs --model.objective score: a memory is no slot of its own.")
         if recipe.cf_score_dropout and recipe.objective == "slots":
             raise ConfigError("--model.cf_score_dropout needs --model.objective score: slots have losses of their own.")
+        if not 0 <= recipe.cold_shrink <= 1:
+            raise ConfigError(f"--model.cold_shrink is {recipe.cold_shrink}; it must lie between 0 and 1.")
         if recipe.sampled is not None and recipe.sampled < 1:
             raise ConfigError(f"sampled is {recipe.sampled}: draw at least 1 item, or null for the whole catalogue.")
         if not backbone.built:
@@ -120,6 +124,8 @@ class SETRec(nn.Module):
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
+        self.cold: Tensor
+        self.register_buffer("cold", (~catalogue.warm).nonzero().squeeze(1), persistent=False)  # (cold,) int64
         targets = catalogue.warm if targets is None else targets  # (N,)
         self.negatives = Negatives(targets, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
         cf_widths = [table.shape[1] for table in self.cf]
@@ -267,7 +273,10 @@ class SETRec(nn.Module):
         if codes is None:
             return Index(cf, cf.new_zeros(cf.shape[0], 0), cf.new_zeros(cf.shape[0], 0))
         raw = self.text if self.recipe.memory else cf.new_zeros(cf.shape[0], 0)  # (N, F) or (N, 0)
-        return Index(cf, torch.cat([codes, raw.to(codes.dtype)], dim=1), codes)
+        sem = torch.cat([codes, raw.to(codes.dtype)], dim=1)  # (N, H or H + F)
+        if self.recipe.cold_shrink:
+            sem[self.cold] = torch.lerp(sem[self.cold], sem.mean(dim=0), self.recipe.cold_shrink)  # (cold, H or H + F)
+        return Index(cf, sem, codes)
 
     def read(self, batch: Batch, index: Index) -> UserRow:
         """Histories in, the users' rows of the index out: what evaluation and serving need."""
@@ -291,11 +300,13 @@ class SETRec(nn.Module):
                 remembered = self.cf_memory[c](batch, table)  # (B, E)
                 cf[f"memory_cf_{c}"] = torch.einsum("be,bke->bk", remembered, table[items])  # (B, k)
         if folded.sem is not None:
-            slots = torch.einsum("bsh,bkh->sbk", folded.sem, index.codes[items])  # (n_sem, B, k)
+            width = index.codes.shape[1]  # H
+            codes, raw = index.sem[items].tensor_split([width], dim=2)  # (B, k, H), (B, k, 0 or F)
+            slots = torch.einsum("bsh,bkh->sbk", folded.sem, codes)  # (n_sem, B, k)
             sem = {f"sem_{k}": part for k, part in enumerate(slots)}
             if self.recipe.memory and self.text_memory is not None:
                 remembered = self.text_memory(batch, self.text)  # (B, F)
-                sem["memory_text"] = torch.einsum("bf,bkf->bk", remembered, self.text[items])  # (B, k)
+                sem["memory_text"] = torch.einsum("bf,bkf->bk", remembered, raw)  # (B, k)
         return cf, sem
 
 

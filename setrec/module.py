@@ -22,9 +22,9 @@ from setrec.schemas import Batch
 from setrec.sharding import shard
 
 BETAS = tuple(b / 10 for b in range(11))
-NEIGHBOURS = (0.0, 2.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
-RECENCY = (0.0, 0.3, 0.6, 1.0, 1.5)
-COLD = (1.0, 4.0)
+NEIGHBOURS = (0.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
+RECENCY = (0.0, 0.5, 1.0, 1.5)
+COLD = (0.0, 10.0, 20.0)
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
 
@@ -50,6 +50,8 @@ class SETRecModule(RankingModule):
             stand alone, as they must for cold items (paper: 0).
         cf_score_dropout: Probability of ranking a prefix's target by the semantic slots alone in training, so that they can
             rank what has no CF vector (paper: 0). Needs objective score.
+        cold_shrink: How far the text side of a cold item is drawn to the catalogue's mean when it is ranked, 0 to 1: what the
+            trunk makes of a text it was never trained to rank is worth less (paper: 0).
         memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
             (paper: false). Needs objective score.
         neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
@@ -83,6 +85,7 @@ class SETRecModule(RankingModule):
         sampling: Literal["uniform", "popularity"] = "uniform",
         cf_dropout: float = 0.0,
         cf_score_dropout: float = 0.0,
+        cold_shrink: float = 0.0,
         memory: bool = False,
         neighbours: bool = False,
         compile: bool = False,
@@ -97,8 +100,8 @@ class SETRecModule(RankingModule):
             "backbone": backbone, "lr": lr, "n_sem": n_sem, "n_cf": n_cf, "alpha": alpha, "bottleneck": bottleneck,
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
             "sampled": sampled, "sampling": sampling,
-            "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout, "memory": memory,
-            "neighbours": neighbours, "compile": compile, "start_from": start_from,
+            "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout,
+            "cold_shrink": cold_shrink, "memory": memory, "neighbours": neighbours, "compile": compile, "start_from": start_from,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -118,6 +121,7 @@ class SETRecModule(RankingModule):
             sampling=sampling,
             cf_dropout=cf_dropout,
             cf_score_dropout=cf_score_dropout,
+            cold_shrink=cold_shrink,
             memory=memory,
         )
         self.neighbours = neighbours
@@ -202,9 +206,8 @@ class SETRecModule(RankingModule):
         """Every beta, with every weight of what is counted beside the slots."""
         if not self.neighbours:
             return super().grid()
-        has_text = self.n_sem > 0  # without it no text neighbours are there to be weighed
-        weights = [(g, r, c) for g in NEIGHBOURS for r in RECENCY for c in COLD if c == COLD[0] or (g > 0 and has_text)]
-        return [Weights(b, *others) for others in weights for b in self.variants]
+        cold = COLD if self.n_sem else COLD[:1]  # without text no neighbours of cold items are there to be weighed
+        return [Weights(b, g, r, c) for g in NEIGHBOURS for r in RECENCY for c in cold for b in self.variants]
 
     def know(self, split: Split) -> None:
         """Count neighbours and recent occurrences, where the model has them."""
@@ -254,7 +257,7 @@ class SETRecModule(RankingModule):
             scores = torch.lerp(cf, sem, weights.beta)  # (B, N)
             scores.add_(torch.lerp(pairs, text, weights.beta), alpha=weights.neighbours)  # (B, N)
             scores.add_(self.near.recent, alpha=weights.recency)  # (B, N)
-            by_text = torch.add(cold_sem, cold_text, alpha=weights.cold * weights.neighbours)  # (B, cold)
+            by_text = torch.add(cold_sem, cold_text, alpha=weights.cold)  # (B, cold)
             yield scores.index_copy_(1, cold, weights.beta * by_text)  # (B, N)
 
     def parts(self, batch: Batch, beta: float, items: Tensor) -> dict[str, Tensor]:
@@ -274,7 +277,7 @@ class SETRecModule(RankingModule):
         if self.near is not None:
             pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
             by_text = torch.isin(items, self.near.cold)  # (B, k)
-            text_weight = self.neighbours_weight * torch.where(by_text, self.cold_weight, 1)  # (B, k)
+            text_weight = torch.where(by_text, self.cold_text_weight, self.neighbours_weight)  # (B, k)
             cf = cf | {"neighbours_cf": self.neighbours_weight * pairs.gather(1, items)}  # (B, k)
             cf = {name: part.masked_fill(by_text, 0) for name, part in cf.items()}  # of (B, k)
             sem = sem | {"neighbours_text": text_weight * text.gather(1, items)}  # (B, k)

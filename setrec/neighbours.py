@@ -12,7 +12,7 @@ A user's score from a graph is the sum over the newest items of the history of d
 weights g, r and c, chosen on validation beside beta, the whole score of an item is
 
     warm   (1 - beta) (CF slots + g pairs) + beta (semantic slots + g text) + r recent
-    cold                                     beta (semantic slots + c g text)
+    cold                                     beta (semantic slots + c text)
 
 A cold item, absent from training, is known by its text alone. What pairs and counts are worth to it nothing before test can
 say, as it has none when validation is answered; so it has none when test is. With nothing else to go by, more of the text
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
     beta: float
     neighbours: float = 0.0  # g
     recency: float = 0.0  # r
-    cold: float = 1.0  # c
+    cold: float = 0.0  # c
 
 
 class Graph(NamedTuple):

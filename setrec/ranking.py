@@ -61,8 +61,8 @@ class RankingModule(LightningModule):
         self.register_buffer("neighbours_weight", torch.tensor(0.0))
         self.recency_weight: Tensor
         self.register_buffer("recency_weight", torch.tensor(0.0))
-        self.cold_weight: Tensor
-        self.register_buffer("cold_weight", torch.tensor(1.0))
+        self.cold_text_weight: Tensor
+        self.register_buffer("cold_text_weight", torch.tensor(0.0))
         self.register_load_state_dict_pre_hook(weigh_by_beta_alone)
 
     # ------------------------------------------------------------------------------------------ what a model must say
@@ -85,7 +85,7 @@ class RankingModule(LightningModule):
     @property
     def chosen(self) -> Weights:
         """What validation chose."""
-        return Weights(*map(float, (self.beta, self.neighbours_weight, self.recency_weight, self.cold_weight)))
+        return Weights(*map(float, (self.beta, self.neighbours_weight, self.recency_weight, self.cold_text_weight)))
 
     def know(self, split: Split) -> None:
         """Count what the histories hold about the items when a split is answered; nothing, unless a model overrides it."""
@@ -168,7 +168,7 @@ class RankingModule(LightningModule):
         self.beta.fill_(chosen.beta)
         self.neighbours_weight.fill_(chosen.neighbours)
         self.recency_weight.fill_(chosen.recency)
-        self.cold_weight.fill_(chosen.cold)
+        self.cold_text_weight.fill_(chosen.cold)
         figures = {
             f"validation/{group}/{name}": value
             for group, row in table.table(best).items()
@@ -258,8 +258,10 @@ class RankingModule(LightningModule):
 
 def weigh_by_beta_alone(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Older checkpoints know fewer weights, or none beside beta."""
-    for name, value in (("neighbours_weight", 0.0), ("recency_weight", 0.0), ("cold_weight", 1.0)):
-        state.setdefault(prefix + name, torch.tensor(value))
+    for name in ("neighbours_weight", "recency_weight"):
+        state.setdefault(prefix + name, torch.tensor(0.0))
+    factor = state.pop(prefix + "cold_weight", torch.tensor(1.0))  # it was a factor once
+    state.setdefault(prefix + "cold_text_weight", factor * state[prefix + "neighbours_weight"])
 
 
 @rank_zero_only

@@ -184,11 +184,11 @@ def test_why_names_the_closest_items_of_the_history(recommender: Recommender, us
 def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A model that weighs counted neighbours beside its slots, with weights that cannot be overlooked."""
     flags = ["--model.objective=score", "--model.memory=true", "--model.missing_cf=zero", "--model.neighbours=true"]
-    run = train_tiny(tmp_path_factory.mktemp("counting"), *flags)
+    run = train_tiny(tmp_path_factory.mktemp("counting"), *flags, "--model.cold_shrink=0.5")
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["state_dict"]["neighbours_weight"].fill_(4.0)
     checkpoint["state_dict"]["recency_weight"].fill_(0.3)
-    checkpoint["state_dict"]["cold_weight"].fill_(3.0)
+    checkpoint["state_dict"]["cold_text_weight"].fill_(3.0)
     torch.save(checkpoint, run.checkpoint)
     return run
 
@@ -197,17 +197,26 @@ def test_only_cold_items_feel_the_weight_of_cold(counting: TrainedRun) -> None:
     module, data = Recommender.load(counting.checkpoint)._state.module, datamodule(counting)
     batch = next(iter(data.test_dataloader()))
     assert module.near is not None
-    weights = Weights(beta=0.3, neighbours=2.0, recency=0.5, cold=1.0)
+    weights = Weights(beta=0.3, neighbours=2.0, recency=0.5, cold=2.0)
     once, thrice, counted = module.score_grid(
-        batch, [weights, weights._replace(cold=3.0), weights._replace(recency=0.0)]
+        batch, [weights, weights._replace(cold=6.0), weights._replace(recency=0.0)]
     )
     warm = data.catalogue.warm
     text = near_scores(module.near, batch.history)[1]  # (B, N)
     assert torch.equal(once[:, warm], thrice[:, warm])
-    assert torch.allclose(thrice - once, 0.3 * 2 * 2.0 * text * ~warm, atol=1e-5)
+    assert torch.allclose(thrice - once, 0.3 * (6.0 - 2.0) * text * ~warm, atol=1e-5)
     assert (text * ~warm).any()
     assert torch.equal(once[:, ~warm], counted[:, ~warm])  # what is counted says nothing of them
     assert not torch.equal(once[:, warm], counted[:, warm])
+
+
+def test_a_checkpoint_from_when_the_weight_of_cold_was_a_factor(counting: TrainedRun, tmp_path: Path) -> None:
+    checkpoint = torch.load(counting.checkpoint, weights_only=True)
+    checkpoint["state_dict"]["cold_weight"] = checkpoint["state_dict"].pop("cold_text_weight") / 4.0  # neighbours: 4
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    now, older = (Recommender.load(path, data=counting.data) for path in (counting.checkpoint, tmp_path / "older.ckpt"))
+    assert now._state.module.chosen.cold == 3.0
+    assert older.recommend([[], ["I1"]]) == now.recommend([[], ["I1"]])
 
 
 def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_refit_goes_on_from_the_weights_and_keeps_what_validation_chose(fitted, 
     main(["refit", "--ckpt_path", str(first), f"--trainer.default_root_dir={folder}", "--test_after_fit=true", *SMALL])
     before, after = state(first), state(folder / "lightning_logs/version_1/checkpoints/last.ckpt")
     assert after["datamodule_hyper_parameters"]["fit_on"] == "validation"
-    for weight in ("beta", "neighbours_weight", "recency_weight"):
+    for weight in ("beta", "neighbours_weight", "recency_weight", "cold_text_weight"):
         assert after["state_dict"][weight] == before["state_dict"][weight]
     # it starts from the first fit's weights: with the little there is to learn it stays near them
     change = after["state_dict"]["model.queries"] - before["state_dict"]["model.queries"]
