@@ -138,8 +138,7 @@ class SETRecModule(RankingModule):
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
-        together = self.data.prefix_parallel
-        if self.backbone_settings[0].reads_whole_row and (together is True or together > 1):
+        if self.backbone_settings[0].reads_whole_row and self.data.prefix_parallel is not False:
             raise ConfigError(
                 "The bidirectional mask shows later items of a row to its earlier prefixes: "
                 "add --data.prefix_parallel false, which trains one prefix a row."

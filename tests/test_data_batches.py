@@ -83,10 +83,10 @@ def test_batch_fields(train, prefix_parallel):
 
 
 def test_a_long_window_is_shared_out_evenly():
-    rows = TrainRows(Ragged.from_lengths(np.array([9, 1, 4]), np.arange(14)), 50, prefix_parallel=4)
-    assert rows.user.tolist() == [0, 0, 0, 1, 2]
-    assert rows.first.tolist() == [0, 3, 6, 0, 0]
-    assert rows.prefixes.tolist() == [3, 3, 3, 1, 4]
+    rows = TrainRows(Ragged.from_lengths(np.array([9, 1, 4]), np.arange(14)), 50, prefix_parallel=3)
+    assert rows.user.tolist() == [0, 0, 0, 1, 2, 2, 2]
+    assert rows.first.tolist() == [0, 3, 6, 0, 0, 1, 2]
+    assert rows.prefixes.tolist() == [3, 3, 3, 1, 1, 1, 2]
     batch = rows[np.array([1])]  # the middle of the first user
     assert batch.history.tolist() == [[0, 1, 2, 3, 4]]
     assert batch.prefix.tolist() == [[3, 4, 5]]

@@ -44,8 +44,8 @@ class TrainRows(Dataset):
     Args:
         train: each user's training items.
         max_history: most history items a prefix shows.
-        prefix_parallel: True: a row is a user, with all prefixes of the window. A number: with so many at most; a longer window
-            is shared out evenly to several rows. False: a row is one prefix, as in the paper. The same prefixes in all.
+        prefix_parallel: True: a row is a user, with all prefixes of the window. A number: they are shared out evenly to so many
+            rows. False: a row is one prefix, as in the paper. The same prefixes in all.
         since: (users,) the first item of each user that is asked for, counted from the user's beginning; None: all are.
     """
 
@@ -60,8 +60,7 @@ class TrainRows(Dataset):
             least = np.maximum(least, since - (length - window))  # (users,)
         user = np.flatnonzero(window > least)
         prefixes = (window - least)[user]  # (those users,)
-        most = int(prefixes.max(initial=1)) if prefix_parallel is True else max(1, int(prefix_parallel))
-        n_rows = -(-prefixes // most)  # (those users,)
+        n_rows = prefixes if prefix_parallel is False else np.minimum(int(prefix_parallel), prefixes)  # (those users,)
         row_user = np.repeat(np.arange(len(user)), n_rows)  # (rows,)
         part = np.arange(len(row_user)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)  # (rows,) 0, 1 .. in each user
         start, stop = ((part + i) * prefixes[row_user] // n_rows[row_user] for i in (0, 1))  # (rows,), (rows,)

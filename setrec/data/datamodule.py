@@ -49,9 +49,9 @@ class SETRecDataModule(LightningDataModule):
         max_history: most history items the model sees, the last ones (paper: 50).
         batch_size: prefixes in a training batch, all processes together (paper: 512).
         eval_batch_size: users in a batch of validation, test and prediction; scores depend on it by rounding only.
-        prefix_parallel: train all prefixes of a history in one row, the fastest; a number: at most so many in a row, so
-            that a batch holds prefixes of more users and says more; false: one row per prefix, as the paper does. The loss
-            of a prefix is the same in all (docs/scaling.md).
+        prefix_parallel: train all prefixes of a history in one row, the fastest; a number: share them out to so many rows, so
+            that a batch holds prefixes of more users and says more, at most (number + 1) / 2 times the work; false: one row
+            per prefix, as the paper does. The loss of a prefix is the same in all (docs/scaling.md).
         fit_on: what a model is fitted to: train; validation, the validation items, each after the user's training items, for
             a model that has been fitted to train (see the command `refit`).
         seed: of the order of training batches.

@@ -4,7 +4,8 @@
 
 Checks that losses, gradients and scores agree, then measures both in turn: training prefixes a second, test users a second
 over all betas, and peak memory. The naive way trains in float32, 128 prefixes a step; the project's as its configurations
-do, 512 prefixes a step, in bfloat16 (toys_t5_tiny.yaml) and in float32. Dropout 0.1, off in attention, for both.
+do, 512 prefixes a step, in bfloat16 (toys_t5_tiny.yaml) and in float32, all prefixes of a user in a row, or shared out to
+several. Dropout 0.1, off in attention, for both.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from setrec.schemas import Batch
 from setrec.topk import mask_seen, top_groups
 
 ALPHA, HISTORY, BATCH, EVAL_BATCH = 0.7, 50, 512, 128
+SHARED = 4  # rows that a user's prefixes are shared out to where a batch is to hold more users, see quality.py
 NAIVE_STEPS = {"tiny": 6, "small": 2, "qwen_tiny": 4}
 NAIVE_USERS = {"tiny": 24, "small": 12, "qwen_tiny": 16}
 OWN_STEPS = {"tiny": 12, "small": 4, "qwen_tiny": 10}
@@ -51,9 +53,12 @@ def own_loss(model: SETRec, batch: Batch, bf16: bool = False) -> Tensor:
     return sums.ranking / sums.n_prefix + ALPHA * sums.reconstruction / sums.n_reconstructed.clamp(min=1e-6)
 
 
-def own_batches(train: Ragged) -> Iterator[Batch]:
-    """Batches as in training; an even choice of one epoch's, so that a few steps see every length."""
-    rows = TrainRows(train, HISTORY)
+def own_batches(train: Ragged, together: bool | int = True) -> Iterator[Batch]:
+    """Batches as in training; an even choice of one epoch's, so that a few steps see every length.
+
+    together: see `prefix_parallel` of `TrainRows`.
+    """
+    rows = TrainRows(train, HISTORY, together)
     plan = TrainPlan(rows.prefixes, rows.history, BATCH, seed=0).batches()
     return cycle(rows[plan[i]] for i in np.random.default_rng(0).permutation(len(plan)))
 
@@ -225,6 +230,8 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
         "own_bf16": Trainer(model, own_batches(train), fast, cpu),
         "sampled_float32": Trainer(model_sampled, own_batches(train), own_loss, cpu),
         "sampled_bf16": Trainer(model_sampled, own_batches(train), fast, cpu),
+        "shared_bf16": Trainer(model, own_batches(train, SHARED), fast, cpu),
+        "shared_sampled_bf16": Trainer(model_sampled, own_batches(train, SHARED), fast, cpu),
     }
     for way in tqdm(ways.values(), desc="warm-up", unit="step"):
         way.step(timed=False)
@@ -250,6 +257,8 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
         "train_ratio_float32": rates["own_float32"] / rates["naive"],
         "train_ratio_sampled": rates["sampled_bf16"] / rates["naive"],
         "train_ratio_sampled_float32": rates["sampled_float32"] / rates["naive"],
+        "train_ratio_shared": rates["shared_bf16"] / rates["naive"],
+        "train_ratio_shared_sampled": rates["shared_sampled_bf16"] / rates["naive"],
         "eval_ratio": own_users / naive_users,
         "memory_ratio": memory["own_bf16"] / memory["naive"],
         "memory_ratio_float32": memory["own_float32"] / memory["naive"],

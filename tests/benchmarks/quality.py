@@ -4,8 +4,8 @@
 
 Tiny T5, the paper's loss, batches of 128 prefixes for all, the same learning rates. Naive: one row per prefix in random order,
 float32. Ours, rows of like length together, in bfloat16: `exact`, all prefixes of a user in a row, the whole catalogue in the
-softmax; `sampled`, the same with a sample of 256 of its 800 items; `few` and `few_sampled`, two prefixes a row, so that a batch
-holds more users. Validation Recall@10, all items, beta chosen among eleven, seen items masked.
+softmax; `sampled`, the same with a sample of 256 of its 800 items; `shared` and `shared_sampled`, a user's prefixes shared out to
+several rows, so that a batch holds more users. Validation Recall@10, all items, beta chosen among eleven, seen items masked.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from setrec.model import Recipe, SETRec
 from setrec.module import BETAS
 from setrec.schemas import Batch
 
-WAYS = {"naive": False, "exact": True, "few": 2, "sampled": True, "few_sampled": 2}  # prefixes that share a row
+WAYS = {"naive": False, "exact": True, "shared": 4, "sampled": True, "shared_sampled": 4}  # see prefix_parallel
 
 
-def batches(data: SETRecDataModule, way: str, epoch: int, seed: int) -> Iterator[Batch]:
-    """One epoch, every prefix once."""
+def batches(data: SETRecDataModule, way: str, epoch: int, seed: int, size: int) -> Iterator[Batch]:
+    """One epoch, every prefix once. size: prefixes in a batch of ours."""
     rows = TrainRows(data.histories.train, HISTORY, prefix_parallel=WAYS[way])
     if way == "naive":
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))
         yield from (rows[order[i : i + naive.BATCH]] for i in range(0, len(order), naive.BATCH))
     else:
-        plan = TrainPlan(rows.prefixes, rows.history, naive.BATCH, seed)
+        plan = TrainPlan(rows.prefixes, rows.history, size, seed)
         plan.set_epoch(epoch)
         yield from (rows[some] for some in plan.batches())
 
@@ -63,17 +63,17 @@ def recall(model: SETRec, data: SETRecDataModule) -> float:
     return max(metrics.compute().curve("recall@10", "all"))
 
 
-def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float) -> float:
+def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float, size: int) -> float:
     """Train one model one way; its validation Recall@10."""
     torch.manual_seed(seed)
     recipe = Recipe(n_sem=2, missing_cf="zero", sampled=256 if "sampled" in way else None)
     model = SETRec(data.catalogue, T5Backbone(shape="tiny", attention_dropout=0.0), recipe).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    steps = epochs * sum(1 for _ in batches(data, way, 0, seed))
+    steps = epochs * sum(1 for _ in batches(data, way, 0, seed, size))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 2), steps)
     with tqdm(total=steps, desc=f"{way}, seed {seed}", unit="step") as bar:
         for epoch in range(epochs):
-            for batch in batches(data, way, epoch, seed):
+            for batch in batches(data, way, epoch, seed, size):
                 optimizer.zero_grad()
                 loss_of(way, model, batch).backward()
                 optimizer.step()
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument(
         "--lr", type=float, default=5e-4, help="of all ways; the naive way's best of 3e-4, 5e-4, 1e-3, 2e-3"
     )
+    parser.add_argument("--batch", type=int, default=128, help="prefixes in a batch of ours")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
@@ -98,7 +99,7 @@ def main() -> None:
         data.prepare_data()
         data.setup()
         found = {
-            way: [train(data, way, options.epochs, seed, options.lr) for seed in range(options.seeds)]
+            way: [train(data, way, options.epochs, seed, options.lr, options.batch) for seed in range(options.seeds)]
             for way in options.ways
         }
     print(f"validation Recall@10 after {options.epochs} epochs, {options.seeds} seeds")
