@@ -33,7 +33,7 @@ from setrec.schemas import Batch
 from setrec.topk import mask_seen, top_groups
 
 ALPHA, HISTORY, BATCH, EVAL_BATCH = 0.7, 50, 512, 128
-SHARED = 4  # rows that a user's prefixes are shared out to where a batch is to hold more users, see quality.py
+SHARED = 3  # rows that a user's prefixes are shared out to where a batch is to hold more users, see quality.py
 NAIVE_STEPS = {"tiny": 6, "small": 2, "qwen_tiny": 4}
 NAIVE_USERS = {"tiny": 24, "small": 12, "qwen_tiny": 16}
 OWN_STEPS = {"tiny": 12, "small": 4, "qwen_tiny": 10}

@@ -30,7 +30,7 @@ from setrec.model import Recipe, SETRec
 from setrec.module import BETAS
 from setrec.schemas import Batch
 
-WAYS = {"naive": False, "exact": True, "shared": 4, "sampled": True, "shared_sampled": 4}  # see prefix_parallel
+WAYS = {"naive": False, "exact": True, "shared": 3, "sampled": True, "shared_sampled": 3}  # see prefix_parallel
 
 
 def batches(data: SETRecDataModule, way: str, epoch: int, seed: int, size: int) -> Iterator[Batch]:
