@@ -1,5 +1,7 @@
 """Text vectors: files that fit and files that do not, and the offline encoder."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -90,3 +92,9 @@ def test_tfidf_svd_is_a_function_of_its_seed():
 def test_no_words_at_all():
     with pytest.raises(DataError, match="no words to make text vectors from"):
         TfidfSVD().encode(IDS, ["", " ", ""], None)
+
+
+def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
+    np.save(tmp_path / "toys.emb-minilm-tdcb.npy", np.zeros((2, 3), np.float32))
+    with pytest.raises(DataError, match=r"toys\.emb-t5-tdcb\.npy does not exist.*holds toys\.emb-minilm-tdcb\.npy"):
+        TextFile("toys.emb-t5-tdcb.npy").encode(["a", "b"], ["x", "y"], tmp_path)

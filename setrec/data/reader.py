@@ -73,5 +73,9 @@ def raw_file(file: str, raw: Path | None) -> Path:
     for path in (inside, Path(file)):
         if path is not None and path.is_file():
             return path
-    where = f"neither in {raw} nor as a path of its own" if raw is not None else "(no --data.raw DIR is given either)"
-    raise DataError(f"file {file} does not exist {where}; give its name inside the raw folder, or its path.")
+    where, alike = "no --data.raw DIR is given", ""
+    if raw is not None:
+        where = f"it is neither in {raw} nor a path of its own"
+        names = sorted(path.name for path in raw.glob(f"*{Path(file).suffix}"))
+        alike = f" ({raw.name} holds {', '.join(names[:10])})" if names else ""
+    raise DataError(f"file {file} does not exist: {where}; give its name inside the raw folder, or its path{alike}.")
