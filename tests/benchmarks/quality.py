@@ -5,7 +5,8 @@
 Tiny T5, the paper's loss, batches of 128 prefixes for all, the same learning rates. Naive: one row per prefix in random order,
 float32. Ours, rows of like length together, in bfloat16: `exact`, all prefixes of a user in a row, the whole catalogue in the
 softmax; `sampled`, the same with a sample of 256 of its 800 items; `shared` and `shared_sampled`, a user's prefixes shared out to
-several rows, so that a batch holds more users. Validation Recall@10, all items, beta chosen among eleven, seen items masked.
+three rows, so that a batch holds more users; `single`, one row per prefix. Validation Recall@10, all items, beta chosen among
+eleven, seen items masked.
 """
 
 import argparse
@@ -30,7 +31,14 @@ from setrec.model import Recipe, SETRec
 from setrec.module import BETAS
 from setrec.schemas import Batch
 
-WAYS = {"naive": False, "exact": True, "shared": 3, "sampled": True, "shared_sampled": 3}  # see prefix_parallel
+WAYS = {
+    "naive": False,
+    "exact": True,
+    "shared": 3,
+    "sampled": True,
+    "shared_sampled": 3,
+    "single": False,
+}  # prefix_parallel
 
 
 def batches(data: SETRecDataModule, way: str, epoch: int, seed: int, size: int) -> Iterator[Batch]:
