@@ -4,8 +4,8 @@
 
 Checks that losses, gradients and scores agree, then measures both in turn: training prefixes a second, test users a second
 over all betas, and peak memory. The naive way trains in float32, 128 prefixes a step; the project's as its configurations
-do, 512 prefixes a step, in bfloat16 (toys_t5_tiny.yaml) and in float32, all prefixes of a user in a row, or shared out to
-several. Dropout 0.1, off in attention, for both.
+do, 512 prefixes a step, in bfloat16 (toys_t5_tiny.yaml) and in float32, all prefixes of a user in a row, shared out to
+three, or one a row. Dropout 0.1, off in attention, for both.
 """
 
 import argparse
@@ -232,6 +232,8 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
         "sampled_bf16": Trainer(model_sampled, own_batches(train), fast, cpu),
         "shared_bf16": Trainer(model, own_batches(train, SHARED), fast, cpu),
         "shared_sampled_bf16": Trainer(model_sampled, own_batches(train, SHARED), fast, cpu),
+        "single_bf16": Trainer(model, own_batches(train, False), fast, cpu),
+        "single_sampled_bf16": Trainer(model_sampled, own_batches(train, False), fast, cpu),
     }
     for way in tqdm(ways.values(), desc="warm-up", unit="step"):
         way.step(timed=False)
@@ -259,6 +261,8 @@ def measure(shape: str, n_items: int, sampled: int, cpu: bool, seed: int = 0) ->
         "train_ratio_sampled_float32": rates["sampled_float32"] / rates["naive"],
         "train_ratio_shared": rates["shared_bf16"] / rates["naive"],
         "train_ratio_shared_sampled": rates["shared_sampled_bf16"] / rates["naive"],
+        "train_ratio_single": rates["single_bf16"] / rates["naive"],
+        "train_ratio_single_sampled": rates["single_sampled_bf16"] / rates["naive"],
         "eval_ratio": own_users / naive_users,
         "memory_ratio": memory["own_bf16"] / memory["naive"],
         "memory_ratio_float32": memory["own_float32"] / memory["naive"],
