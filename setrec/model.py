@@ -125,7 +125,7 @@ class SETRec(nn.Module):
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
         self.cold: Tensor
-        self.register_buffer("cold", (~catalogue.warm).nonzero().squeeze(1), persistent=False)  # (cold,) int64
+        self.register_buffer("cold", ~catalogue.warm, persistent=False)  # (N,) bool
         targets = catalogue.warm if targets is None else targets  # (N,)
         self.negatives = Negatives(targets, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
         cf_widths = [table.shape[1] for table in self.cf]
@@ -275,7 +275,7 @@ class SETRec(nn.Module):
         raw = self.text if self.recipe.memory else cf.new_zeros(cf.shape[0], 0)  # (N, F) or (N, 0)
         sem = torch.cat([codes, raw.to(codes.dtype)], dim=1)  # (N, H or H + F)
         if self.recipe.cold_shrink:
-            sem[self.cold] = torch.lerp(sem[self.cold], sem.mean(dim=0), self.recipe.cold_shrink)  # (cold, H or H + F)
+            sem.lerp_(sem.mean(dim=0), self.recipe.cold_shrink * self.cold[:, None].to(sem.dtype))  # (N, H or H + F)
         return Index(cf, sem, codes)
 
     def read(self, batch: Batch, index: Index) -> UserRow:
