@@ -26,6 +26,7 @@ from transformers import (
 
 import setrec.backbones.decoder
 import setrec.backbones.lora
+import setrec.backbones.pretrained
 from setrec.backbones import DecoderBackbone, LoRA
 from setrec.cli import main, run
 from setrec.errors import ConfigError
@@ -305,7 +306,7 @@ def test_what_is_missing_is_one_sentence(
     refused("file 'none.gguf' is neither|gguf, which is not installed", pretrained=folder, gguf_file="none.gguf")
     refused("no layer of Qwen2Model has such a name; its layers are .*'q_proj'", lora=LoRA(target_modules=["query"]))
     refused("needs a GPU", pretrained=folder, lora=LoRA(), quantize=4)
-    for module, package in ((setrec.backbones.decoder, "gguf"), (setrec.backbones.lora, "peft")):
+    for module, package in ((setrec.backbones.pretrained, "gguf"), (setrec.backbones.lora, "peft")):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
         refused(
             f"package {package}, which is not installed",

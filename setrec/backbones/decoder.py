@@ -6,7 +6,6 @@ All prefixes of a history are packed into one sequence, see `packed_mask` in set
 
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -14,19 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from setrec.backbones.attention import NAME as ATTENTION
 from setrec.backbones.base import Backbone
 from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_frozen_out
+from setrec.backbones.pretrained import Source, load_decoder
 from setrec.errors import ConfigError
 from setrec.sequence import additive, packed_mask, packed_positions
 
@@ -213,59 +205,11 @@ class DecoderBackbone(Backbone):
         return base, table[words].float().cpu(), table[response].float().cpu()  # (n_text, D), (R, D)
 
     def _load(self) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-        """Tokenizer and model, every weight found.
-
-        Raises:
-            ConfigError: one sentence saying what is missing.
-        """
+        """Tokenizer and model; see `load_decoder`."""
         assert self.pretrained is not None
-        if self.gguf_file and find_spec("gguf") is None:
-            raise ConfigError('A GGUF file needs the package gguf, which is not installed: pip install "setrec[gguf]".')
-        where: dict[str, Any] = {"revision": self.revision or "main"}
-        if self.gguf_file:
-            where["gguf_file"] = self.gguf_file
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.pretrained, **where)
-            base, found = AutoModel.from_pretrained(
-                self.pretrained,
-                dtype=getattr(torch, self.dtype),
-                attn_implementation=self.attention,
-                output_loading_info=True,
-                **self._quantization(),
-                **where,
-            )
-        except (OSError, ValueError, ImportError) as error:
-            file = f", file {self.gguf_file!r}" if self.gguf_file else ""
-            raise ConfigError(
-                f"The pretrained language model {self.pretrained!r}{file} is neither a folder here nor reachable on "
-                f"the model hub ({str(error).splitlines()[0]}): give its folder with --model.backbone.pretrained, "
-                "or, for random weights instead, --model.backbone.pretrained null."
-            ) from error
-        if base.config.is_encoder_decoder or not hasattr(base, "layers"):
-            raise ConfigError(f"{self.pretrained!r} is a {type(base).__name__}, not a decoder-only language model.")
-        if found["missing_keys"]:
-            raise ConfigError(
-                f"{self.pretrained!r} lacks {len(found['missing_keys'])} weights of a {type(base).__name__}, "
-                f"{sorted(found['missing_keys'])[0]} first: it is incomplete or of another architecture."
-            )
-        base.config.use_cache = False
-        return tokenizer, base
-
-    def _quantization(self) -> dict[str, Any]:
-        """Arguments of from_pretrained for a base in 4 or 8 bits; {} without."""
-        if not self.quantize:
-            return {}
-        if not torch.cuda.is_available():
-            raise ConfigError(f"quantize {self.quantize} needs a GPU: set --model.backbone.quantize null.")
-        if find_spec("bitsandbytes") is None:
-            raise ConfigError('quantize needs the package bitsandbytes: pip install "setrec[quantize]".')
-        config = BitsAndBytesConfig(
-            load_in_4bit=self.quantize == 4,
-            load_in_8bit=self.quantize == 8,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, self.dtype),
+        return load_decoder(
+            Source(self.pretrained, self.gguf_file, self.revision), self.dtype, self.attention, self.quantize
         )
-        return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
     # ------------------------------------------------------------------------------------------------------ the forward
     def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:

@@ -71,11 +71,11 @@ def recall(model: SETRec, data: SETRecDataModule) -> float:
     return max(metrics.compute().curve("recall@10", "all"))
 
 
-def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float, size: int) -> float:
+def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float, size: int, dropout: float) -> float:
     """Train one model one way; its validation Recall@10."""
     torch.manual_seed(seed)
     recipe = Recipe(n_sem=2, missing_cf="zero", sampled=256 if "sampled" in way else None)
-    model = SETRec(data.catalogue, T5Backbone(shape="tiny", attention_dropout=0.0), recipe).train()
+    model = SETRec(data.catalogue, T5Backbone(shape="tiny", dropout=dropout, attention_dropout=0.0), recipe).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     steps = epochs * sum(1 for _ in batches(data, way, 0, seed, size))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 2), steps)
@@ -92,13 +92,14 @@ def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument(
         "--lr", type=float, default=5e-4, help="of all ways; the naive way's best of 3e-4, 5e-4, 1e-3, 2e-3"
     )
+    parser.add_argument("--dropout", type=float, default=0.0, help="of all ways")
     parser.add_argument("--batch", type=int, default=128, help="prefixes in a batch of ours")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -107,7 +108,10 @@ def main() -> None:
         data.prepare_data()
         data.setup()
         found = {
-            way: [train(data, way, options.epochs, seed, options.lr, options.batch) for seed in range(options.seeds)]
+            way: [
+                train(data, way, options.epochs, seed, options.lr, options.batch, options.dropout)
+                for seed in range(options.seeds)
+            ]
             for way in options.ways
         }
     print(f"validation Recall@10 after {options.epochs} epochs, {options.seeds} seeds")
@@ -115,7 +119,9 @@ def main() -> None:
         print(f"{way:11} mean {np.mean(values):.4f}, standard deviation {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}: "
               + ", ".join(f"{v:.4f}" for v in values))  # fmt: skip
     if options.json:
-        write_json(options.json, {"epochs": options.epochs, "lr": options.lr, "recall@10": found})
+        write_json(
+            options.json, {"epochs": options.epochs, "lr": options.lr, "dropout": options.dropout, "recall@10": found}
+        )
 
 
 if __name__ == "__main__":

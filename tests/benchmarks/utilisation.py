@@ -24,7 +24,7 @@ from setrec.model import Recipe, SETRec
 def utilisation(shape: str, bf16: bool, sampled: int | None, compiled: bool, cpu: bool) -> dict[str, Any]:
     """Prefixes a second, FLOP/s and their share of the peak; the operations that take most of the time."""
     torch.manual_seed(0)
-    model = SETRec(made_up_catalogue(N_TOYS), backbone(shape), Recipe(sampled=sampled)).train()
+    model = SETRec(made_up_catalogue(N_TOYS), backbone(shape, dropout=0.1), Recipe(sampled=sampled)).train()
     if compiled:
         model.backbone.compile(dynamic=True)
     optimizer, batches, now = torch.optim.AdamW(model.parameters()), own_batches(made_up_rows(4000, N_TOYS)), clock(cpu)

@@ -1,0 +1,84 @@
+"""A decoder-only language model and its tokenizer from a folder, a GGUF file or the model hub, every weight found."""
+
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from setrec.errors import ConfigError
+
+
+class Source(NamedTuple):
+    """Where a pretrained model lies."""
+
+    name: str  # a local folder, or a name on the model hub
+    gguf_file: str | None  # a GGUF file in there; its weights are unpacked
+    revision: str | None  # branch, tag or commit on the hub; None: the newest
+
+
+def load_decoder(
+    source: Source,
+    dtype: Literal["float32", "bfloat16"],
+    attention: Literal["sdpa", "eager"],
+    quantize: Literal[4, 8] | None,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model, in eval mode.
+
+    Args:
+        source: where they are.
+        dtype: of the weights.
+        attention: transformers' name of how it is computed.
+        quantize: bits that the weights are held in; None: as `dtype` says.
+
+    Raises:
+        ConfigError: one sentence saying what is missing.
+    """
+    if source.gguf_file and find_spec("gguf") is None:
+        raise ConfigError('A GGUF file needs the package gguf, which is not installed: pip install "setrec[gguf]".')
+    where: dict[str, Any] = {"revision": source.revision or "main"}
+    if source.gguf_file:
+        where["gguf_file"] = source.gguf_file
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **where)
+        base, found = AutoModel.from_pretrained(
+            source.name,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **_quantization(quantize, dtype),
+            **where,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        file = f", file {source.gguf_file!r}" if source.gguf_file else ""
+        raise ConfigError(
+            f"The pretrained language model {source.name!r}{file} is neither a folder here nor reachable on "
+            f"the model hub ({str(error).splitlines()[0]}): give its folder with --model.backbone.pretrained, "
+            "or, for random weights instead, --model.backbone.pretrained null."
+        ) from error
+    if base.config.is_encoder_decoder or not hasattr(base, "layers"):
+        raise ConfigError(f"{source.name!r} is a {type(base).__name__}, not a decoder-only language model.")
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"{source.name!r} lacks {len(found['missing_keys'])} weights of a {type(base).__name__}, "
+            f"{sorted(found['missing_keys'])[0]} first: it is incomplete or of another architecture."
+        )
+    base.config.use_cache = False
+    return tokenizer, base
+
+
+def _quantization(quantize: Literal[4, 8] | None, dtype: str) -> dict[str, Any]:
+    """Arguments of from_pretrained for a base in 4 or 8 bits; {} without."""
+    if not quantize:
+        return {}
+    if not torch.cuda.is_available():
+        raise ConfigError(f"quantize {quantize} needs a GPU: set --model.backbone.quantize null.")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError('quantize needs the package bitsandbytes: pip install "setrec[quantize]".')
+    config = BitsAndBytesConfig(
+        load_in_4bit=quantize == 4,
+        load_in_8bit=quantize == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
