@@ -44,7 +44,7 @@ class Index(NamedTuple):
     """
 
     cf: Tensor  # (N, sum(E)) float, width 0 without CF slots
-    sem: Tensor  # (N, H or H + F) float, width 0 without semantic slots; cold rows as `cold_shrink` leaves them
+    sem: Tensor  # (N, H or H + F) float, width 0 without semantic slots
     codes: Tensor  # (N, H) float: the trunk codes alone, from which history tokens are made
 
 

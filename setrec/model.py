@@ -69,7 +69,6 @@ class Recipe:
         sampling: how they are drawn, see `Negatives`.
         cf_dropout: probability of hiding a history item's CF vectors in training.
         cf_score_dropout: probability of leaving the CF slots out of a prefix's score in training; with objective `score`.
-        cold_shrink: how far the semantic side of a cold item's index row is drawn to the catalogue's mean, 0 to 1.
         memory: add the history's own vectors, fading with age, to the answers; see memory.py.
     """
 
@@ -84,7 +83,6 @@ class Recipe:
     sampling: Literal["uniform", "popularity"] = "uniform"
     cf_dropout: float = 0.0
     cf_score_dropout: float = 0.0
-    cold_shrink: float = 0.0
     memory: bool = False
 
 
@@ -108,8 +106,6 @@ class SETRec(nn.Module):
             raise ConfigError("--model.memory true needs --model.objective score: a memory is no slot of its own.")
         if recipe.cf_score_dropout and recipe.objective == "slots":
             raise ConfigError("--model.cf_score_dropout needs --model.objective score: slots have losses of their own.")
-        if not 0 <= recipe.cold_shrink <= 1:
-            raise ConfigError(f"--model.cold_shrink is {recipe.cold_shrink}; it must lie between 0 and 1.")
         if recipe.sampled is not None and recipe.sampled < 1:
             raise ConfigError(f"sampled is {recipe.sampled}: draw at least 1 item, or null for the whole catalogue.")
         if not backbone.built:
@@ -124,8 +120,6 @@ class SETRec(nn.Module):
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
-        self.cold: Tensor
-        self.register_buffer("cold", ~catalogue.warm, persistent=False)  # (N,) bool
         targets = catalogue.warm if targets is None else targets  # (N,)
         self.negatives = Negatives(targets, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
         cf_widths = [table.shape[1] for table in self.cf]
@@ -274,8 +268,6 @@ class SETRec(nn.Module):
             return Index(cf, cf.new_zeros(cf.shape[0], 0), cf.new_zeros(cf.shape[0], 0))
         raw = self.text if self.recipe.memory else cf.new_zeros(cf.shape[0], 0)  # (N, F) or (N, 0)
         sem = torch.cat([codes, raw.to(codes.dtype)], dim=1)  # (N, H or H + F)
-        if self.recipe.cold_shrink:
-            sem.lerp_(sem.mean(dim=0), self.recipe.cold_shrink * self.cold[:, None].to(sem.dtype))  # (N, H or H + F)
         return Index(cf, sem, codes)
 
     def read(self, batch: Batch, index: Index) -> UserRow:

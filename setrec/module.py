@@ -50,8 +50,6 @@ class SETRecModule(RankingModule):
             stand alone, as they must for cold items (paper: 0).
         cf_score_dropout: Probability of ranking a prefix's target by the semantic slots alone in training, so that they can
             rank what has no CF vector (paper: 0). Needs objective score.
-        cold_shrink: How far the text side of a cold item is drawn to the catalogue's mean when it is ranked, 0 to 1: what the
-            trunk makes of a text it was never trained to rank is worth less (paper: 0).
         memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
             (paper: false). Needs objective score.
         neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
@@ -85,7 +83,6 @@ class SETRecModule(RankingModule):
         sampling: Literal["uniform", "popularity"] = "uniform",
         cf_dropout: float = 0.0,
         cf_score_dropout: float = 0.0,
-        cold_shrink: float = 0.0,
         memory: bool = False,
         neighbours: bool = False,
         compile: bool = False,
@@ -101,7 +98,7 @@ class SETRecModule(RankingModule):
             "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
             "sampled": sampled, "sampling": sampling,
             "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout,
-            "cold_shrink": cold_shrink, "memory": memory, "neighbours": neighbours, "compile": compile, "start_from": start_from,
+            "memory": memory, "neighbours": neighbours, "compile": compile, "start_from": start_from,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -121,7 +118,6 @@ class SETRecModule(RankingModule):
             sampling=sampling,
             cf_dropout=cf_dropout,
             cf_score_dropout=cf_score_dropout,
-            cold_shrink=cold_shrink,
             memory=memory,
         )
         self.neighbours = neighbours

@@ -150,27 +150,6 @@ def test_zero_missing_cf_takes_the_cf_score_from_cold_items() -> None:
     assert cf[:, :25].abs().min() > 0
 
 
-@pytest.mark.parametrize("memory", [False, True])
-def test_shrunk_cold_items_score_between_their_own_and_the_mean(memory: bool) -> None:
-    """Only the text side of cold items 25.., and only where they are ranked: histories are read as before."""
-    plain, half = (
-        SETRec(
-            catalogue(),
-            T5Backbone(shape="nano", dropout=0.0, attention_dropout=0.0),
-            Recipe(bottleneck=8, trunk=(12,), objective="score", memory=memory, cold_shrink=shrink),
-        ).eval()
-        for shrink in (0.0, 0.5)
-    )
-    half.load_state_dict(plain.state_dict())
-    rows = [*ROWS, [28, 3]]  # a cold item in a history
-    (cf, sem), (cf_half, sem_half) = (
-        part_scores(model.read(evaluation(rows), index), index) for model in (plain, half) for index in [model.index()]
-    )
-    torch.testing.assert_close(cf_half, cf)
-    torch.testing.assert_close(sem_half[:, :25], sem[:, :25])
-    torch.testing.assert_close(sem_half[:, 25:], (sem[:, 25:] + sem.mean(dim=1, keepdim=True)) / 2)
-
-
 def test_every_parameter_gets_a_gradient(model: SETRec) -> None:
     """Plain DDP refuses parameters without one."""
     model.train()
@@ -196,7 +175,6 @@ def test_hidden_cf_only_in_training() -> None:
         (Recipe(n_cf=0, n_sem=0), "at least one slot"),
         (Recipe(n_cf=3), "holds 2 CF matrices"),
         (Recipe(memory=True), "objective score"),
-        (Recipe(cold_shrink=1.5), "between 0 and 1"),
     ],
 )
 def test_recipes_that_cannot_be(recipe: Recipe, said: str) -> None:

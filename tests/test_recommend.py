@@ -184,7 +184,7 @@ def test_why_names_the_closest_items_of_the_history(recommender: Recommender, us
 def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A model that weighs counted neighbours beside its slots, with weights that cannot be overlooked."""
     flags = ["--model.objective=score", "--model.memory=true", "--model.missing_cf=zero", "--model.neighbours=true"]
-    run = train_tiny(tmp_path_factory.mktemp("counting"), *flags, "--model.cold_shrink=0.5")
+    run = train_tiny(tmp_path_factory.mktemp("counting"), *flags)
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["state_dict"]["neighbours_weight"].fill_(4.0)
     checkpoint["state_dict"]["recency_weight"].fill_(0.3)

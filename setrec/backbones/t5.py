@@ -53,7 +53,8 @@ class T5Backbone(Backbone):
         recency_bias: Add a learned bias per head from the age of an item (prefix length minus its place) to the queries'
             cross-attention, which otherwise can't tell the last item from the first. Off in the paper.
         max_recency: Ages above this share one bias; items.
-        dropout: Probability of dropout in every layer (paper: 0.1, T5's own).
+        dropout: Probability of dropout in every layer (paper: 0.1, T5's own). The prefixes of a row share what is dropped of their
+            history, so that with --data.prefix_parallel true less is better: docs/scaling.md.
         attention_dropout: Probability of dropout on attention weights (paper: 0.1, T5's own). 0 trains faster on a CPU.
             Isolated queries attend to one key only; there it is left out.
         instruction: Text before the history; tokenised with the pretrained tokenizer. Without one, learned tokens stand
