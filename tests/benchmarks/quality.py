@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--items", type=int, default=800)
     parser.add_argument(
         "--lr", type=float, default=5e-4, help="of all ways; the naive way's best of 3e-4, 5e-4, 1e-3, 2e-3"
     )
@@ -107,7 +108,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        data = SETRecDataModule(name="quickstart", reader=SyntheticWorld(users=options.users), root=root)
+        data = SETRecDataModule(
+            name="quickstart", reader=SyntheticWorld(users=options.users, items=options.items), root=root
+        )
         data.prepare_data()
         data.setup()
         found = {
