@@ -1,4 +1,4 @@
-"""python main.py {fit,validate,test,predict} --config configs/NAME.yaml"""
+"""python main.py {fit,validate,test,predict,...}: the same as the command `setrec`."""
 
 from setrec.cli import main
 

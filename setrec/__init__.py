@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from setrec.class_names import register
+
 if TYPE_CHECKING:
     from setrec.recommend import Recommender
 
-__all__ = ["Recommender"]
+__all__ = ["Recommender", "register"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,23 +2,36 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 
 from setrec.errors import DataError
+from setrec.files.ragged import Ragged
+from setrec.files.raw import raw_file
+from setrec.files.vectorfile import read_vector_file, train_hash
 
-if TYPE_CHECKING:
-    from setrec.data.catalogue import Ragged  # setrec.data imports this module
+
+def count_cooccurrence(sequences: Ragged, n_items: int, window: int) -> sparse.csr_matrix:
+    """How often two items stand within `window` steps of each other in one history, in either order.
+
+    Returns (N, N) sparse float32, symmetric, nothing on the diagonal.
+    """
+    items = sequences.items
+    user = np.repeat(np.arange(len(sequences)), sequences.lengths)  # (all,) whose each item is
+    counts = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
+    for step in range(1, window + 1):  # one step at a time bounds the memory
+        pair = (user[step:] == user[:-step]) & (items[step:] != items[:-step])  # (all - step,)
+        place = items[:-step][pair], items[step:][pair]
+        counts = counts + sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), (n_items, n_items))
+    return (counts + counts.T).tocsr()
 
 
 class CFVectors(ABC):
     """A way to get collaborative vectors. A subclass keeps its arguments in attributes of the same names."""
 
     @abstractmethod
-    def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of all items.
 
         Args:
@@ -57,10 +70,7 @@ class CFFile(CFVectors):
     def __init__(self, file: str = "SASRec_item_embed.pkl") -> None:
         self.file = file
 
-    def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
-        from setrec.data.reader import raw_file  # here and not above: setrec.data imports this module
-        from setrec.data.vectorfile import read_vector_file, train_hash
-
+    def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
         path = raw_file(self.file, raw)
         found = read_vector_file(path, ids)
         if found.train_sha256 is not None and found.train_sha256 != train_hash(train):
@@ -75,8 +85,6 @@ class CFFile(CFVectors):
         return {"source": "CFFile", "file": Path(self.file).name}
 
     def sources(self, raw: Path | None) -> list[Path]:
-        from setrec.data.reader import raw_file
-
         return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
 
 
@@ -96,16 +104,12 @@ class CooccurrenceSVD(CFVectors):
     def __init__(self, width: int = 64, window: int = 5, seed: int = 2023) -> None:
         self.width, self.window, self.seed = width, window, seed
 
-    def vectors(self, ids: list[str], train: "Ragged", raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.utils.extmath import randomized_svd  # here: scikit-learn takes a second to import
+
         n_items = len(ids)
         count = np.bincount(train.items, minlength=n_items)  # (N,)
-        user = np.repeat(np.arange(len(train)), train.lengths)  # whose each training item is
-        together = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
-        for step in range(1, self.window + 1):
-            same = (user[step:] == user[:-step]) & (train.items[step:] != train.items[:-step])
-            pair = (train.items[:-step][same], train.items[step:][same])
-            together = together + sparse.csr_matrix((np.ones(len(pair[0]), np.float32), pair), (n_items, n_items))
-        together = together + together.T
+        together = count_cooccurrence(train, n_items, self.window)  # (N, N) sparse
         if together.nnz == 0 or not together.data.any():
             raise DataError("no two items follow each other in the training split; use --data.cf '[]' (and n_cf 0).")
         scale = 1 / np.sqrt(np.maximum(count, 1)).astype(np.float32)  # (N,)

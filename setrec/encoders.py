@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.text_blocks import Encode, encode_blocks, render
 from setrec.text import TextVectors
-from setrec.textblocks import Encode, encode_blocks, render
 
 BLOCK = 8  # batches in a block: what a kill can cost
 

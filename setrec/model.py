@@ -12,15 +12,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from setrec.backbones import Backbone
+from setrec.backbones.base import Backbone
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.grounding import Folded, Index, UserRow, fold, user_row
-from setrec.loss import catalogue_cross_entropy
-from setrec.memory import Memory
-from setrec.negatives import Compared, Negatives
+from setrec.layers.grounding import Folded, Index, UserRow, fold, user_row
+from setrec.layers.loss import catalogue_cross_entropy
+from setrec.layers.memory import Memory
+from setrec.layers.negatives import Compared, Negatives
+from setrec.layers.tokens import ItemTokens
 from setrec.schemas import Batch, mask_of
-from setrec.tokens import ItemTokens
 
 CODE_BLOCK = 1 << 16  # items encoded at a time for an index: the trunk's hidden layers are wider than what goes in
 
@@ -57,23 +57,30 @@ class Recipe:
     """What the method is made of. The defaults are the paper's.
 
     Args:
-        n_cf: CF slots; takes the first n_cf CF matrices of the catalogue. 0: semantic only.
-        n_sem: semantic slots. 0: CF only.
-        bottleneck: H.
-        trunk: hidden widths between F and H.
-        missing_cf: what an item without a trained CF vector (a cold item) has there: `as_is`, whatever the file holds;
-            `zero`, nothing, neither in histories nor in scores.
-        objective: `slots`, one cross-entropy a slot, averaged; `score`, one over the slots' sum, which is what is ranked by.
-        negatives: items in the softmax of the loss: `all`; `warm`, only those that can be a target in training.
-        sampled: how many of them to draw for a batch, besides its targets; None: all of them.
-        sampling: how they are drawn, see `Negatives`.
-        cf_dropout: probability of hiding a history item's CF vectors in training.
-        cf_score_dropout: probability of leaving the CF slots out of a prefix's score in training; with objective `score`.
-        memory: add the history's own vectors, fading with age, to the answers; see memory.py.
+        n_sem: Semantic slots an item; 0: collaborative only (paper: 4 for T5, 6 for Qwen).
+        n_cf: Collaborative slots an item, one for each CF matrix of the data; 0: semantic only (paper: 1).
+        bottleneck: Width H of the semantic autoencoder's bottleneck (paper: 128).
+        trunk: Widths between the text vector and the bottleneck (paper: 512, 256).
+        missing_cf: CF vector of items absent from training: as_is, whatever the file holds (paper); zero, none.
+        objective: What the cross-entropy is over: slots, each slot alone, averaged (paper); score, the sum of all slots,
+            which is what items are ranked by.
+        negatives: Items in the softmax of the loss: all (paper); warm, without the cold ones, which can never be a target.
+        sampled: Items drawn for the softmax of every batch, besides its targets, with the logQ correction; null: the whole
+            catalogue (paper). For catalogues too large for that, see docs/scaling.md.
+        sampling: How they are drawn: uniform, or popularity, by the count in training to the power 0.75.
+        cf_dropout: Probability of hiding the CF vectors of a history item in training, so that the semantic slots learn to
+            stand alone, as they must for cold items (paper: 0).
+        cf_score_dropout: Probability of ranking a prefix's target by the semantic slots alone in training, so that they can
+            rank what has no CF vector (paper: 0). Needs objective score.
+        memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the query outputs
+            (paper: false). Needs objective score.
+        neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, and how often items
+            occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
+            setrec/scoring/weights.py.
     """
 
-    n_cf: int = 1
     n_sem: int = 4
+    n_cf: int = 1
     bottleneck: int = 128
     trunk: tuple[int, ...] = (512, 256)
     missing_cf: Literal["as_is", "zero"] = "as_is"
@@ -84,6 +91,7 @@ class Recipe:
     cf_dropout: float = 0.0
     cf_score_dropout: float = 0.0
     memory: bool = False
+    neighbours: bool = False
 
 
 class SETRec(nn.Module):

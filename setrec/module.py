@@ -1,7 +1,7 @@
-"""SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in ranking.py."""
+"""SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in trainer/ranking.py."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
@@ -9,52 +9,29 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from setrec.backbones import Backbone, T5Backbone
-from setrec.data import Catalogue
-from setrec.data.known import Split
+from setrec.backbones.base import Backbone
+from setrec.backbones.t5 import T5Backbone
+from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.grounding import Index, part_scores
-from setrec.hparams import made, save_plain_hyperparameters
+from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
-from setrec.neighbours import Counted, Near, TextGraphs, Weights, count, near, near_scores, text_graphs
-from setrec.ranking import RankingModule
-from setrec.schemas import Batch
-from setrec.sharding import shard
+from setrec.schemas import Batch, EvalSplit
+from setrec.scoring.graphs import TextGraphs, history_statistics, item_graphs, text_graphs
+from setrec.scoring.scorer import Scorer
+from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
+from setrec.trainer.ranking import RankingModule
+from setrec.trainer.sharding import shard
 
-BETAS = tuple(b / 10 for b in range(11))
-NEIGHBOURS = (0.0, 4.0, 8.0)  # in units of log odds, like the slots' scores
-RECENCY = (0.0, 0.5, 1.0, 1.5)
-COLD = (0.0, 10.0, 20.0)
 _TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
 
 
 class SETRecModule(RankingModule):
-    """Trains SETRec and chooses beta on validation.
+    """Trains SETRec and chooses the weights of its score on validation.
 
     Args:
         backbone: What reads the histories: T5Backbone (paper: T5-small). Default: a tiny T5 from random weights.
         lr: Peak learning rate of AdamW (paper: 1e-3 for T5, 3e-4 for Qwen).
-        n_sem: Semantic slots an item; 0: collaborative only (paper: 4 for T5, 6 for Qwen).
-        n_cf: Collaborative slots an item, one for each CF matrix of the data; 0: semantic only (paper: 1).
         alpha: Weight of the reconstruction of the history's text vectors (paper: 0.7 for T5, 0.5 for Qwen).
-        bottleneck: Width H of the semantic autoencoder's bottleneck (paper: 128).
-        trunk: Widths between the text vector and the bottleneck (paper: 512, 256).
-        missing_cf: CF vector of items absent from training: as_is, whatever the file holds (paper); zero, none.
-        objective: What the cross-entropy is over: slots, each slot alone, averaged (paper); score, the sum of all slots,
-            which is what items are ranked by.
-        negatives: Items in the softmax of the loss: all (paper); warm, without the cold ones, which can never be a target.
-        sampled: Items drawn for the softmax of every batch, besides its targets, with the logQ correction; null: the whole
-            catalogue (paper). For catalogues too large for that, see docs/scaling.md.
-        sampling: How they are drawn: uniform, or popularity, by the count in training to the power 0.75.
-        cf_dropout: Probability of hiding the CF vectors of a history item in training, so that the semantic slots learn to
-            stand alone, as they must for cold items (paper: 0).
-        cf_score_dropout: Probability of ranking a prefix's target by the semantic slots alone in training, so that they can
-            rank what has no CF vector (paper: 0). Needs objective score.
-        memory: Add the history's own CF and text vectors, with learned weights that fade with age, to the answers
-            (paper: false). Needs objective score.
-        neighbours: Add what is counted, not learned, to the score: neighbours of the history's items by co-occurrence and by
-            text, and how often items occurred lately, with weights chosen on validation, cold items by text alone (paper:
-            false); see neighbours.py.
         compile: Compile the backbone with torch.compile. On a CPU it took minutes and gave nothing (docs/scaling.md); on a GPU it
             has not been measured.
         start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
@@ -63,6 +40,7 @@ class SETRecModule(RankingModule):
         filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. The paper ranks
             them too (false); test reports both.
         top_k: Items that predict lists for each user.
+        recipe: What the method is made of, see `Recipe`.
     """
 
     label = "SETRec"
@@ -71,66 +49,34 @@ class SETRecModule(RankingModule):
         self,
         backbone: Backbone = _TINY_T5,
         lr: float = 1e-3,
-        n_sem: int = 4,
-        n_cf: int = 1,
         alpha: float = 0.7,
-        bottleneck: int = 128,
-        trunk: list[int] = [512, 256],  # noqa: B006  (read only; shown by --help)
-        missing_cf: Literal["as_is", "zero"] = "as_is",
-        objective: Literal["slots", "score"] = "slots",
-        negatives: Literal["all", "warm"] = "all",
-        sampled: int | None = None,
-        sampling: Literal["uniform", "popularity"] = "uniform",
-        cf_dropout: float = 0.0,
-        cf_score_dropout: float = 0.0,
-        memory: bool = False,
-        neighbours: bool = False,
         compile: bool = False,
         start_from: str | None = None,
         warmup_steps: int = 100,
         weight_decay: float = 0.0,
         filter_seen: bool = True,
         top_k: int = 10,
+        **recipe: Any,
     ) -> None:
         super().__init__(filter_seen, top_k)
+        self.recipe = Recipe(**recipe)
         arguments = {
-            "backbone": backbone, "lr": lr, "n_sem": n_sem, "n_cf": n_cf, "alpha": alpha, "bottleneck": bottleneck,
-            "trunk": trunk, "missing_cf": missing_cf, "objective": objective, "negatives": negatives,
-            "sampled": sampled, "sampling": sampling,
-            "cf_dropout": cf_dropout, "cf_score_dropout": cf_score_dropout,
-            "memory": memory, "neighbours": neighbours, "compile": compile, "start_from": start_from,
+            "backbone": backbone, "lr": lr, "alpha": alpha, "compile": compile, "start_from": start_from,
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
-        save_plain_hyperparameters(self, arguments)
-        self.backbone_settings = [made(backbone)]  # in a list: its layers belong to `model`, not to this module
-        self.lr = lr
-        self.n_sem, self.n_cf = n_sem, n_cf
-        self.alpha = alpha
-        self.recipe = Recipe(
-            n_cf=n_cf,
-            n_sem=n_sem,
-            bottleneck=bottleneck,
-            trunk=tuple(trunk),
-            missing_cf=missing_cf,
-            objective=objective,
-            negatives=negatives,
-            sampled=sampled,
-            sampling=sampling,
-            cf_dropout=cf_dropout,
-            cf_score_dropout=cf_score_dropout,
-            memory=memory,
-        )
-        self.neighbours = neighbours
+        save_plain_hyperparameters(self, arguments | vars(self.recipe))
+        self.backbone_settings = [instantiate_default(backbone)]  # in a list: its layers belong to `model`
+        self.lr, self.alpha = lr, alpha
         self.compile_backbone = compile
         self.start_from = start_from
-        self.warmup_steps = warmup_steps
-        self.weight_decay = weight_decay
-        self.variants = BETAS if n_sem and n_cf else (float(n_sem > 0),)  # one kind of slot leaves nothing to weigh
+        self.warmup_steps, self.weight_decay = warmup_steps, weight_decay
+        for name, value in state_of(Weights(beta=0.0)).items():  # chosen on validation; part of the checkpoint
+            self.register_buffer(name, value)
+        self.register_load_state_dict_pre_hook(_complete_weights)
         self.model: SETRec | None = None
-        self.near: Near | None = None  # what is counted beside the slots, where `neighbours` says so
-        self.near_of: Catalogue | None = None
-        self.counted_for: Split | None = None
-        self.text_graphs: TextGraphs | None = None
+        self._scorer: Scorer | None = None
+        self._counted_for: EvalSplit | None = None
+        self._text_graphs: TextGraphs | None = None
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how wide its vectors are."""
@@ -168,6 +114,7 @@ class SETRecModule(RankingModule):
         self.backbone_settings[0].check_origin(checkpoint.get("backbone", {}))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with linear warm-up and cosine decay, a step at a time."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -176,6 +123,7 @@ class SETRecModule(RankingModule):
 
     # --------------------------------------------------------------------------------------------------------- training
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The loss of a batch, averaged over the prefixes of all processes."""
         assert self.model is not None
         logged = self.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         sums = self.model.losses(batch, each_slot=logged)
@@ -183,7 +131,7 @@ class SETRecModule(RankingModule):
         n_prefix = len(batch.valid)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=n_prefix)
         if logged or self.recipe.objective == "slots":
-            names = [f"cf_{c}" for c in range(self.n_cf)] + [f"sem_{k}" for k in range(self.n_sem)]
+            names = [f"cf_{c}" for c in range(self.recipe.n_cf)] + [f"sem_{k}" for k in range(self.recipe.n_sem)]
             slots = sums.slots / sums.n_prefix  # (K,)
             self.log_dict({f"train/loss_{name}": slots[k] for k, name in enumerate(names)}, batch_size=n_prefix)
         reconstruction = sums.reconstruction.detach() / sums.n_reconstructed.clamp(min=1)
@@ -191,93 +139,59 @@ class SETRecModule(RankingModule):
         return loss
 
     def average(self, sums: LossSums) -> Tensor:
-        """Mean over the prefixes of all processes, as a loss whose gradients DDP may average: see `shared`."""
-        counts = self.shared(torch.stack([sums.n_prefix, sums.n_reconstructed]))  # (2,)
+        """Mean over the prefixes of all processes, as a loss whose gradients DDP may average: see `mean_over_processes`."""
+        counts = self.mean_over_processes(torch.stack([sums.n_prefix, sums.n_reconstructed]))  # (2,)
         n_prefix, n_reconstructed = counts.clamp(min=1e-6)  # a batch of empty histories reconstructs nothing
         return sums.ranking / n_prefix + self.alpha * sums.reconstruction / n_reconstructed
 
     # ---------------------------------------------------------------------------------------------------------- scoring
-    def grid(self) -> list[Weights]:
-        """Every beta, with every weight of what is counted beside the slots."""
-        if not self.neighbours:
-            return super().grid()
-        cold = COLD if self.n_sem else COLD[:1]  # without text no neighbours of cold items are there to be weighed
-        return [Weights(b, g, r, c) for g in NEIGHBOURS for r in RECENCY for c in cold for b in self.variants]
+    @property
+    def chosen(self) -> Weights:
+        """The weights that validation chose."""
+        return weights_of(dict(self.named_buffers(recurse=False)))
 
-    def know(self, split: Split) -> None:
-        """Count neighbours and recent occurrences, where the model has them."""
-        catalogue = self.data.catalogue
-        there = self.near is not None and self.near_of is catalogue and self.near.recent.device == self.device
-        if self.neighbours and not (there and self.counted_for == split):
-            self.know_items(catalogue, count(self.data.known(split), catalogue.n_items))
-            self.counted_for = split
-
-    def know_items(self, catalogue: Catalogue, counted: Counted) -> None:
-        """As `know`, without a Trainer."""
-        if self.near_of is not catalogue:
-            self.text_graphs = None
-            if catalogue.text is not None and self.n_sem:
-                self.text_graphs = text_graphs(catalogue.text, catalogue.texts, catalogue.warm)
-            self.near_of = catalogue
-        self.near = near(counted, self.text_graphs, catalogue.warm, self.device)
-
-    def refresh(self) -> None:
-        """The index of the catalogue under the weights as they are; see `RankingModule.refresh`."""
+    @property
+    def scorer(self) -> Scorer:
+        """What scores histories; made when it is first asked for."""
         assert self.model is not None
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            self.index: Index = self.model.index()
+        if self._scorer is None or self._scorer.model is not self.model:
+            self._scorer, self._counted_for, self._text_graphs = Scorer(self.model), None, None
+        return self._scorer
 
-    def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
-        """Scores (B, N) under every beta, the other weights as chosen; see `RankingModule`."""
-        return self.score_grid(batch, [self.chosen._replace(beta=beta) for beta in variants])
+    def prepare_scoring(self, split: EvalSplit) -> None:
+        """See `RankingModule.prepare_scoring`; item graphs are made anew only for another split."""
+        scorer, catalogue = self.scorer, self.data.catalogue
+        if self.recipe.neighbours:
+            moved = scorer.graphs is not None and scorer.graphs.recency.device != self.device
+            if self._counted_for != split or moved:
+                if self._text_graphs is None and self.recipe.n_sem:
+                    self._text_graphs = text_graphs(catalogue)
+                statistics = history_statistics(self.data.past_events(split), catalogue.n_items)
+                scorer.graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
+                self._counted_for = split
+        scorer.refresh()
 
-    def score_grid(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
-        """Scores (B, N) under each of these weights: two matrix products and two sparse ones, then weighted sums.
+    def score(self, batch: Batch) -> Tensor:
+        """See `RankingModule.score`."""
+        return next(self.scorer.scores(batch, [self.chosen]))  # (B, N)
 
-        What they mean is said in neighbours.py.
+    def weightings(self) -> Sequence[Weights]:
+        """See `RankingModule.weightings`."""
+        return self.scorer.weightings()
 
-        Always in the weights' own precision: rankings must not depend on how training was sped up.
-        """
-        assert self.model is not None
-        with torch.autocast(self.device.type, enabled=False):
-            cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
-        if self.near is None:
-            for weights in grid:
-                yield torch.lerp(cf, sem, weights.beta)  # (B, N): (1 - beta) * cf + beta * sem in one pass over memory
-            return
-        pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
-        cold = self.near.cold  # (cold,)
-        cold_sem, cold_text = sem[:, cold], text[:, cold]  # (B, cold), (B, cold)
-        for weights in grid:
-            scores = torch.lerp(cf, sem, weights.beta)  # (B, N)
-            scores.add_(torch.lerp(pairs, text, weights.beta), alpha=weights.neighbours)  # (B, N)
-            scores.add_(self.near.recent, alpha=weights.recency)  # (B, N)
-            by_text = torch.add(cold_sem, cold_text, alpha=weights.cold)  # (B, cold)
-            yield scores.index_copy_(1, cold, weights.beta * by_text)  # (B, N)
+    def score_weightings(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
+        """See `RankingModule.score_weightings`."""
+        return self.scorer.scores(batch, grid)
 
-    def parts(self, batch: Batch, beta: float, items: Tensor) -> dict[str, Tensor]:
-        """What the score of some items is made of: the contribution of every slot and memory, weighed by beta.
+    def choose(self, weights: Weights) -> None:
+        """See `RankingModule.choose`."""
+        for name, value in state_of(weights).items():
+            self.get_buffer(name).copy_(value)
 
-        Args:
-            batch: see `Batch`; one prefix a user.
-            beta: as in `score_variants`; the parts of an item add up to its score there.
-            items: (B, k) int64 item ids.
 
-        Returns name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf; sem_0, ..., memory_text, neighbours_text; recent.
-        """
-        assert self.model is not None
-        with torch.autocast(self.device.type, enabled=False):
-            cf, sem = self.model.parts(batch, self.index, items)
-        counted = {}
-        if self.near is not None:
-            pairs, text = near_scores(self.near, batch.history)  # (B, N), (B, N)
-            by_text = torch.isin(items, self.near.cold)  # (B, k)
-            text_weight = torch.where(by_text, self.cold_text_weight, self.neighbours_weight)  # (B, k)
-            cf = cf | {"neighbours_cf": self.neighbours_weight * pairs.gather(1, items)}  # (B, k)
-            cf = {name: part.masked_fill(by_text, 0) for name, part in cf.items()}  # of (B, k)
-            sem = sem | {"neighbours_text": text_weight * text.gather(1, items)}  # (B, k)
-            counted = {"recent": (self.recency_weight * self.near.recent[items]).masked_fill(by_text, 0)}  # (B, k)
-        weighed = {name: (1 - beta) * part for name, part in cf.items()} | {
-            name: beta * part for name, part in sem.items()
-        }
-        return weighed | counted
+def _complete_weights(module: SETRecModule, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Bring the weights in a state_dict of an earlier version into the form of this one."""
+    weights = weights_of(state, prefix)
+    state.pop(prefix + "cold_weight", None)
+    for name in Weights._fields:
+        state.setdefault(prefix + buffer_name(name), torch.tensor(getattr(weights, name)))

@@ -17,27 +17,26 @@ import polars as pl
 import torch
 from safetensors.numpy import load_file
 
-from setrec.answers import (
-    Asked,
+from setrec.errors import ConfigError, DataError
+from setrec.hparams import to_plain
+from setrec.inference.answers import (
     RankedItem,
     Recommendation,
-    State,
+    Snapshot,
+    Wanted,
     allowed_items,
     batches,
     chosen_beta,
-    make_state,
+    make_snapshot,
     ranked,
     read_histories,
 )
-from setrec.errors import ConfigError, DataError
-from setrec.explain import Why
-from setrec.hparams import spec
-from setrec.hub import HubModel, summary
-from setrec.newitems import VECTOR, ItemEncoder, described, given_vectors
-from setrec.published import is_published, read_published
-from setrec.restore import Trained, build, instance_of, read_trained, rebuild
-from setrec.text import TextVectors
-from setrec.versions import (
+from setrec.inference.explain import Why
+from setrec.inference.hub import HubModel, summary
+from setrec.inference.new_items import VECTOR, ItemEncoder, described, given_vectors
+from setrec.inference.published import is_published, read_published
+from setrec.inference.restore import Trained, build, instance_of, read_trained, rebuild
+from setrec.inference.versions import (
     NONE,
     VERSION,
     Changes,
@@ -49,6 +48,7 @@ from setrec.versions import (
     without,
     write_version,
 )
+from setrec.text import TextVectors
 
 __all__ = ["Item", "RankedItem", "Recommendation", "Recommender", "Why"]
 
@@ -67,9 +67,9 @@ class Recommender(HubModel):
     `save_pretrained(folder)` and `push_to_hub(name)` hand it on; see hub.py.
     """
 
-    def __init__(self, trained: Trained, state: State) -> None:
+    def __init__(self, trained: Trained, snapshot: Snapshot) -> None:
         self._trained = trained
-        self._state = state
+        self._snapshot = snapshot
         self._changing = threading.Lock()  # one change of the catalogue at a time
         self._encoder: ItemEncoder | None = None  # loaded when it is first needed
 
@@ -94,9 +94,9 @@ class Recommender(HubModel):
         folder = Path(data) if data is not None else version.data if version is not None else None
         trained = read_published(model) if is_published(model) else read_trained(model, folder)
         catalogue = trained.catalogue if version is None else versioned(trained.catalogue, version, path)
-        module = build(trained, catalogue, torch.device(device))
+        restored = build(trained, catalogue, torch.device(device))
         changes = NONE if version is None else version.changes
-        return cls(trained, make_state(module, catalogue, changes, trained.max_history))
+        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history))
 
     # ---------------------------------------------------------------------------------------------------- recommending
     def recommend(
@@ -149,14 +149,14 @@ class Recommender(HubModel):
         Args:
             share: (r, n) gives every n-th block from the r-th on, for the r-th of n processes; together they give all.
         """
-        state = self._state  # the same one to the end, whatever else happens
+        snapshot = self._snapshot  # the same one to the end, whatever else happens
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more.")
-        rows, strange = read_histories(histories, state.row, unknown)
-        allowed = allowed_items(state, candidates, unknown)
-        asked = Asked(k, exclude_seen, allowed, chosen_beta(state, beta), explain)
-        for places, batch in batches(state, rows, share):
-            lists = ranked(state, batch, asked)
+        rows, strange = read_histories(histories, snapshot.row, unknown)
+        allowed = allowed_items(snapshot, candidates, unknown)
+        wanted = Wanted(k, exclude_seen, allowed, chosen_beta(snapshot, beta), explain)
+        for places, batch in batches(snapshot, rows, share):
+            lists = ranked(snapshot, batch, wanted)
             yield places, [Recommendation(items, strange[at]) for at, items in zip(places, lists, strict=True)]
 
     # --------------------------------------------------------------------------------------------------- the catalogue
@@ -179,23 +179,23 @@ class Recommender(HubModel):
             ConfigError: the model has no semantic slots; the encoder cannot be loaded.
         """
         with self._changing:
-            state = self._state
+            snapshot = self._snapshot
             text = self._trained.catalogue.text
-            if not state.module.n_sem or text is None:
+            if not snapshot.restored.model.n_sem or text is None:
                 raise ConfigError(
                     "this model has collaborative slots only (n_sem 0), so it knows nothing of an item that nobody has bought: "
                     "train with text to add items."
                 )
-            table = described(items, state.row)
+            table = described(items, snapshot.row)
             about = None
             if VECTOR in table.columns:
                 vectors = given_vectors(table, text.shape[1])  # (items, F)
             else:
-                chosen = self._item_encoder(state, encoder)
+                chosen = self._item_encoder(snapshot, encoder)
                 vectors = chosen(table)  # (items, F)
                 self._encoder = chosen  # it works: kept for the next items
-                about = spec(encoder) if encoder is not None else None
-            self._change(with_added(state.changes, table, vectors, about))
+                about = to_plain(encoder) if encoder is not None else None
+            self._change(with_added(snapshot.changes, table, vectors, about))
             return table["id"].to_list()
 
     def remove_items(self, ids: Collection[str]) -> None:
@@ -207,14 +207,14 @@ class Recommender(HubModel):
             DataError: an id is unknown, or nothing would be left.
         """
         with self._changing:
-            state = self._state
+            snapshot = self._snapshot
             gone = set(ids)
-            unknown = sorted(gone - state.row.keys())
+            unknown = sorted(gone - snapshot.row.keys())
             if unknown:
                 raise DataError(f"item {unknown[0]!r} is not in the catalogue, so it cannot be removed.")
-            if len(gone) == state.catalogue.n_items:
+            if len(gone) == snapshot.catalogue.n_items:
                 raise DataError("these are all items of the catalogue: nothing would be left to recommend.")
-            self._change(without(state.changes, gone))
+            self._change(without(snapshot.changes, gone))
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write this version of the catalogue; `load` takes it in place of the checkpoint. Nothing is ever overwritten.
@@ -226,24 +226,24 @@ class Recommender(HubModel):
             DataError: the folder exists, or the disk refuses.
         """
         with self._changing:
-            state, trained = self._state, self._trained
+            snapshot, trained = self._snapshot, self._trained
             folder = Path(path) if path is not None else next_path(trained.path)
-            write_version(folder, trained.path, trained.data, trained.catalogue, state.catalogue, state.changes)
+            write_version(folder, trained.path, trained.data, trained.catalogue, snapshot.catalogue, snapshot.changes)
             return folder
 
     def _change(self, changes: Changes) -> None:
         """Make the state of a changed catalogue and put it in place; who is being answered keeps the old one."""
-        state = self._state
+        snapshot = self._snapshot
         catalogue = apply(self._trained.catalogue, changes)
-        module = rebuild(state.module, self._trained, catalogue)
-        self._state = make_state(module, catalogue, changes, state.max_history)
+        restored = rebuild(snapshot.restored, self._trained, catalogue)
+        self._snapshot = make_snapshot(restored, catalogue, changes, snapshot.max_history)
 
-    def _item_encoder(self, state: State, named: TextVectors | None) -> ItemEncoder:
+    def _item_encoder(self, snapshot: Snapshot, named: TextVectors | None) -> ItemEncoder:
         """The encoder that was named now, or for this version before, or in training."""
         trained = self._trained
-        if self._encoder is not None and (named is None or spec(named) == spec(self._encoder.text)):
+        if self._encoder is not None and (named is None or to_plain(named) == to_plain(self._encoder.text)):
             return self._encoder
-        arguments = state.changes.encoder or trained.text
+        arguments = snapshot.changes.encoder or trained.text
         assert trained.catalogue.text is not None
         text = named if named is not None else instance_of(arguments, TextVectors) if arguments is not None else None
         if text is None:
@@ -254,14 +254,14 @@ class Recommender(HubModel):
     # ------------------------------------------------------------------------------------------------------- the model
     def __contains__(self, own: object) -> bool:
         """Whether an own id is in the catalogue."""
-        return own in self._state.row
+        return own in self._snapshot.row
 
     def search(self, text: str, limit: int = 20) -> list[Item]:
         """Items whose title holds `text`, or whose id it is; the most bought first."""
-        state, wanted = self._state, text.casefold().strip()
-        catalogue, folded = state.catalogue, state.folded
-        places = [i for i in state.by_fame.tolist() if wanted in folded[i]]
-        own = state.row.get(text.strip())
+        snapshot, wanted = self._snapshot, text.casefold().strip()
+        catalogue, folded = snapshot.catalogue, snapshot.folded
+        places = [i for i in snapshot.by_fame.tolist() if wanted in folded[i]]
+        own = snapshot.row.get(text.strip())
         if own is not None:
             places = [own, *(i for i in places if i != own)]
         return [
@@ -271,17 +271,17 @@ class Recommender(HubModel):
     @property
     def betas(self) -> tuple[float, ...]:
         """The grid that validation chose from; one value where there is nothing to weigh."""
-        return self._state.module.variants
+        return self._snapshot.restored.scorer.betas
 
     @property
     def beta(self) -> float:
         """What it chose."""
-        return chosen_beta(self._state, None)
+        return chosen_beta(self._snapshot, None)
 
     def info(self) -> dict[str, Any]:
         """What is being served, in plain types."""
-        state, trained = self._state, self._trained
-        module, catalogue = state.module, state.catalogue
+        snapshot, trained = self._snapshot, self._trained
+        model, catalogue = snapshot.restored.model, snapshot.catalogue
         n_warm = int(catalogue.warm.sum())
         backbone = trained.arguments["backbone"]
         size = backbone.get("init_args", {})
@@ -290,17 +290,17 @@ class Recommender(HubModel):
             "n_items": catalogue.n_items,
             "warm": n_warm,
             "cold": catalogue.n_items - n_warm,
-            "slots": {"cf": module.n_cf, "sem": module.n_sem},
-            "beta": round(chosen_beta(state, None), 6),
+            "slots": {"cf": model.n_cf, "sem": model.n_sem},
+            "beta": round(chosen_beta(snapshot, None), 6),
             "max_history": trained.max_history,
             "fingerprint": catalogue.fingerprint,
-            "added": 0 if state.changes.added is None else len(state.changes.added),
-            "removed": len(state.changes.removed),
+            "added": 0 if snapshot.changes.added is None else len(snapshot.changes.added),
+            "removed": len(snapshot.changes.removed),
             "model": {
-                "label": module.label,
+                "label": "SETRec",
                 "backbone": backbone["class_path"].rpartition(".")[2],
                 "size": size.get("pretrained") or size.get("shape"),
-                "weights": sum(p.numel() for p in module.parameters()),
+                "weights": sum(p.numel() for p in model.parameters()),
             },
             "path": str(trained.path),
             "results": summary(trained.results),

@@ -5,7 +5,6 @@ the empty history, every prefix is trained in one pass with the cross-entropy ov
 sampled negatives is an option), blocks are normalised first, and positions count from the start of the history.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +15,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from setrec.data.batches import TrainRows
-from setrec.data.vectorfile import write_vectors
 from setrec.errors import ConfigError
+from setrec.files.vectorfile import write_vectors
 from setrec.hparams import save_plain_hyperparameters
-from setrec.loss import catalogue_cross_entropy
-from setrec.ranking import RankingModule
-from setrec.schemas import Batch
+from setrec.layers.loss import catalogue_cross_entropy
+from setrec.schemas import Batch, EvalSplit
+from setrec.trainer.ranking import RankingModule
 
 EXPORT = "item_vectors.safetensors"  # in the run's folder; what --data.cf takes
 
@@ -101,7 +100,6 @@ class SASRecModule(RankingModule):
     """
 
     label = "SASRec"
-    variants = (0.0,)
 
     def __init__(
         self,
@@ -138,6 +136,7 @@ class SASRecModule(RankingModule):
         self.negatives, self.temperature = negatives, temperature
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.model: SASRec | None = None
+        self.register_load_state_dict_pre_hook(_without_weights)
 
     def configure_model(self) -> None:
         """Make the layers, now that the data says how many items there are."""
@@ -160,7 +159,7 @@ class SASRecModule(RankingModule):
         else:
             total = self.binary_cross_entropy(queries, table, target)
         n_prefix = torch.tensor([float(len(target))], device=self.device)  # (1,)
-        loss = total / self.shared(n_prefix).squeeze(0)
+        loss = total / self.mean_over_processes(n_prefix).squeeze(0)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(target))
         return loss
 
@@ -196,15 +195,13 @@ class SASRecModule(RankingModule):
         normalize = nn.functional.normalize
         return normalize(queries, dim=-1) / self.temperature, normalize(table, dim=-1)
 
-    def refresh(self) -> None:
+    def prepare_scoring(self, split: EvalSplit) -> None:
         """Nothing to make: the item vectors are the index."""
 
-    def score_variants(self, batch: Batch, variants: tuple[float, ...]) -> Iterator[Tensor]:
-        """Scores (B, N); there is nothing to weigh."""
+    def score(self, batch: Batch) -> Tensor:
+        """See `RankingModule.score`."""
         queries, table = self.compared(self.answers(batch), self.vectors)  # (B, E), (N, E)
-        scores = queries.float() @ table.float().T  # (B, N)
-        for _ in variants:
-            yield scores
+        return queries.float() @ table.float().T  # (B, N)
 
     # ----------------------------------------------------------------------------------------------------------- export
     def on_fit_end(self) -> None:
@@ -249,3 +246,9 @@ def window_items(rows: TrainRows) -> np.ndarray:
     length = rows.history + 1  # (rows,) the longest prefix and its target
     begin = np.repeat(rows.begin - np.cumsum(length) + length, length)  # where each row's run begins, less its place
     return np.unique(rows.train.items[begin + np.arange(length.sum())])
+
+
+def _without_weights(module: SASRecModule, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Version 0.1.0 kept the weights of SETRec's score in SASRec's checkpoints too."""
+    for name in ("beta", "neighbours_weight", "recency_weight", "cold_text_weight", "cold_weight"):
+        state.pop(prefix + name, None)

@@ -13,12 +13,14 @@ Every shape comment in this project is written in these letters:
 Item ids are 0..N-1 everywhere. Padding is -1; `mask_of` is the one place that knows it.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 PAD = -1
 GROUPS = ("all", "warm", "cold")
+EvalSplit = Literal["validation", "test"]  # a split that is answered
+FitOn = Literal["train", "validation"]  # what a model is fitted to; validation: to train first
 
 
 def mask_of(ids: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 import polars as pl
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from setrec.errors import DataError
+from setrec.files.raw import raw_file
+from setrec.files.vectorfile import read_vectors
 
 
 class TextVectors(ABC):
@@ -55,6 +55,9 @@ class TextVectors(ABC):
         """What the last `encode` took from the texts and `encode_more` needs, to be stored beside the vectors."""
         return {}
 
+    def keep(self) -> None:  # noqa: B027  (most have nothing to keep)
+        """Keep what is slow to load, for who encodes a few texts again and again."""
+
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors of items that came later, as `encode` would have given them.
 
@@ -91,9 +94,6 @@ class TextFile(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
-        from setrec.data.reader import raw_file  # here and not above: setrec.data imports this module
-        from setrec.data.vectorfile import read_vectors
-
         return read_vectors(raw_file(self.file, raw), ids)  # (N, F)
 
     def describe(self) -> dict[str, str | int | float]:
@@ -106,8 +106,6 @@ class TextFile(TextVectors):
         )
 
     def sources(self, raw: Path | None) -> list[Path]:
-        from setrec.data.reader import raw_file
-
         return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
 
 
@@ -135,6 +133,9 @@ class TfidfSVD(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
+        from sklearn.decomposition import TruncatedSVD  # here: scikit-learn takes a second to import
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         words = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
             counts = words.fit_transform(texts)  # (N, words)
@@ -165,6 +166,8 @@ class TfidfSVD(TextVectors):
                 "the data was prepared before the words of TfidfSVD were kept with it: prepare it again (delete its folder; "
                 "checkpoints stay valid), or give each item's vector in a column `vector`."
             )
+        from sklearn.feature_extraction.text import TfidfVectorizer  # here: see `encode`
+
         words = TfidfVectorizer(
             vocabulary=learned["words"].tobytes().decode().split("\n"), sublinear_tf=True, dtype=np.float32
         )

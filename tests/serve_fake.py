@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from setrec.errors import DataError
-from setrec.explain import Why
+from setrec.inference.explain import Why
 from setrec.recommend import Item, RankedItem, Recommendation
 
 

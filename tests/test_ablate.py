@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from setrec import ablate as module
-from setrec.ablate import FACTORS, ablate, flags_of
 from setrec.backbones import DecoderBackbone, T5Backbone
-from setrec.cli import main, prepared
+from setrec.cli import main
+from setrec.commands import ablate as module
+from setrec.commands.ablate import FACTORS, ablate, flags_of
+from setrec.commands.fit import prepared
+from setrec.commands.report import report
 from setrec.errors import ConfigError
-from setrec.hparams import plain
-from setrec.report import report
+from setrec.hparams import plain_hparams
 from setrec.report.runs import differences, flat
 
 TINY: dict[str, Any] = {
@@ -136,4 +137,4 @@ def test_every_factor_takes_something_away(backbone: type, tmp_path: Path) -> No
 def options_of(words: list[str]) -> dict[str, Any]:
     """What a fit with this command line would be made of."""
     cli = prepared(words)
-    return flat({"model": plain(cli.model.hparams), "data": plain(cli.datamodule.hparams)})
+    return flat({"model": plain_hparams(cli.model.hparams), "data": plain_hparams(cli.datamodule.hparams)})

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from setrec.backbones import attention
-from setrec.dropout import Dropout, drop, replace_dropout
+from setrec.backbones.dropout import Dropout, drop, replace_dropout
 
 
 @pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2)])

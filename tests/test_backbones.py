@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
-from setrec.sequence import history_mask, packed_mask
+from setrec.backbones.masks import history_mask, packed_mask
 
 B, L, K = 3, 5, 3
 

@@ -8,12 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from setrec import baselines
-from setrec.baselines import ItemCF, ItemCFText, Popularity, TextSimilarity, choose_weight, fit_baselines, padded
-from setrec.data.catalogue import Catalogue, Histories, Ragged
-from setrec.letters import Letters
-from setrec.metrics import RandomTieMetrics, RankingMetrics
-from setrec.topk import mask_seen, top_groups
+from setrec.data.catalogue import Catalogue, Histories
+from setrec.evaluation.baselines import (
+    ItemCF,
+    ItemCFText,
+    Popularity,
+    TextSimilarity,
+    choose_weight,
+    fit_baselines,
+    padded,
+)
+from setrec.evaluation.metrics import RandomTieMetrics, RankingMetrics
+from setrec.files.ragged import Ragged
+from setrec.scoring import similarity
+from setrec.scoring.char_ngrams import CharNgrams
+from setrec.scoring.similarity import TextCosine
+from setrec.scoring.topk import mask_seen, top_groups
 
 N = 30
 
@@ -75,14 +85,12 @@ def test_item_cf_equals_a_double_loop() -> None:
 
 @pytest.mark.parametrize("kind", ["mean", "sharpened"])
 @pytest.mark.parametrize("table_bytes", [0, 1 << 30])
-def test_text_similarity_equals_a_double_loop(
-    kind: baselines.Kind, table_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(baselines, "TABLE_BYTES", table_bytes)  # both ways: cosines kept whole, and made as needed
+def test_text_similarity_equals_a_double_loop(kind: str, table_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "TABLE_BYTES", table_bytes)  # both ways: cosines kept whole, and made as needed
     vectors = world()[0].text
     assert vectors is not None
     many = HISTORY.repeat(30, 1)  # more than one block of users
-    scores = TextSimilarity(vectors, kind).score(many)
+    scores = TextSimilarity(TextCosine(vectors), kind).score(many)
     for row, history in zip(scores[-3:], HISTORY.tolist(), strict=True):
         assert row.tolist() == pytest.approx(naive_text(vectors, history, kind), abs=1e-5)
     assert torch.equal(scores[:3], scores[-3:])
@@ -114,17 +122,17 @@ def test_what_each_split_may_count() -> None:
         assert one.describe() == two.describe()
 
 
-def test_a_hybrid_that_reads_letters_where_texts_are_kept() -> None:
+def test_a_hybrid_that_reads_ngrams_where_texts_are_kept() -> None:
     catalogue, histories = world()
     fitted = fit_baselines(dataclasses.replace(catalogue, texts=[f"item {i % 7}" for i in range(N)]), histories)
-    assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text", "item_cf_letters"]
-    hybrid = fitted["item_cf_letters"]
+    assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams"]
+    hybrid = fitted["item_cf_ngrams"]
     assert isinstance(hybrid, ItemCFText)
-    letters = Letters([f"item {i % 7}" for i in range(N)])
+    ngrams = CharNgrams([f"item {i % 7}" for i in range(N)])
     assert catalogue.text is not None
-    text = TextSimilarity(catalogue.text, "sharpened").score(HISTORY)  # (B, N)
+    text = TextSimilarity(TextCosine(catalogue.text), "sharpened").score(HISTORY)  # (B, N)
     last = [item for item in HISTORY[0].tolist() if item >= 0][-10:][::-1]  # newest first
-    text[0] += 0.5 * sum(0.85**age * letters.similar(torch.tensor([item]))[0] for age, item in enumerate(last))
+    text[0] += 0.5 * sum(0.85**age * ngrams.similar(torch.tensor([item]))[0] for age, item in enumerate(last))
     expected = fitted["item_cf"].score(HISTORY)[0] + hybrid.weight * text[0]  # (N,)
     assert torch.allclose(hybrid.score(HISTORY)[0], expected, atol=1e-5)
     assert list(fit_baselines(dataclasses.replace(catalogue, texts=[""] * N), histories))[-1] == "item_cf_text"
@@ -137,7 +145,7 @@ def test_without_text_only_two() -> None:
 def test_weight_is_the_one_with_the_best_validation_recall() -> None:
     catalogue, histories = world()
     assert catalogue.text is not None
-    texts = {kind: TextSimilarity(catalogue.text, kind) for kind in ("mean", "sharpened")}
+    texts = {kind: TextSimilarity(TextCosine(catalogue.text), kind) for kind in ("mean", "sharpened")}
     cf = ItemCF(histories.train, N)
     choice = choose_weight(cf, texts, histories, weights=(0.0, 0.5, 4.0), batch_size=7)
     users = np.nonzero(histories.validation.lengths)[0]
@@ -182,7 +190,11 @@ def test_toys_figures(toys: tuple[Catalogue, Histories]) -> None:
     assert catalogue.text is not None
     users = np.nonzero(histories.test.lengths)[0]
     full = histories.train.joined(histories.validation)
-    cf, text, popularity = ItemCF(full, catalogue.n_items), TextSimilarity(catalogue.text), Popularity(catalogue.count)
+    cf, text, popularity = (
+        ItemCF(full, catalogue.n_items),
+        TextSimilarity(TextCosine(catalogue.text), "mean"),
+        Popularity(catalogue.count),
+    )
     popular = RandomTieMetrics(cutoffs=(10,))
     ranked = {name: RankingMetrics(cutoffs=(10,)) for name in ("item_cf", "text", "hybrid")}
     for start in range(0, len(users), 512):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from setrec.checkpoints import WholeCheckpointIO
 from setrec.errors import SETRecError
+from setrec.trainer.checkpoints import WholeCheckpointIO
 
 
 def test_failed_write_leaves_the_old_checkpoint_and_nothing_else(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from setrec.cf import CFFile
-from setrec.data import OfficialRelease, SETRecDataModule, Source, TableFiles, amazon, download, official
-from setrec.data.download import fetch
+from setrec.data import OfficialRelease, SETRecDataModule, Source, TableFiles
+from setrec.data.readers import amazon, download, official
+from setrec.data.readers.download import fetch
 from setrec.errors import ConfigError, DataError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

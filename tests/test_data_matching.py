@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from setrec.cf import CFFile, CooccurrenceSVD
 from setrec.data import Catalogue, Cleaning, OfficialRelease, SETRecDataModule, TableFiles, prepare
-from setrec.data.catalogue import ids_hash, read_manifest
+from setrec.data.catalogue import read_manifest
 from setrec.errors import DataError
+from setrec.files.hashes import ids_hash
 from setrec.text import TextFile
 
 MATRICES = ["text.safetensors", "cf.safetensors"]

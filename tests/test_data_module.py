@@ -52,9 +52,9 @@ def test_what_each_loader_shows(tiny_release, tmp_path):
 
 def test_defaults_need_raw_files(tmp_path):
     data = SETRecDataModule(name="mine", root=str(tmp_path))  # a name that nobody publishes
-    assert isinstance(data.recipe.reader, OfficialRelease)
-    assert isinstance(data.recipe.text, TfidfSVD)
-    assert [type(maker) for maker in data.recipe.cf] == [CooccurrenceSVD]
+    assert isinstance(data.preparation.reader, OfficialRelease)
+    assert isinstance(data.preparation.text, TfidfSVD)
+    assert [type(maker) for maker in data.preparation.cf] == [CooccurrenceSVD]
     with pytest.raises(DataError, match="pass --data.raw DIR"):
         data.prepare_data()
     with pytest.raises(DataError, match="holds no prepared data"):
@@ -150,10 +150,10 @@ def test_a_checkpoint_carries_the_arguments_in_plain_types(tiny_release, tmp_pat
     ]
     assert saved["batch_size"] == 40
     again = SETRecDataModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
-    assert again.recipe.options() == data.recipe.options()
+    assert again.preparation.options() == data.preparation.options()
     assert again.hparams == data.hparams
-    assert isinstance(again.recipe.split, TimestampSplit)
-    assert again.recipe.cleaning == Cleaning(k_core=3)
+    assert isinstance(again.preparation.split, TimestampSplit)
+    assert again.preparation.cleaning == Cleaning(k_core=3)
     again.prepare_data()  # finds what is prepared
 
 
@@ -183,13 +183,13 @@ def test_flags():
         "--data.cf=[CFFile, {class_path: CooccurrenceSVD, init_args: {width: 8}}]", "--data.split=LeaveOneOut",
         "--data.cleaning.k_core=3",
     )  # fmt: skip
-    recipe = data.recipe
-    assert isinstance(recipe.reader, SyntheticWorld)
-    assert recipe.reader.users == 50
-    assert isinstance(recipe.text, TextFile)
-    assert [type(maker) for maker in recipe.cf] == [CFFile, CooccurrenceSVD]
-    assert isinstance(recipe.split, LeaveOneOut)
-    assert recipe.cleaning == Cleaning(k_core=3)
-    assert parsed("--data.text=null", "--data.cf=[]").recipe[1:3] == (None, [])
-    assert parsed().recipe.options() == SETRecDataModule().recipe.options()
-    assert parsed("--data.text.width=9").recipe.text.width == 9
+    preparation = data.preparation
+    assert isinstance(preparation.reader, SyntheticWorld)
+    assert preparation.reader.users == 50
+    assert isinstance(preparation.text, TextFile)
+    assert [type(maker) for maker in preparation.cf] == [CFFile, CooccurrenceSVD]
+    assert isinstance(preparation.split, LeaveOneOut)
+    assert preparation.cleaning == Cleaning(k_core=3)
+    assert parsed("--data.text=null", "--data.cf=[]").preparation[1:3] == (None, [])
+    assert parsed().preparation.options() == SETRecDataModule().preparation.options()
+    assert parsed("--data.text.width=9").preparation.text.width == 9

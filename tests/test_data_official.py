@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from setrec.data import Catalogue, Histories, OfficialRelease
-from setrec.data.pickles import load_object_npy, load_pickle
-from setrec.data.vectorfile import read_vectors
 from setrec.errors import DataError
+from setrec.files.pickles import load_object_npy, load_pickle
+from setrec.files.vectorfile import read_vectors
 from tests.conftest import TINY_COLD, TINY_ITEMS, TINY_USERS, save_object
 
 

@@ -30,7 +30,7 @@ from setrec.data import (
     prepare,
     store,
 )
-from setrec.data.prepare import Recipe
+from setrec.data.prepare import Preparation
 from setrec.errors import DataError
 from setrec.text import TextFile, TfidfSVD
 
@@ -53,8 +53,10 @@ class Fixed(Reader):
 
 
 def run(tmp_path: Path, reader: Reader, cleaning=None, split=None, paper_ids=False, name="x", text=None, cf=()):
-    recipe = Recipe(reader, text, list(cf), cleaning or Cleaning(k_core=0), split or TimeRatioSplit(), paper_ids)
-    prepare.prepare(name, tmp_path / name, recipe, None)
+    preparation = Preparation(
+        reader, text, list(cf), cleaning or Cleaning(k_core=0), split or TimeRatioSplit(), paper_ids
+    )
+    prepare.prepare(name, tmp_path / name, preparation, None)
     return Catalogue.load(tmp_path / name), Histories.load(tmp_path / name)
 
 
@@ -212,15 +214,15 @@ def test_items_without_a_row_or_twice_in_the_table(tmp_path):
         run(tmp_path, Fixed(events, [("i3", "a", ""), ("i3", "b", "")]), name="y")
 
 
-def official(tiny_release: Path, **changed) -> Recipe:
-    recipe = Recipe(OfficialRelease(), TextFile("text.npy"), [CFFile()], Cleaning(), TimeRatioSplit(), False)
-    return recipe._replace(**changed)
+def official(tiny_release: Path, **changed) -> Preparation:
+    preparation = Preparation(OfficialRelease(), TextFile("text.npy"), [CFFile()], Cleaning(), TimeRatioSplit(), False)
+    return preparation._replace(**changed)
 
 
 def test_prepared_data_comes_back(tiny_release, tmp_path):
     folder = tmp_path / "data" / "tiny"
-    recipe = official(tiny_release, cf=[CFFile(), CooccurrenceSVD(width=8)])
-    assert prepare.prepare("tiny", folder, recipe, tiny_release)
+    preparation = official(tiny_release, cf=[CFFile(), CooccurrenceSVD(width=8)])
+    assert prepare.prepare("tiny", folder, preparation, tiny_release)
     items, histories = Catalogue.load(folder), Histories.load(folder)
     log = OfficialRelease().read(tiny_release)
     assert items.ids == log.items["id"].to_list()
@@ -269,11 +271,11 @@ def test_skipped_when_nothing_changed_and_repeated_when_something_did(tiny_relea
 
 
 def test_an_event_log_is_prepared_again_when_the_split_changes(tmp_path):
-    recipe = Recipe(SyntheticWorld(users=60, items=40), None, [], Cleaning(), TimeRatioSplit(), False)
-    assert prepare.prepare("w", tmp_path / "w", recipe, None)
-    assert not prepare.prepare("w", tmp_path / "w", recipe, None)
-    assert prepare.prepare("w", tmp_path / "w", recipe._replace(split=TimeRatioSplit(test_share=0.1)), None)
-    assert prepare.prepare("w", tmp_path / "w", recipe._replace(cleaning=Cleaning(k_core=3)), None)
+    preparation = Preparation(SyntheticWorld(users=60, items=40), None, [], Cleaning(), TimeRatioSplit(), False)
+    assert prepare.prepare("w", tmp_path / "w", preparation, None)
+    assert not prepare.prepare("w", tmp_path / "w", preparation, None)
+    assert prepare.prepare("w", tmp_path / "w", preparation._replace(split=TimeRatioSplit(test_share=0.1)), None)
+    assert prepare.prepare("w", tmp_path / "w", preparation._replace(cleaning=Cleaning(k_core=3)), None)
 
 
 def test_missing_raw_folder(tmp_path):
@@ -285,7 +287,7 @@ def test_missing_raw_folder(tmp_path):
         prepare.prepare(
             "tiny",
             tmp_path / "tiny",
-            Recipe(OfficialRelease(), None, [], Cleaning(), TimeRatioSplit(), False),
+            Preparation(OfficialRelease(), None, [], Cleaning(), TimeRatioSplit(), False),
             tmp_path,
         )
 

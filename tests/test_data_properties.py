@@ -27,7 +27,7 @@ from setrec.data import (
     TimeRatioSplit,
 )
 from setrec.data.catalogue import read_manifest
-from setrec.data.prepare import Recipe, prepare
+from setrec.data.prepare import Preparation, prepare
 from setrec.errors import DataError
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -96,8 +96,8 @@ FORMATS = [amazon, steam, recbole, tables, json_tables, parquet]
 
 
 def prepared(reader: Reader, raw: Path, folder: Path, paper_ids: bool = False) -> tuple[Catalogue, Histories]:
-    recipe = Recipe(reader, None, [], Cleaning(k_core=0), TimeRatioSplit(0.2), paper_ids)
-    prepare("x", folder, recipe, raw)
+    preparation = Preparation(reader, None, [], Cleaning(k_core=0), TimeRatioSplit(0.2), paper_ids)
+    prepare("x", folder, preparation, raw)
     return Catalogue.load(folder), Histories.load(folder)
 
 
@@ -268,9 +268,11 @@ def test_leave_one_out_whatever_the_order(events):
     for order in (events, events[::-1]):
         with tempfile.TemporaryDirectory() as temporary:
             raw, folder = Path(temporary), Path(temporary) / "data"
-            recipe = Recipe(tables(raw, order, {}), None, [], Cleaning(k_core=0), LeaveOneOut(min_train=1), False)
+            preparation = Preparation(
+                tables(raw, order, {}), None, [], Cleaning(k_core=0), LeaveOneOut(min_train=1), False
+            )
             try:
-                prepare("x", folder, recipe, raw)
+                prepare("x", folder, preparation, raw)
             except DataError:
                 contents.append(None)
                 continue

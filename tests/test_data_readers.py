@@ -24,9 +24,8 @@ from setrec.data import (
     SteamReviews,
     TableFiles,
     TimestampSplit,
-    columns,
-    lines,
 )
+from setrec.data.readers import columns, lines
 from setrec.errors import ConfigError, DataError
 
 

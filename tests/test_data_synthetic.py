@@ -5,7 +5,7 @@ import pytest
 
 from setrec.cf import CooccurrenceSVD
 from setrec.data import Catalogue, Cleaning, Histories, SyntheticWorld, TimeRatioSplit
-from setrec.data.prepare import Recipe, prepare
+from setrec.data.prepare import Preparation, prepare
 from setrec.text import TfidfSVD
 
 
@@ -15,7 +15,7 @@ def world(tmp_path_factory) -> tuple[Catalogue, Histories]:
     prepare(
         "world",
         folder,
-        Recipe(SyntheticWorld(), TfidfSVD(), [CooccurrenceSVD()], Cleaning(), TimeRatioSplit(), False),
+        Preparation(SyntheticWorld(), TfidfSVD(), [CooccurrenceSVD()], Cleaning(), TimeRatioSplit(), False),
         None,
     )
     return Catalogue.load(folder), Histories.load(folder)

@@ -28,9 +28,9 @@ import setrec.backbones.decoder
 import setrec.backbones.lora
 import setrec.backbones.pretrained
 from setrec.backbones import DecoderBackbone, LoRA
+from setrec.backbones.masks import packed_mask, packed_positions
 from setrec.cli import main, run
 from setrec.errors import ConfigError
-from setrec.sequence import packed_mask, packed_positions
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ("qwen2", "qwen3", "llama")

@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
 from setrec.cli import main
+from setrec.commands.estimate import Speeds, StepCounter, Workload, _batches, estimate_workload
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.estimate import Speeds, StepCounter, Workload, _batches, count
 from setrec.model import Recipe, SETRec
 
 SPEEDS = Speeds(flops=1e9, float32_flops=1e9, bandwidth=1e9, ranked=1e9)
@@ -43,7 +43,7 @@ def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sa
             return T5Backbone(shape="nano")
         return DecoderBackbone(shape="nano", lora=LoRA(r=2) if kind == "lora" else None)
 
-    found = count(w, backbone(), bf16=False, speeds=SPEEDS)
+    found = estimate_workload(w, backbone(), bf16=False, speeds=SPEEDS)
     model = real_model(w, backbone())
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -61,7 +61,7 @@ def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sa
 
 def test_work_grows_as_it_should() -> None:
     def seen(**changes: int) -> tuple[float, int]:
-        found = count(Workload(**{**SMALL.__dict__, **changes}), T5Backbone(shape="nano"), False, SPEEDS)
+        found = estimate_workload(Workload(**{**SMALL.__dict__, **changes}), T5Backbone(shape="nano"), False, SPEEDS)
         return found.train_flops, found.train_bytes
 
     base, doubled, sampled = seen(), seen(items=1000), seen(items=1000, sampled=50)
@@ -81,4 +81,4 @@ def test_the_command_prints_what_it_will_take(capsys: pytest.CaptureFixture[str]
 
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 or more"):
-        count(Workload(items=0), T5Backbone(shape="nano"), False, SPEEDS)
+        estimate_workload(Workload(items=0), T5Backbone(shape="nano"), False, SPEEDS)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from setrec import loss as loss_module
-from setrec.grounding import Index, fold, part_scores, user_row, weigh
-from setrec.loss import catalogue_cross_entropy
-from setrec.tokens import ItemTokens
+from setrec.layers import loss as loss_module
+from setrec.layers.grounding import Index, fold, part_scores, user_row, weigh
+from setrec.layers.loss import catalogue_cross_entropy
+from setrec.layers.tokens import ItemTokens
 
 N, M, D, E, F, H = 37, 11, 16, 6, 10, 8
 

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from setrec.metrics import RandomTieMetrics, RankingMetrics, RankingTable
+from setrec.evaluation.metrics import RandomTieMetrics, RankingMetrics, RankingTable
 from setrec.schemas import GROUPS
-from setrec.topk import mask_seen, top_groups, top_items
+from setrec.scoring.topk import mask_seen, top_groups, top_items
 
 INF = float("inf")
 

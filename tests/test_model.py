@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from setrec.backbones import T5Backbone
 from setrec.data.batches import EvalRows, TrainRows
-from setrec.data.catalogue import Catalogue, Ragged
+from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.grounding import part_scores
+from setrec.files.ragged import Ragged
+from setrec.layers.grounding import part_scores
 from setrec.model import Recipe, SETRec
 from setrec.schemas import Batch
 

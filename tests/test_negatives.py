@@ -7,9 +7,9 @@ import torch
 
 from setrec.backbones import T5Backbone
 from setrec.errors import ConfigError
-from setrec.loss import catalogue_cross_entropy
+from setrec.layers.loss import catalogue_cross_entropy
+from setrec.layers.negatives import Negatives, expected_draws
 from setrec.model import Recipe, SETRec
-from setrec.negatives import Negatives, expected_draws
 from tests.test_model import N, catalogue, training
 
 PAPER = Recipe(bottleneck=8, trunk=(12,))

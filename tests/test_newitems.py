@@ -9,12 +9,12 @@ import torch
 from safetensors.numpy import load_file
 
 from setrec import Recommender
-from setrec.answers import make_state
 from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
 from setrec.errors import ConfigError, DataError
-from setrec.restore import rebuild
+from setrec.inference.answers import make_snapshot
+from setrec.inference.restore import rebuild
+from setrec.inference.versions import NONE, list_versions, newest
 from setrec.text import TextFile, TfidfSVD
-from setrec.versions import NONE, newest, versions
 from tests.conftest import TrainedRun, train_tiny
 
 HELD_OUT = range(0, 60, 7)
@@ -45,12 +45,12 @@ def test_added_items_are_what_they_would_have_been_from_the_start(
 ) -> None:
     """Hold items out, add them afterwards: vectors, tokens and every score are those of a model that always had them."""
     rows = list(HELD_OUT)
-    catalogue, trained = recommender._state.catalogue, recommender._trained
+    catalogue, trained = recommender._snapshot.catalogue, recommender._trained
     assert catalogue.text is not None
     whole = as_never_bought(catalogue, rows)
-    from_the_start = rebuild(recommender._state.module, trained, whole)
+    from_the_start = rebuild(recommender._snapshot.restored, trained, whole)
     everyone = [[own] for own in catalogue.ids] + [catalogue.ids[i : i + 9] for i in range(0, 60, 5)]
-    expected = Recommender(trained, make_state(from_the_start, whole, NONE, trained.max_history))
+    expected = Recommender(trained, make_snapshot(from_the_start, whole, NONE, trained.max_history))
     expected_lists = expected.recommend(everyone, k=1000)
 
     held = [catalogue.ids[i] for i in rows]
@@ -61,11 +61,13 @@ def test_added_items_are_what_they_would_have_been_from_the_start(
         new = new.with_columns(pl.Series("vector", catalogue.text[rows].tolist()))
     assert recommender.add_items(new) == held
 
-    state = recommender._state
+    state = recommender._snapshot
     assert state.catalogue.text is not None
     at = [state.row[own] for own in catalogue.ids]  # where each item is now
     torch.testing.assert_close(state.catalogue.text[at], whole.text, rtol=0, atol=1e-5)
-    torch.testing.assert_close(state.module.index.codes[at], from_the_start.index.codes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        state.restored.scorer.index.codes[at], from_the_start.scorer.index.codes, rtol=0, atol=1e-5
+    )
     for user, (wanted, got) in enumerate(zip(expected_lists, recommender.recommend(everyone, k=1000), strict=True)):
         scores = {item.id: item.score for item in got.items}
         assert {item.id: item.warm for item in got.items} == {item.id: item.warm for item in wanted.items}
@@ -94,7 +96,7 @@ def test_an_added_item_has_a_zero_cf_vector_under_either_choice(missing: str, ti
     recommender = Recommender.load(tiny_run.checkpoint)
     recommender._trained.arguments["missing_cf"] = missing
     recommender.add_items([{"id": "NEW", "title": "road bike"}])
-    state = recommender._state
+    state = recommender._snapshot
     assert state.module.model is not None
     (table,), vectors, present = state.module.model.cf, state.catalogue.cf[0], state.catalogue.present[0]
     assert state.row["NEW"] == len(table) - 1
@@ -116,19 +118,19 @@ def test_an_added_item_has_a_zero_cf_vector_under_either_choice(missing: str, ti
     ],
 )
 def test_wrong_items_are_refused_whole(recommender: Recommender, items: list, said: str) -> None:
-    before = recommender._state
+    before = recommender._snapshot
     with pytest.raises(DataError, match=said):
         recommender.add_items(items)
-    assert recommender._state is before
+    assert recommender._snapshot is before
 
 
 def test_a_known_item_is_refused(recommender: Recommender) -> None:
     with pytest.raises(DataError, match="has it already"):
-        recommender.add_items([{"id": recommender._state.catalogue.ids[5], "title": "x"}])
+        recommender.add_items([{"id": recommender._snapshot.catalogue.ids[5], "title": "x"}])
 
 
 def test_removing(recommender: Recommender) -> None:
-    own = recommender._state.catalogue.ids
+    own = recommender._snapshot.catalogue.ids
     with pytest.raises(DataError, match="'nope'"):
         recommender.remove_items([own[0], "nope"])
     with pytest.raises(DataError, match="nothing would be left"):
@@ -145,7 +147,7 @@ def test_versions_survive_and_are_never_overwritten(tiny_run: TrainedRun, tmp_pa
     checkpoint = tmp_path / "model.ckpt"
     checkpoint.write_bytes(tiny_run.checkpoint.read_bytes())
     recommender = Recommender.load(checkpoint)
-    own = recommender._state.catalogue.ids
+    own = recommender._snapshot.catalogue.ids
     asked = [own[3:6], ["NEW"], []]
     assert newest(checkpoint) == checkpoint
     recommender.add_items(
@@ -157,7 +159,7 @@ def test_versions_survive_and_are_never_overwritten(tiny_run: TrainedRun, tmp_pa
     assert first == tmp_path / "model.items-001"
     recommender.add_items([{"id": "NEWER", "title": "pruning shears"}])
     second = recommender.save()
-    assert versions(checkpoint) == versions(first) == [first, second]
+    assert list_versions(checkpoint) == list_versions(first) == [first, second]
     assert newest(first) == second
     with pytest.raises(DataError, match="never overwritten"):
         recommender.save(second)
@@ -226,7 +228,7 @@ def test_a_file_of_vectors_needs_an_encoder_or_a_vector(recommender: Recommender
         recommender.add_items([{"id": "NEW", "title": "x"}], encoder=TextFile("other.npy"))
     recommender.add_items([{"id": "NEW", "title": "milk frother"}], encoder=TfidfSVD())
     recommender.add_items([{"id": "NEW2", "title": "milk frother"}])  # named once, known from then on
-    codes = recommender._state.module.index.codes
+    codes = recommender._snapshot.restored.scorer.index.codes
     torch.testing.assert_close(codes[-1], codes[-2])
 
 
@@ -235,7 +237,7 @@ def test_a_model_without_semantic_slots_refuses_new_items(tmp_path: Path) -> Non
     recommender = Recommender.load(run.checkpoint)
     with pytest.raises(ConfigError, match="collaborative slots only"):
         recommender.add_items([{"id": "NEW", "title": "milk frother"}])
-    own = recommender._state.catalogue.ids
+    own = recommender._snapshot.catalogue.ids
     (answer,) = recommender.recommend([own[:3]], explain=True)
     assert sum(answer.items[0].why.parts.values()) == pytest.approx(answer.items[0].score, abs=1e-5)  # type: ignore[union-attr]
 

@@ -11,8 +11,8 @@ import torch
 
 from setrec.cli import run
 from setrec.errors import SETRecError
-from setrec.peruser import deciles, write_parts
-from setrec.targethits import TargetHits, expected_hits, hits_of_lists
+from setrec.evaluation.per_user import deciles, write_parts
+from setrec.evaluation.target_hits import TargetHits, expected_hits, hits_of_lists
 from tests.test_cli import at, best, command, fitted, model  # noqa: F401  (a fixture among them)
 
 INF = float("inf")

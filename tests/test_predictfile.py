@@ -9,7 +9,7 @@ import pytest
 from setrec import Recommender
 from setrec.cli import main
 from setrec.errors import DataError
-from setrec.historyfile import read_history_file
+from setrec.inference.history_file import read_history_file
 from tests.conftest import TrainedRun
 
 WANTED = {"u3": ["a", "b", "c"], "u1": ["c"], "u2": ["b", "a"]}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from setrec import Recommender
 from setrec.cli import main
 from setrec.errors import ConfigError
-from setrec.restore import instance_of
+from setrec.inference.restore import instance_of
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun, train_tiny
 from tests.test_decoder import save_model
@@ -39,7 +39,7 @@ def copy(published: Path, tmp_path: Path) -> Path:
 
 
 def asked(recommender: Recommender) -> list[list[str]]:
-    own = recommender._state.catalogue.ids
+    own = recommender._snapshot.catalogue.ids
     return [own[:4], [], own[7:19], ["nope", own[3]]]
 
 
@@ -74,7 +74,7 @@ def test_it_loads_in_another_process_without_anything_else(published: Path, tmp_
     alone = shutil.copytree(published, tmp_path / "elsewhere/model")
     code = (
         "from setrec import Recommender; r = Recommender.from_pretrained('model');"
-        "print([[i.id for i in a.items] for a in r.recommend([r._state.catalogue.ids[:4], []])])"
+        "print([[i.id for i in a.items] for a in r.recommend([r._snapshot.catalogue.ids[:4], []])])"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -82,7 +82,7 @@ def test_it_loads_in_another_process_without_anything_else(published: Path, tmp_
     )
     assert done.returncode == 0, done.stderr[-2000:]
     recommender = Recommender.load(published)
-    answers = recommender.recommend([recommender._state.catalogue.ids[:4], []])
+    answers = recommender.recommend([recommender._snapshot.catalogue.ids[:4], []])
     assert done.stdout.strip() == str([[item.id for item in answer.items] for answer in answers])
 
 
@@ -129,7 +129,7 @@ def test_without_a_test_run_the_card_says_so(
 
 def test_added_items_are_published_and_published_models_take_items(tiny_run: TrainedRun, tmp_path: Path) -> None:
     recommender = Recommender.load(tiny_run.checkpoint)
-    own = recommender._state.catalogue.ids
+    own = recommender._snapshot.catalogue.ids
     recommender.add_items([{"id": "NEW", "title": "milk frother", "shelf": "3"}])
     recommender.remove_items(own[:2])
     recommender.save_pretrained(tmp_path / "model")
@@ -180,7 +180,7 @@ def test_a_changed_or_missing_file_is_refused(name: str, copy: Path) -> None:
 
 def test_weights_load_strictly(copy: Path) -> None:
     """Whoever fixes the hash of a weight file with a missing or a strange tensor is refused too."""
-    from setrec.data.store import file_hash
+    from setrec.files.hashes import file_hash
 
     config = json.loads((copy / "config.json").read_text())
     for change in ("missing", "strange"):
@@ -247,7 +247,10 @@ def test_a_language_model_is_published_whole_or_as_adapters(adapted: bool, tmp_p
 
 
 def test_vectors_survive_to_the_bit(published: Path, tiny_run: TrainedRun) -> None:
-    one, two = Recommender.load(tiny_run.checkpoint)._state.catalogue, Recommender.load(published)._state.catalogue
+    one, two = (
+        Recommender.load(tiny_run.checkpoint)._snapshot.catalogue,
+        Recommender.load(published)._snapshot.catalogue,
+    )
     assert one.text is not None
     assert two.text is not None
     assert np.array_equal(one.text.numpy(), two.text.numpy())

@@ -12,8 +12,9 @@ from setrec import Recommender
 from setrec.data import Histories, SETRecDataModule, SyntheticWorld
 from setrec.data.clean import Cleaning
 from setrec.errors import ConfigError, DataError
-from setrec.neighbours import Weights, count, near_scores
-from setrec.topk import mask_seen, top_groups
+from setrec.scoring.graphs import graph_parts
+from setrec.scoring.topk import mask_seen, top_groups
+from setrec.scoring.weights import Weights
 from tests.conftest import TrainedRun, train_tiny
 
 
@@ -26,7 +27,7 @@ def recommender(tiny_run: TrainedRun) -> Recommender:
 def users(tiny_run: TrainedRun, recommender: Recommender) -> list[list[str]]:
     """Every user's train and validation items, oldest first, in own ids."""
     histories = Histories.load(tiny_run.data)
-    ids = recommender._state.catalogue.ids
+    ids = recommender._snapshot.catalogue.ids
     rows = histories.train.joined(histories.validation)
     return [[ids[item] for item in rows.row(u)] for u in range(len(rows))]
 
@@ -52,13 +53,13 @@ def test_answers_are_those_of_the_test_step(
     recommender: Recommender, users: list[list[str]], tiny_run: TrainedRun
 ) -> None:
     """Every test user, seen items masked and not, in the batches of `test` and one by one."""
-    module, data = recommender._state.module, datamodule(tiny_run)
+    restored, data = recommender._snapshot.restored, datamodule(tiny_run)
     catalogue = data.catalogue
     tested = np.flatnonzero(data.histories.test.lengths).tolist()
     for masked in (True, False):
         found = dict(zip(tested, ids_of(recommender, [users[u] for u in tested], exclude_seen=masked), strict=True))
         for batch in data.test_dataloader():
-            (scores,) = module.score_variants(batch, (float(module.beta),))
+            (scores,) = restored.scorer.scores(batch, [restored.weights])
             scores = mask_seen(scores, batch.seen) if masked else scores
             lists = top_groups(scores, catalogue.warm, 20)[0][:, :10]  # all items
             for user, items in zip(batch.user.tolist(), lists.tolist(), strict=True):
@@ -68,7 +69,7 @@ def test_answers_are_those_of_the_test_step(
 
 
 def test_items_come_with_titles_scores_and_warmth(recommender: Recommender, users: list[list[str]]) -> None:
-    catalogue = recommender._state.catalogue
+    catalogue = recommender._snapshot.catalogue
     (answer,) = recommender.recommend(users[:1], k=catalogue.n_items)
     scores = [item.score for item in answer.items]
     assert scores == sorted(scores, reverse=True)
@@ -83,10 +84,10 @@ def test_items_come_with_titles_scores_and_warmth(recommender: Recommender, user
 def test_seen_items_are_left_out_however_long_ago(tiny_run: TrainedRun, users: list[list[str]]) -> None:
     """Only the last max_history items are read, but older ones count as seen."""
     recommender = Recommender.load(tiny_run.checkpoint)
-    recommender._state = recommender._state._replace(max_history=2)
+    recommender._snapshot = recommender._snapshot._replace(max_history=2)
     long = max(users, key=len)
     assert len(long) > 4
-    everything = recommender._state.catalogue.n_items
+    everything = recommender._snapshot.catalogue.n_items
     found = ids_of(recommender, [long, long[-2:]], k=everything)
     assert not set(found[0]) & set(long)
     assert found[0] == [own for own in found[1] if own not in long]  # the older items change nothing but that
@@ -158,7 +159,7 @@ def test_parts_add_up_to_the_score(recommender: Recommender, users: list[list[st
 
 
 def test_why_names_the_closest_items_of_the_history(recommender: Recommender, users: list[list[str]]) -> None:
-    catalogue = recommender._state.catalogue
+    catalogue = recommender._snapshot.catalogue
     assert catalogue.text is not None
     row = {own: i for i, own in enumerate(catalogue.ids)}
     history = max(users, key=len)
@@ -194,15 +195,15 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def test_only_cold_items_feel_the_weight_of_cold(counting: TrainedRun) -> None:
-    module, data = Recommender.load(counting.checkpoint)._state.module, datamodule(counting)
+    scorer, data = Recommender.load(counting.checkpoint)._snapshot.restored.scorer, datamodule(counting)
     batch = next(iter(data.test_dataloader()))
-    assert module.near is not None
-    weights = Weights(beta=0.3, neighbours=2.0, recency=0.5, cold=2.0)
-    once, thrice, counted = module.score_grid(
-        batch, [weights, weights._replace(cold=6.0), weights._replace(recency=0.0)]
+    assert scorer.graphs is not None
+    weights = Weights(beta=0.3, neighbours=2.0, recency=0.5, cold_text=2.0)
+    once, thrice, counted = scorer.scores(
+        batch, [weights, weights._replace(cold_text=6.0), weights._replace(recency=0.0)]
     )
     warm = data.catalogue.warm
-    text = near_scores(module.near, batch.history)[1]  # (B, N)
+    text = graph_parts(scorer.graphs, batch.history)["text"]  # (B, N)
     assert torch.equal(once[:, warm], thrice[:, warm])
     assert torch.allclose(thrice - once, 0.3 * (6.0 - 2.0) * text * ~warm, atol=1e-5)
     assert (text * ~warm).any()
@@ -215,20 +216,19 @@ def test_a_checkpoint_from_when_the_weight_of_cold_was_a_factor(counting: Traine
     checkpoint["state_dict"]["cold_weight"] = checkpoint["state_dict"].pop("cold_text_weight") / 4.0  # neighbours: 4
     torch.save(checkpoint, tmp_path / "older.ckpt")
     now, older = (Recommender.load(path, data=counting.data) for path in (counting.checkpoint, tmp_path / "older.ckpt"))
-    assert now._state.module.chosen.cold == 3.0
+    assert now._snapshot.restored.weights.cold_text == 3.0
     assert older.recommend([[], ["I1"]]) == now.recommend([[], ["I1"]])
 
 
 def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_path: Path) -> None:
     """As in the test step, in the explanation, in a published folder, and after items went and came back."""
     recommender, data = Recommender.load(counting.checkpoint), datamodule(counting)
-    module = recommender._state.module
+    restored = recommender._snapshot.restored
     ids, rows = data.catalogue.ids, data.histories.train.joined(data.histories.validation)
     users = [[ids[item] for item in rows.row(u)] for u in range(len(rows))]
     answers = recommender.recommend(users, explain=True)
-    module.know_items(data.catalogue, count(data.known("test"), len(ids)))  # what the Trainer does before a test
     for batch in data.test_dataloader():
-        (scores,) = module.score_grid(batch, [module.chosen])
+        (scores,) = restored.scorer.scores(batch, [restored.weights])
         for user, item, score in zip(batch.user.tolist(), *mask_seen(scores, batch.seen).max(dim=1)[::-1], strict=True):
             first = answers[user].items[0]
             assert first.id == ids[int(item)]
@@ -255,7 +255,7 @@ def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_pat
 
 
 def test_search_finds_titles_and_ids(recommender: Recommender) -> None:
-    catalogue = recommender._state.catalogue
+    catalogue = recommender._snapshot.catalogue
     found = recommender.search("TELESCOPE", limit=100)
     assert [item.id for item in found]
     assert {item.id for item in found} == {
@@ -277,7 +277,7 @@ def test_info_says_what_is_served(recommender: Recommender) -> None:
 def test_many_threads_get_one_state_each_while_items_come_and_go(tiny_run: TrainedRun, users: list[list[str]]) -> None:
     """An answer belongs to the catalogue before a change or after it, never to a mixture."""
     recommender = Recommender.load(tiny_run.checkpoint)
-    vector = (recommender._state.catalogue.text * 1.0)[3].tolist()  # type: ignore[operator]
+    vector = (recommender._snapshot.catalogue.text * 1.0)[3].tolist()  # type: ignore[operator]
     asked = users[:30]
     without = recommender.recommend(asked, k=20)
     recommender.add_items([{"id": "NEW", "title": "new", "vector": vector}])
@@ -311,7 +311,7 @@ def test_a_decoder_only_backbone(tmp_path_factory: pytest.TempPathFactory) -> No
         tmp_path_factory.mktemp("decoder"), "--model.backbone=DecoderBackbone", "--model.backbone.shape=nano"
     )
     recommender = Recommender.load(run.checkpoint)
-    own = recommender._state.catalogue.ids
+    own = recommender._snapshot.catalogue.ids
     histories = [own[:3], own[5:12], [], own[2:3]]
     together = recommender.recommend(histories, explain=True)
     for history, answer in zip(histories, together, strict=True):

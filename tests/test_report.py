@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from setrec.cli import main
+from setrec.commands.report import report
 from setrec.errors import ConfigError, DataError
-from setrec.report import report
 from setrec.report.runs import differences, flat
 from setrec.report.study import buckets
 
@@ -262,7 +262,7 @@ def test_a_group_that_nobody_has_a_target_in(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(("which", "expected"), [("every", 3), ("first", 2), ("none", 1)])
 def test_fewer_tests(which: Any, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("setrec.report.command.draw", lambda made, path: path)
+    monkeypatch.setattr("setrec.commands.report.draw", lambda made, path: path)
     path = report(two(tmp_path), str(tmp_path / "out"), against_baselines=which, resamples=100, permutations=100)
     tests = json.loads(path.read_text())["tests"]
     assert len({(row["run"], row["against"]) for row in tests}) == expected

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from setrec import results as module
 from setrec.errors import SETRecError
-from setrec.metrics import RankingMetrics, RankingTable
-from setrec.results import Protocol, beta_curve, make_results, print_table, write_results
-from setrec.topk import top_groups
+from setrec.evaluation import results as module
+from setrec.evaluation.beta_curve import beta_curve
+from setrec.evaluation.metrics import RankingMetrics, RankingTable
+from setrec.evaluation.results import Protocol, make_results, print_table, write_results
+from setrec.scoring.topk import top_groups
 
 WARM = torch.tensor([True] * 20 + [False] * 5)
 NAMES = ("model", "popularity", "item_cf", "text", "item_cf_text")

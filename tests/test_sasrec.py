@@ -14,8 +14,8 @@ from setrec.cli import main, run
 from setrec.data import Catalogue, Histories, Ragged, SETRecDataModule, SyntheticWorld
 from setrec.data.batches import TrainRows
 from setrec.data.catalogue import read_manifest
-from setrec.data.vectorfile import write_vectors
 from setrec.errors import ConfigError, DataError
+from setrec.files.vectorfile import write_vectors
 from setrec.sasrec import SASRec, SASRecModule, window_items
 from setrec.schemas import PAD, Batch
 from tests.test_processes import launch, weights

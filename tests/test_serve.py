@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from setrec.errors import ConfigError, DataError
-from setrec.serve import bodies
+from setrec.serve import messages
 from setrec.serve.answering import Answered, answer_batch
 from setrec.serve.app import create_app
 from setrec.serve.batching import Batcher, BusyError
@@ -87,12 +87,12 @@ def test_an_unknown_id_can_be_refused_by_name(client: TestClient) -> None:
         ({"histories": "A000"}, "histories: Input should be a valid list (given: 'A000')"),
         ({"histories": [[]], "k": 0}, "k: Input should be greater than or equal to 1 (given: 0)"),
         ({"histories": [[]], "k": "10"}, "k: Input should be a valid integer (given: '10')"),
-        ({"histories": [[]], "k": bodies.MAX_K + 1}, "k: Input should be less than or equal to 500"),
+        ({"histories": [[]], "k": messages.MAX_K + 1}, "k: Input should be less than or equal to 500"),
         ({"histories": [[]], "beta": 1.5}, "beta: Input should be less than or equal to 1"),
         ({"histories": [[]], "unknown": "guess"}, "unknown: Input should be 'skip' or 'refuse'"),
         ({"histories": [[]], "top": 3}, "top: Extra inputs are not permitted"),
-        ({"histories": [[]] * (bodies.MAX_HISTORIES + 1)}, "histories: List should have at most 512 items"),
-        ({"histories": [["A"] * (bodies.MAX_HISTORY + 1)]}, "histories[0]: List should have at most 2000 items"),
+        ({"histories": [[]] * (messages.MAX_HISTORIES + 1)}, "histories: List should have at most 512 items"),
+        ({"histories": [["A"] * (messages.MAX_HISTORY + 1)]}, "histories[0]: List should have at most 2000 items"),
         ({"histories": [[]] * 500, "k": 100}, "500 histories x k 100 are 50000 answers; at most 20000"),
         ({"histories": [[]] * 50, "k": 50, "explain": True}, "at most 2000 with explain"),
         ({"histories": [[]], "candidates": []}, "candidates: List should have at least 1 item"),
@@ -126,12 +126,12 @@ def test_garbage_is_refused_with_a_sentence(client: TestClient, content: bytes, 
 
 def test_a_body_beyond_the_limit_is_not_read(client: TestClient) -> None:
     def endless() -> Any:
-        for _ in range(bodies.MAX_BODY // 65_536 + 2):
+        for _ in range(messages.MAX_BODY // 65_536 + 2):
             yield b" " * 65_536
 
     answer = client.post("/recommend", content=endless(), headers={"content-type": "application/json"})
     assert answer.status_code == 413
-    assert answer.json() == {"error": f"The body is larger than {bodies.MAX_BODY} bytes."}
+    assert answer.json() == {"error": f"The body is larger than {messages.MAX_BODY} bytes."}
 
 
 def test_strange_paths_and_methods_get_the_same_form(client: TestClient) -> None:
@@ -424,8 +424,8 @@ def test_concurrent_requests_share_calls_and_keep_their_own_answers(models: Mode
 
 
 def test_a_call_that_fails_is_repeated_for_each_request_alone(models: Models) -> None:
-    def body(beta: float, own: str) -> bodies.RecommendBody:
-        return bodies.RecommendBody(histories=[[own]], k=1, beta=beta, unknown="refuse")
+    def body(beta: float, own: str) -> messages.RecommendBody:
+        return messages.RecommendBody(histories=[[own]], k=1, beta=beta, unknown="refuse")
 
     first, broken, third, other = answer_batch(
         models.served, [body(0.5, "A001"), body(0.5, "nowhere"), body(0.5, "A002"), body(0.6, "A003")]
@@ -558,7 +558,7 @@ def test_model_health_and_metrics(client: TestClient, tmp_path: Path) -> None:
     }  # fmt: skip
     model = client.get("/model").json()
     assert model["info"]["n_items"] == 20
-    assert model["limits"]["k"] == bodies.MAX_K
+    assert model["limits"]["k"] == messages.MAX_K
     for path in ("/wp-admin", "/%00", "/a/b/c"):
         client.get(path)
     client.request("BREW", "/recommend")
@@ -575,6 +575,6 @@ def test_the_document_describes_what_is_there(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {"/recommend", "/items", "/model/reload", "/model", "/health", "/metrics"}
     histories = document["components"]["schemas"]["RecommendBody"]["properties"]["histories"]
-    assert histories["maxItems"] == bodies.MAX_HISTORIES
+    assert histories["maxItems"] == messages.MAX_HISTORIES
     assert "HTTPValidationError" not in json.dumps(document["paths"])
     assert client.get("/docs").status_code == 404  # it would load scripts from elsewhere

@@ -20,7 +20,7 @@ import pytest
 
 from setrec import Recommender
 from setrec.cli import main
-from setrec.serve import serve
+from setrec.commands.serve import serve
 from tests.conftest import TrainedRun
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import ids_hash
 from setrec.errors import DataError
+from setrec.files.hashes import ids_hash
 from setrec.text import TextFile, TfidfSVD
 
 IDS = ["a", "b", "c"]

@@ -16,7 +16,7 @@ from setrec.data import Catalogue, OfficialRelease, SETRecDataModule
 from setrec.data.catalogue import read_manifest
 from setrec.encoders import HiddenStatesText, LanguageModelText, SentenceTransformerText
 from setrec.errors import ConfigError, DataError
-from setrec.textblocks import Encode, encode_blocks, render
+from setrec.files.text_blocks import Encode, encode_blocks, render
 
 WORDS = [*"0123456789.", "red", "blue", "wooden", "metal", "train", "robot", "crane", "toy", "game", "doll"]
 ITEMS = pl.DataFrame(

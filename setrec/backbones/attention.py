@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from setrec.dropout import drop
+from setrec.backbones.dropout import drop
 
 NAME = "setrec"  # of this function among transformers' attention implementations
 MOST_WEIGHTS = (

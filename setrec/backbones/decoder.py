@@ -18,9 +18,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel,
 from setrec.backbones.attention import NAME as ATTENTION
 from setrec.backbones.base import Backbone
 from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_frozen_out
+from setrec.backbones.masks import additive, packed_mask, packed_positions
 from setrec.backbones.pretrained import Source, load_decoder
 from setrec.errors import ConfigError
-from setrec.sequence import additive, packed_mask, packed_positions
 
 
 class Shape(NamedTuple):

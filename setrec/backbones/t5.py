@@ -13,9 +13,9 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5LayerSelfAttention
 
 from setrec.backbones.attention import NAME as ATTENTION
 from setrec.backbones.base import Backbone
-from setrec.dropout import Dropout, replace_dropout
+from setrec.backbones.dropout import Dropout, replace_dropout
+from setrec.backbones.masks import additive, bidirectional_mask, history_mask, history_positions, queries_see
 from setrec.errors import ConfigError
-from setrec.sequence import additive, bidirectional_mask, history_mask, history_positions, queries_see
 
 
 class Shape(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from setrec.data.catalogue import Ragged
 from setrec.errors import ConfigError
+from setrec.files.ragged import Ragged
 from setrec.schemas import PAD, Batch
 
 

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
-from setrec.data.catalogue import Catalogue, Histories, Ragged
+from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
-from setrec.data.known import FitOn, Known, known
-from setrec.data.known import Split as Answered
-from setrec.data.official import OfficialRelease
-from setrec.data.prepare import Recipe, prepare
-from setrec.data.reader import Reader
+from setrec.data.past import PastEvents, past_events
+from setrec.data.prepare import Preparation, prepare
+from setrec.data.readers.base import Reader
+from setrec.data.readers.official import OfficialRelease
 from setrec.data.split import Split, TimeRatioSplit
 from setrec.errors import ConfigError, DataError
-from setrec.hparams import made, save_plain_hyperparameters
+from setrec.files.ragged import Ragged
+from setrec.hparams import instantiate_default, save_plain_hyperparameters
+from setrec.schemas import EvalSplit, FitOn
 from setrec.text import TextVectors, TfidfSVD
 
 # Defaults that the command line can show and override field by field; `made` turns them into instances.
@@ -91,7 +92,7 @@ class SETRecDataModule(LightningDataModule):
                 raise ConfigError(f"--data.{option} is {value}; it must be 1 or more.")
         if not name or Path(name).name != name or name.startswith("."):
             raise ConfigError(f"--data.name {name!r} must be a plain folder name: no /, no dot at the start.")
-        reader, text, split = made(reader), made(text), made(split)
+        reader, text, split = instantiate_default(reader), instantiate_default(text), instantiate_default(split)
         arguments = {
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
             "paper_ids": paper_ids, "raw": raw, "root": root, "max_history": max_history, "batch_size": batch_size,
@@ -99,7 +100,9 @@ class SETRecDataModule(LightningDataModule):
             "num_workers": num_workers, "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
-        self.recipe = Recipe(reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids)
+        self.preparation = Preparation(
+            reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids
+        )
         self.name, self.raw, self.root = name, raw, root
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
         self.prefix_parallel, self.fit_on, self.seed = prefix_parallel, fit_on, seed
@@ -117,7 +120,7 @@ class SETRecDataModule(LightningDataModule):
         Raises:
             DataError: see `setrec.data.prepare.prepare`.
         """
-        prepare(str(self.name), self.folder, self.recipe, Path(self.raw) if self.raw is not None else None)
+        prepare(str(self.name), self.folder, self.preparation, Path(self.raw) if self.raw is not None else None)
 
     def setup(self, stage: str | None = None) -> None:
         """Load what is prepared, once.
@@ -153,9 +156,9 @@ class SETRecDataModule(LightningDataModule):
         h = self.histories
         return self._evaluate(h.train.joined(h.validation), h.test, everyone=True)
 
-    def known(self, split: Answered) -> Known:
-        """What the histories hold about the items when a split is answered."""
-        return known(self.histories, self.catalogue.n_items, split)
+    def past_events(self, split: EvalSplit) -> PastEvents:
+        """What may be counted when a split is answered."""
+        return past_events(self.histories, self.catalogue.n_items, split)
 
     @property
     def targets(self) -> Tensor:

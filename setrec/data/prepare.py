@@ -11,20 +11,23 @@ import polars as pl
 from rich.console import Console
 
 from setrec.cf import CFVectors
-from setrec.data.catalogue import Ragged, read_manifest
+from setrec.class_names import current_names
+from setrec.data.catalogue import read_manifest
 from setrec.data.clean import Cleaning
-from setrec.data.download import fetch
-from setrec.data.reader import EventLog, Reader, SplitLog
+from setrec.data.readers.base import EventLog, Reader, SplitLog
+from setrec.data.readers.download import fetch
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
-from setrec.data.store import FORMAT, Prepared, amend, file_hash, intact, locked, write
+from setrec.data.store import FORMAT, Prepared, amend, intact, locked, write
 from setrec.errors import DataError
-from setrec.hparams import spec
+from setrec.files.hashes import file_hash
+from setrec.files.ragged import Ragged
+from setrec.hparams import to_plain
 from setrec.text import TextVectors
 
 _BIG = 1 << 26  # bytes: from this size on, a raw file of unchanged size and time of change is not hashed again
 
 
-class Recipe(NamedTuple):
+class Preparation(NamedTuple):
     """Everything that decides what the prepared data looks like, apart from the raw files."""
 
     reader: Reader
@@ -35,11 +38,11 @@ class Recipe(NamedTuple):
     paper_ids: bool
 
     def options(self) -> dict:
-        """The recipe in plain types, without what this reader has no use for and where it would be fetched from."""
+        """The preparation in plain types, without what this reader has no use for and where it would be fetched from."""
         used: dict[str, object] = {"reader": self.reader, "text": self.text, "cf": self.cf}
         if not self.reader.gives_splits:
             used |= {"cleaning": self.cleaning, "split": self.split, "paper_ids": self.paper_ids}
-        plain = json.loads(json.dumps(spec(used)))
+        plain = json.loads(json.dumps(to_plain(used)))
         plain["reader"]["init_args"].pop("download", None)
         return plain
 
@@ -56,8 +59,8 @@ class Recipe(NamedTuple):
         return dict(sorted(named.items()))
 
 
-def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
-    """Make `folder` hold the data set that `recipe` describes.
+def prepare(name: str, folder: Path, preparation: Preparation, raw: Path | None) -> bool:
+    """Make `folder` hold the data set that `preparation` describes.
 
     Nothing happens where the manifest has the same options, the prepared files still have their hashes and so have the
     raw files (as far as they are given; a raw file of 64 MiB or more is taken for unchanged while its size and its time
@@ -68,7 +71,7 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
     Args:
         name: the data set's name.
         folder: <root>/<name>.
-        recipe: what to make.
+        preparation: what to make.
         raw: the folder of raw files; None to use what is prepared, to download, or for a reader that makes its own data.
 
     Returns:
@@ -80,19 +83,19 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
     if raw is not None and not raw.is_dir():
         raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
     with locked(folder):
-        options = recipe.options()
-        if _holds(folder, options, recipe, raw):
+        options = preparation.options()
+        if _holds(folder, options, preparation, raw):
             return False
-        if raw is None and recipe.reader.needs_raw:
-            raw = _fetched(name, folder, recipe)
+        if raw is None and preparation.reader.needs_raw:
+            raw = _fetched(name, folder, preparation)
         with _told(f"data set {name}: reading raw files"):
-            sources, stamps = _hashes(recipe, raw, {})
-            log, skipped = _read(recipe.reader, raw)
+            sources, stamps = _hashes(preparation, raw, {})
+            log, skipped = _read(preparation.reader, raw)
         if isinstance(log, _Coded):
             with _told(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
-                log = _split(log, recipe)
+                log = _split(log, preparation)
         scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
-        prepared, about = _with_vectors(name, log, recipe, raw, sources, scratch)
+        prepared, about = _with_vectors(name, log, preparation, raw, sources, scratch)
         about |= {"skipped_lines": skipped}
         about |= {"reader": options["reader"], "options": options, "sources": sources, "stamps": stamps}
         with _told(f"data set {name}: writing {folder}"):
@@ -100,17 +103,17 @@ def prepare(name: str, folder: Path, recipe: Recipe, raw: Path | None) -> bool:
         return True
 
 
-def _fetched(name: str, folder: Path, recipe: Recipe) -> Path:
+def _fetched(name: str, folder: Path, preparation: Preparation) -> Path:
     """The folder of raw files that were downloaded, now or earlier.
 
     Raises:
         DataError: nothing is known to download, or it cannot be.
     """
-    public = recipe.reader.public(name)
+    public = preparation.reader.public(name)
     if not public:
         state = "is not prepared" if read_manifest(folder) is None else "was prepared with other options or is damaged"
         raise DataError(
-            f"data set {name!r} {state} in {folder} and {type(recipe.reader).__name__} needs raw files; "
+            f"data set {name!r} {state} in {folder} and {type(preparation.reader).__name__} needs raw files; "
             "pass --data.raw DIR with the folder that holds them."
         )
     raw = folder.parent / "raw" / name
@@ -118,14 +121,14 @@ def _fetched(name: str, folder: Path, recipe: Recipe) -> Path:
     return raw
 
 
-def _holds(folder: Path, options: dict, recipe: Recipe, raw: Path | None) -> bool:
+def _holds(folder: Path, options: dict, preparation: Preparation, raw: Path | None) -> bool:
     manifest = read_manifest(folder)
-    if manifest is None or manifest.get("format") != FORMAT or manifest.get("options") != options:
+    if manifest is None or manifest.get("format") != FORMAT or current_names(manifest.get("options")) != options:
         return False
     if not intact(folder, manifest):
         return False
     if raw is not None:
-        sources, stamps = _hashes(recipe, raw, manifest)
+        sources, stamps = _hashes(preparation, raw, manifest)
         if sources != manifest.get("sources"):
             return False
         if stamps != manifest.get("stamps"):  # the same content, copied or touched: know it by its new times
@@ -133,10 +136,10 @@ def _holds(folder: Path, options: dict, recipe: Recipe, raw: Path | None) -> boo
     return True
 
 
-def _hashes(recipe: Recipe, raw: Path | None, manifest: dict) -> tuple[dict[str, str], dict[str, list[int]]]:
+def _hashes(preparation: Preparation, raw: Path | None, manifest: dict) -> tuple[dict[str, str], dict[str, list[int]]]:
     """sha256 of every raw file, and its size and time of change (in ns), by which big files are known again."""
     hashes, stamps = {}, {}
-    for label, path in recipe.sources(raw).items():
+    for label, path in preparation.sources(raw).items():
         if path.is_file():
             state = path.stat()
             stamps[label] = [state.st_size, state.st_mtime_ns]
@@ -147,24 +150,26 @@ def _hashes(recipe: Recipe, raw: Path | None, manifest: dict) -> tuple[dict[str,
 
 
 def _with_vectors(
-    name: str, log: SplitLog, recipe: Recipe, raw: Path | None, sources: dict[str, str], scratch: Path
+    name: str, log: SplitLog, preparation: Preparation, raw: Path | None, sources: dict[str, str], scratch: Path
 ) -> tuple[Prepared, dict]:
     """The data set with its matrices, and what the manifest says of them."""
     ids, texts = log.items["id"].to_list(), log.items["text"].to_list()
     text, about_text = None, None
-    if recipe.text is not None:
-        with _told(f"data set {name}: text vectors of {len(ids):,} items", spinner=not recipe.text.shows_progress):
-            text = recipe.text.encode(ids, texts, raw, log.items, scratch)  # (N, F)
-        hashes = [sources[label] for label, path in recipe.sources(raw).items() if path in recipe.text.sources(raw)]
-        about_text = recipe.text.describe() | {"width": text.shape[1], "files": hashes}
+    if preparation.text is not None:
+        with _told(f"data set {name}: text vectors of {len(ids):,} items", spinner=not preparation.text.shows_progress):
+            text = preparation.text.encode(ids, texts, raw, log.items, scratch)  # (N, F)
+        hashes = [
+            sources[label] for label, path in preparation.sources(raw).items() if path in preparation.text.sources(raw)
+        ]
+        about_text = preparation.text.describe() | {"width": text.shape[1], "files": hashes}
     cf, about_cf = [], []
-    for maker in recipe.cf:
+    for maker in preparation.cf:
         with _told(f"data set {name}: CF vectors by {type(maker).__name__}"):
             vectors, present = maker.vectors(ids, log.train, raw)  # (N, E), (N,)
-        hashes = [sources[label] for label, path in recipe.sources(raw).items() if path in maker.sources(raw)]
+        hashes = [sources[label] for label, path in preparation.sources(raw).items() if path in maker.sources(raw)]
         cf.append((vectors, present))
         about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
-    learned = recipe.text.learned() if recipe.text is not None else None
+    learned = preparation.text.learned() if preparation.text is not None else None
     prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf, learned)
     return prepared, {"text": about_text, "cf": about_cf}
 
@@ -201,31 +206,31 @@ def _coded(log: EventLog) -> _Coded:
     return _Coded(events, tables["user"], tables["item"], log.items, log.ticks, never)
 
 
-def _split(log: _Coded, recipe: Recipe) -> SplitLog:
+def _split(log: _Coded, preparation: Preparation) -> SplitLog:
     """Clean, split, drop users, give ids.
 
-    Ids: with recipe.paper_ids as in the official release (`paper_item_ids`; users in order of first appearance; events
+    Ids: with preparation.paper_ids as in the official release (`paper_item_ids`; users in order of first appearance; events
     of one user at the same time stay in file order). Otherwise nothing depends on the order of the raw rows: items and
     users by their own ids, events by (time, item).
     """
     events = log.events
-    if not recipe.paper_ids:
+    if not preparation.paper_ids:
         by_id = log.items.sort("id").select("item").with_row_index("new")  # items numbered by their own ids
         events = events.join(by_id, "item", how="left", maintain_order="left").sort("time", "new").drop("new")
     elif log.ticks > 1:
         events = events.sort("time", maintain_order=True)
     if log.ticks > 1:  # from here on whole seconds; the finer order is in the rows
         events = events.with_columns(pl.col("time") // log.ticks)
-    events = recipe.split.apply(recipe.cleaning.apply(events.with_row_index("row")))
+    events = preparation.split.apply(preparation.cleaning.apply(events.with_row_index("row")))
 
     kept = events.select("item").unique().join(log.items, "item").sort("id")
     order = sorted(kept["id"].to_list() + log.extra)
-    order = paper_item_ids(order) if recipe.paper_ids else order
+    order = paper_item_ids(order) if preparation.paper_ids else order
     new = pl.DataFrame({"id": order}, {"id": pl.String}).with_row_index("item_id").join(kept, "id")  # id, item_id, item
     table = pl.DataFrame({"id": order}, {"id": pl.String}).join(log.table, "id", how="left", maintain_order="left")
     table = table.with_columns(pl.col("title", "text").fill_null(""))
     people = events.select("user").unique().join(log.users, "user")
-    people = people.sort("user" if recipe.paper_ids else "id").with_row_index("user_id")
+    people = people.sort("user" if preparation.paper_ids else "id").with_row_index("user_id")
 
     events = events.join(new.select("item", "item_id"), "item").join(people.select("user", "user_id"), "user")
     events = events.sort("user_id", "time", "row").select("user_id", "item_id", "part")

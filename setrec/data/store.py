@@ -11,7 +11,6 @@ A data set is written to a hidden folder beside its place and moved there when i
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -26,8 +25,10 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS, Ragged, ids_hash
+from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS
 from setrec.errors import DataError
+from setrec.files.hashes import file_hash, ids_hash
+from setrec.files.ragged import Ragged
 
 FORMAT = 1
 
@@ -44,12 +45,6 @@ class Prepared(NamedTuple):
     text: np.ndarray | None  # (N, F) float32
     cf: list[tuple[np.ndarray, np.ndarray]]  # per slot (N, E) float32 and (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def intact(folder: Path, manifest: dict) -> bool:

@@ -1,5 +1,1 @@
-"""report: what several runs give together, in figures that a reader can trust: see `command.report`."""
-
-from setrec.report.command import report
-
-__all__ = ["report"]
+"""What several runs give together: intervals, paired tests, breakdowns, tables and pictures."""

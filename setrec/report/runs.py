@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 
 from setrec.errors import ConfigError, DataError
-from setrec.peruser import beside_results
-from setrec.results import LABELS, MODEL, RESULTS, Split
-from setrec.schemas import GROUPS
+from setrec.evaluation.per_user import beside_results
+from setrec.evaluation.results import LABELS, MODEL, RESULTS
+from setrec.schemas import GROUPS, EvalSplit
 
 SAME = ("split", "users", "candidates", "cutoffs", "history", "target", "cold", "ties", "mean")  # of the protocol
 FREE = {"seed", "root", "raw", "name", "num_workers", "pin_memory", "eval_batch_size", "top_k"}  # change no method
@@ -67,7 +67,7 @@ class One(NamedTuple):
     hits: dict[str, dict[bool, np.ndarray]]  # method -> (m,)
 
 
-def load(runs: Mapping[str, list[str]], split: Split, metrics: list[str], k: int) -> tuple[list[Method], Questions]:
+def load(runs: Mapping[str, list[str]], split: EvalSplit, metrics: list[str], k: int) -> tuple[list[Method], Questions]:
     """Runs first, in their order, then the baselines.
 
     Args:
@@ -100,7 +100,7 @@ def load(runs: Mapping[str, list[str]], split: Split, metrics: list[str], k: int
     return methods + baselines, first.questions
 
 
-def find(name: str, patterns: list[str], split: Split) -> list[Path]:
+def find(name: str, patterns: list[str], split: EvalSplit) -> list[Path]:
     """The results files that folders, files and patterns lead to, each once.
 
     Raises:

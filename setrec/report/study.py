@@ -5,17 +5,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.progress import track
 
-from setrec.peruser import DECILES
+from setrec.evaluation.per_user import DECILES
 from setrec.report.runs import Method, Questions, differences
 from setrec.report.statistics import bootstrap, holm, interval, sign_flip_p, wilcoxon_p
-from setrec.results import Split
-from setrec.schemas import GROUPS
+from setrec.schemas import GROUPS, EvalSplit
 
 
 class Settings(NamedTuple):
-    """What is asked of the figures; see `setrec.report.command.report`."""
+    """What is asked of the figures; see `setrec.commands.report.report`."""
 
-    split: Split
+    split: EvalSplit
     filter_seen: bool
     metrics: tuple[str, ...]
     tested: str  # the metric of the tests, one of `metrics`

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from setrec.errors import DataError
 from setrec.serve.batching import Batcher
-from setrec.serve.bodies import RecommendBody
+from setrec.serve.messages import RecommendBody
 
 if TYPE_CHECKING:
     from setrec.recommend import Recommendation, Recommender

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from setrec.errors import SETRecError
-from setrec.serve import bodies
+from setrec.serve import messages
 from setrec.serve.answering import Answered, answer_batch, answer_in_pieces, refuse_unknown
 from setrec.serve.batching import Batcher, BusyError
 from setrec.serve.journal import NotKeptError
@@ -33,7 +33,7 @@ TOKEN = "SETREC_TOKEN"
 log = logging.getLogger("uvicorn.error")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": bodies.ErrorOut, "description": why}
+    code: {"model": messages.ErrorOut, "description": why}
     for code, why in {
         400: "The body can't be read.",
         413: "The body is too large.",
@@ -42,15 +42,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 GUARDED: dict[int | str, dict[str, Any]] = ERRORS | {
-    401: {"model": bodies.ErrorOut, "description": "The bearer token is missing or wrong."},
-    403: {"model": bodies.ErrorOut, "description": f"The server was started without {TOKEN}: nothing can be changed."},
-    404: {"model": bodies.ErrorOut, "description": "No such item."},
-    409: {"model": bodies.ErrorOut, "description": "Another takeover is running."},
-    507: {"model": bodies.ErrorOut, "description": "The change could not be kept on disk; it was not made."},
+    401: {"model": messages.ErrorOut, "description": "The bearer token is missing or wrong."},
+    403: {
+        "model": messages.ErrorOut,
+        "description": f"The server was started without {TOKEN}: nothing can be changed.",
+    },
+    404: {"model": messages.ErrorOut, "description": "No such item."},
+    409: {"model": messages.ErrorOut, "description": "Another takeover is running."},
+    507: {"model": messages.ErrorOut, "description": "The change could not be kept on disk; it was not made."},
 }
 
 
-class Door:
+class RequestLimits:
     """The outermost layer: refuses bodies that are too large before they are read whole, and counts what is answered."""
 
     def __init__(self, app: ASGIApp, measures: Measures) -> None:
@@ -65,8 +68,8 @@ class Door:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > bodies.MAX_BODY:
-                raise HTTPException(413, f"The body is larger than {bodies.MAX_BODY} bytes.", {"connection": "close"})
+            if size > messages.MAX_BODY:
+                raise HTTPException(413, f"The body is larger than {messages.MAX_BODY} bytes.", {"connection": "close"})
             return message
 
         async def noted(message: Message) -> None:
@@ -102,7 +105,7 @@ def create_app(
         watch_every: seconds between two looks at the checkpoint's file, which is taken over when it has changed; 0: never.
     """
     measures = Measures()
-    batcher: Batcher[bodies.RecommendBody, Answered] = Batcher(
+    batcher: Batcher[messages.RecommendBody, Answered] = Batcher(
         lambda requests: answer_batch(models.served, requests),
         max_batch, max_wait, max_waiting, measures.batch.observe,
     )  # fmt: skip
@@ -123,7 +126,7 @@ def create_app(
         title="SETRec", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None,
         description=f"Recommendations from a SETRec checkpoint. What changes something needs the bearer token in {TOKEN}.",
     )  # fmt: skip
-    app.add_middleware(Door, measures=measures)
+    app.add_middleware(RequestLimits, measures=measures)
     _add_error_handlers(app)
     bearer = HTTPBearer(auto_error=False, description=f"The value of {TOKEN} where the server was started.")
 
@@ -139,8 +142,8 @@ def create_app(
                 {"www-authenticate": "Bearer"},
             )  # fmt: skip
 
-    @app.post("/recommend", responses=ERRORS, response_model=bodies.RecommendOut)
-    async def recommend(body: bodies.RecommendBody) -> Response:
+    @app.post("/recommend", responses=ERRORS, response_model=messages.RecommendOut)
+    async def recommend(body: messages.RecommendBody) -> Response:
         """Recommend items for histories, known users' or not."""
         refuse_unknown(models.served.recommender, body)
         answered = await answer_in_pieces(batcher, body)
@@ -149,29 +152,29 @@ def create_app(
     @app.get("/items", responses={422: ERRORS[422]})
     def find_items(
         search: Annotated[str, Query(max_length=200, description="Part of a title.")] = "",
-        limit: Annotated[int, Query(ge=1, le=bodies.MAX_FOUND)] = 20,
-    ) -> bodies.ItemsOut:
+        limit: Annotated[int, Query(ge=1, le=messages.MAX_FOUND)] = 20,
+    ) -> messages.ItemsOut:
         """Find items by a part of their title."""
         found = models.served.recommender.search(search, limit=limit)
-        return bodies.ItemsOut(items=[bodies.ItemOut(id=one.id, title=one.title, warm=one.warm) for one in found])
+        return messages.ItemsOut(items=[messages.ItemOut(id=one.id, title=one.title, warm=one.warm) for one in found])
 
     @app.post("/items", responses=GUARDED, dependencies=[Depends(guard)], status_code=201)
-    def add_items(body: bodies.ItemsBody) -> bodies.ChangedOut:
+    def add_items(body: messages.ItemsBody) -> messages.ChangedOut:
         """Add items to the catalogue; they can be recommended at once, and are there after a restart."""
-        return bodies.ChangedOut(ids=models.add([item.model_dump() for item in body.items]))
+        return messages.ChangedOut(ids=models.add([item.model_dump() for item in body.items]))
 
     @app.delete("/items", responses=GUARDED, dependencies=[Depends(guard)])
     def remove_items(
-        id: Annotated[list[bodies.ItemId], Query(min_length=1, max_length=bodies.MAX_NEW_ITEMS)],
-    ) -> bodies.ChangedOut:
+        id: Annotated[list[messages.ItemId], Query(min_length=1, max_length=messages.MAX_NEW_ITEMS)],
+    ) -> messages.ChangedOut:
         """Take items out of the catalogue."""
         for name in id:
             if name not in models.served.recommender:
                 raise HTTPException(404, f"{name!a} is not in the catalogue; nothing was removed.")
-        return bodies.ChangedOut(ids=models.remove(list(dict.fromkeys(id))))
+        return messages.ChangedOut(ids=models.remove(list(dict.fromkeys(id))))
 
     @app.post("/model/reload", responses=GUARDED, dependencies=[Depends(guard)])
-    def reload(body: bodies.ReloadBody) -> bodies.ModelOut:
+    def reload(body: messages.ReloadBody) -> messages.ModelOut:
         """Take over a checkpoint; a broken one is refused, and the old one goes on serving."""
         path = models.served.path if body.path is None else models.allowed(body.path)
         try:
@@ -185,18 +188,18 @@ def create_app(
         return model()
 
     @app.get("/model")
-    def model() -> bodies.ModelOut:
+    def model() -> messages.ModelOut:
         """What is being served."""
         served = models.served
-        return bodies.ModelOut(
+        return messages.ModelOut(
             checkpoint=str(served.path), generation=served.generation, since=served.since.isoformat(timespec="seconds"),
-            limits=bodies.LIMITS, info=served.recommender.info(),
+            limits=messages.LIMITS, info=served.recommender.info(),
         )  # fmt: skip
 
     @app.get("/health")
-    async def health() -> bodies.HealthOut:
+    async def health() -> messages.HealthOut:
         """Whether the server answers."""
-        return bodies.HealthOut(status="ok", checkpoint=str(models.served.path), generation=models.served.generation)
+        return messages.HealthOut(status="ok", checkpoint=str(models.served.path), generation=models.served.generation)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
@@ -231,19 +234,19 @@ def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _recommend_out(answered: Answered) -> bodies.RecommendOut:
-    def ranked(one: Any) -> bodies.RankedOut:
+def _recommend_out(answered: Answered) -> messages.RecommendOut:
+    def ranked(one: Any) -> messages.RankedOut:
         why = None
         if one.why is not None:
-            near = [[bodies.Near(id=name, cosine=cosine) for name, cosine in pairs] for pairs in one.why[1:]]
-            why = bodies.WhyOut(parts=one.why.parts, nearest_text=near[0], nearest_cf=near[1])
-        return bodies.RankedOut(id=one.id, title=one.title, score=one.score, warm=one.warm, why=why)
+            near = [[messages.Near(id=name, cosine=cosine) for name, cosine in pairs] for pairs in one.why[1:]]
+            why = messages.WhyOut(parts=one.why.parts, nearest_text=near[0], nearest_cf=near[1])
+        return messages.RankedOut(id=one.id, title=one.title, score=one.score, warm=one.warm, why=why)
 
     rows = [
-        bodies.RecommendationOut(items=[ranked(i) for i in r.items], unknown=r.unknown)
+        messages.RecommendationOut(items=[ranked(i) for i in r.items], unknown=r.unknown)
         for r in answered.recommendations
     ]
-    return bodies.RecommendOut(recommendations=rows, generation=answered.generation)
+    return messages.RecommendOut(recommendations=rows, generation=answered.generation)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -264,7 +267,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return sentence(422, bodies.complaint(error.errors()))
+        return sentence(422, messages.complaint(error.errors()))
 
     @app.exception_handler(SETRecError)
     async def refused(request: Request, error: SETRecError) -> JSONResponse:

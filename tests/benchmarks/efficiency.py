@@ -24,13 +24,15 @@ from world import N_TOYS, TEST_LENGTH, made_up_catalogue, made_up_rows
 
 from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
 from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
-from setrec.data.catalogue import Catalogue, Ragged
-from setrec.metrics import RankingMetrics
+from setrec.data.catalogue import Catalogue
+from setrec.evaluation.metrics import RankingMetrics
+from setrec.files.ragged import Ragged
 from setrec.model import Recipe, SETRec
-from setrec.module import BETAS, SETRecModule
-from setrec.ranking import CUTOFFS
+from setrec.module import SETRecModule
 from setrec.schemas import Batch
-from setrec.topk import mask_seen, top_groups
+from setrec.scoring.topk import mask_seen, top_groups
+from setrec.scoring.weights import BETAS, Weights
+from setrec.trainer.ranking import CUTOFFS
 
 ALPHA, HISTORY, BATCH, EVAL_BATCH = 0.7, 50, 512, 128
 SHARED = 3  # rows that a user's prefixes are shared out to where a batch is to hold more users, see quality.py
@@ -38,6 +40,8 @@ NAIVE_STEPS = {"tiny": 6, "small": 2, "qwen_tiny": 4}
 NAIVE_USERS = {"tiny": 24, "small": 12, "qwen_tiny": 16}
 OWN_STEPS = {"tiny": 12, "small": 4, "qwen_tiny": 10}
 OWN_USERS = {"tiny": 2048, "small": 1024, "qwen_tiny": 2048}
+
+GRID = [Weights(beta) for beta in BETAS]
 
 
 def backbone(shape: str, dropout: float) -> Backbone:
@@ -124,7 +128,7 @@ def score_differences(model: SETRec, module: SETRecModule, rows: EvalRows, users
     """Largest difference of a score under any beta, less what is the same for all items of a user; and the scores' spread."""
     catalogue, worst, spread = naive.expanded(model), 0.0, 0.0
     together = rows[users]
-    for beta, own in zip(BETAS, module.score_variants(together, BETAS), strict=True):
+    for beta, own in zip(BETAS, module.scorer.scores(together, [Weights(beta) for beta in BETAS]), strict=True):
         for place, user in enumerate(users):
             plain = naive.scores(model, catalogue, rows[np.array([user])], beta)  # (N,)
             difference = own[place] - plain  # (N,)
@@ -156,10 +160,13 @@ def own_evaluation(module: SETRecModule, rows: EvalRows, users: np.ndarray, cpu:
     now = clock(cpu)
     metrics = RankingMetrics(BETAS, CUTOFFS)
     start = now()
-    module.refresh()
+    module.scorer.refresh()
     for some in tqdm(EvalPlan(users, rows.shown[users], EVAL_BATCH).batches(), desc="evaluation", unit="batch"):
         batch = rows[some]
-        ranked = [module.rank(scores, batch, filter_seen=True) for scores in module.score_variants(batch, BETAS)]
+        ranked = [
+            module.rank(scores, batch, filter_seen=True)
+            for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
+        ]
         metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
     metrics.compute()
     return len(users) / (now() - start)
@@ -210,7 +217,7 @@ def measure(shape: str, n_items: int, sampled: int, dropout: float, cpu: bool, s
 
     model.eval()
     module = module_of(model, catalogue)
-    module.refresh()
+    module.scorer.refresh()
     rows = EvalRows(history, targets, HISTORY)
 
     print(

@@ -21,12 +21,12 @@ from tqdm import tqdm
 from world import equal_rows, made_up_catalogue
 
 from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
+from setrec.commands.estimate import Workload, estimate_workload, measured_speeds
 from setrec.data.batches import EvalRows, TrainRows
-from setrec.estimate import Workload, count, measured_speeds
-from setrec.metrics import RankingMetrics
+from setrec.evaluation.metrics import RankingMetrics
 from setrec.model import Recipe, SETRec
-from setrec.module import BETAS
-from setrec.ranking import CUTOFFS
+from setrec.scoring.weights import BETAS, Weights
+from setrec.trainer.ranking import CUTOFFS
 
 
 class Case(NamedTuple):
@@ -65,13 +65,16 @@ def measured(case: Case) -> tuple[float, int, float]:
         times.append(now() - start)
     most = peak() - base
     module = module_of(model.eval(), catalogue)
-    module.refresh()
+    module.scorer.refresh()
     history, targets = equal_rows(w.eval_batch_size, w.items, w.history), equal_rows(w.eval_batch_size, w.items, 1)
     batch, reading = EvalRows(history, targets, w.history)[np.arange(w.eval_batch_size)], []
     for _ in range(3):
         metrics, start = RankingMetrics(BETAS, CUTOFFS), now()
         with torch.no_grad():
-            ranked = [module.rank(scores, batch, filter_seen=True) for scores in module.score_variants(batch, BETAS)]
+            ranked = [
+                module.rank(scores, batch, filter_seen=True)
+                for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
+            ]
         metrics.update(batch.user, torch.stack(ranked), batch.target, catalogue.warm)
         reading.append(now() - start)
     return min(times[1:]), most, min(reading)
@@ -81,7 +84,7 @@ def compare(name: str) -> dict[str, Any]:
     """Both sides of one case."""
     case = CASES[name]
     step, most, batch = measured(case)
-    found = count(case.workload, case.backbone, True, measured_speeds("cpu", bf16=True))
+    found = estimate_workload(case.workload, case.backbone, True, measured_speeds("cpu", bf16=True))
     return {
         "step_seconds": [found.step_seconds, step],
         "train_bytes": [found.train_bytes, most],

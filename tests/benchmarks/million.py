@@ -22,7 +22,7 @@ from setrec.backbones import T5Backbone
 from setrec.data.batches import EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue
 from setrec.module import SETRecModule
-from setrec.search import ExactSearch, FaissSearch, Retriever, overlap
+from setrec.scoring.retrieval import ExactSearch, FaissSearch, Retriever, overlap
 
 ALPHA, BATCH, USERS, K, BETA = 0.7, 512, 256, 10, 0.5
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from setrec.data.batches import TrainRows
-from setrec.data.catalogue import Ragged
+from setrec.files.ragged import Ragged
 from setrec.model import SETRec
 from setrec.schemas import Batch, mask_of
 

@@ -13,7 +13,7 @@ import torch
 
 from setrec.backbones import DecoderBackbone
 from setrec.data.batches import TrainPlan, TrainRows
-from setrec.data.catalogue import Ragged
+from setrec.files.ragged import Ragged
 from setrec.schemas import mask_of
 
 SLOTS, BATCH = 5, 512  # K; prefixes in a batch

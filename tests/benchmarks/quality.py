@@ -29,10 +29,10 @@ from transformers import get_cosine_schedule_with_warmup
 from setrec.backbones import T5Backbone
 from setrec.data import SETRecDataModule, SyntheticWorld
 from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
-from setrec.metrics import RankingMetrics
+from setrec.evaluation.metrics import RankingMetrics
 from setrec.model import Recipe, SETRec
-from setrec.module import BETAS
 from setrec.schemas import Batch
+from setrec.scoring.weights import BETAS, Weights
 
 WAYS = {
     "naive": False,
@@ -64,12 +64,15 @@ def loss_of(way: str, model: SETRec, batch: Batch) -> Tensor:
 def recall(model: SETRec, data: SETRecDataModule) -> float:
     """Validation Recall@10 under the best beta."""
     module = module_of(model.eval(), data.catalogue)
-    module.refresh()
+    module.scorer.refresh()
     rows = EvalRows(data.histories.train, data.histories.validation, HISTORY)
     users, metrics = np.flatnonzero(data.histories.validation.lengths), RankingMetrics(BETAS, (10,))
     for some in EvalPlan(users, rows.shown[users], EVAL_BATCH).batches():
         batch = rows[some]
-        ranked = [module.rank(scores, batch, filter_seen=True) for scores in module.score_variants(batch, BETAS)]
+        ranked = [
+            module.rank(scores, batch, filter_seen=True)
+            for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
+        ]
         metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
     return max(metrics.compute().curve("recall@10", "all"))
 

@@ -19,20 +19,20 @@ import polars as pl  # noqa: E402
 import torch  # noqa: E402
 
 from setrec import Recommender  # noqa: E402
-from setrec.answers import batches, make_state  # noqa: E402
 from setrec.data import Histories  # noqa: E402
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows  # noqa: E402
 from setrec.encoders import SentenceTransformerText  # noqa: E402
-from setrec.restore import rebuild  # noqa: E402
-from setrec.topk import mask_seen, top_groups  # noqa: E402
-from setrec.versions import NONE  # noqa: E402
+from setrec.inference.answers import batches, make_snapshot  # noqa: E402
+from setrec.inference.restore import rebuild  # noqa: E402
+from setrec.inference.versions import NONE  # noqa: E402
+from setrec.scoring.topk import mask_seen, top_groups  # noqa: E402
 
 HELD_OUT, K = 300, 10
 
 
 def users_of(recommender: Recommender, histories: Histories) -> list[list[str]]:
     """The histories of the test users, as `test` shows them, in own ids."""
-    ids = recommender._state.catalogue.ids
+    ids = recommender._snapshot.catalogue.ids
     rows = histories.train.joined(histories.validation)
     return [[ids[item] for item in rows.row(u)] for u in np.flatnonzero(histories.test.lengths)]
 
@@ -54,7 +54,7 @@ def speed(recommender: Recommender, users: list[list[str]], seconds: float) -> N
 @torch.inference_mode()
 def same_as_test(recommender: Recommender, histories: Histories, users: list[list[str]]) -> None:
     """Every test user's list from recommend, all at once and one by one, against that of the test step."""
-    state = recommender._state
+    state = recommender._snapshot
     module, catalogue = state.module, state.catalogue
     tested = np.flatnonzero(histories.test.lengths)
     rows = EvalRows(histories.train.joined(histories.validation), histories.test, state.max_history)
@@ -83,7 +83,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
     """Add items that were held out, and compare with a catalogue that held them from the start."""
     for how in ("vectors", "texts") if encoder is not None else ("vectors",):
         recommender = Recommender.load(checkpoint)
-        trained, state = recommender._trained, recommender._state
+        trained, state = recommender._trained, recommender._snapshot
         catalogue = state.catalogue
         assert catalogue.text is not None
         rows = np.sort(np.random.default_rng(1).choice(catalogue.n_items, HELD_OUT, replace=False)).tolist()
@@ -94,7 +94,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
         cf = tuple(vectors * there[:, None] for vectors, there in zip(catalogue.cf, present, strict=True))
         whole = dataclasses.replace(catalogue, count=count, present=tuple(present), cf=cf)
         from_start = rebuild(state.module, trained, whole)
-        expected = make_state(from_start, whole, NONE, trained.max_history)
+        expected = make_snapshot(from_start, whole, NONE, trained.max_history)
 
         held = [catalogue.ids[i] for i in rows]
         recommender.remove_items(held)
@@ -109,7 +109,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
         recommender.add_items(table)
         again = time.perf_counter() - begin
 
-        now = recommender._state
+        now = recommender._snapshot
         assert now.catalogue.text is not None
         at = [now.row[own] for own in catalogue.ids]  # where each item of the old order is now
         vectors = float((now.catalogue.text[at] - catalogue.text).abs().max())
@@ -139,14 +139,14 @@ def main() -> None:
     imported = time.perf_counter()
     recommender = Recommender.load(checkpoint)
     loaded = time.perf_counter()
-    recommender.recommend([[recommender._state.catalogue.ids[0]]], K)
+    recommender.recommend([[recommender._snapshot.catalogue.ids[0]]], K)
     answered = time.perf_counter()
     print(f"import {imported - START:.1f} s, load {loaded - imported:.2f} s, first answer {answered - loaded:.3f} s")
     assert recommender._trained.data is not None
     histories = Histories.load(recommender._trained.data)
     users = users_of(recommender, histories)
     print(
-        f"{len(users):,} test users, {recommender._state.catalogue.n_items:,} items, {torch.get_num_threads()} thread(s)"
+        f"{len(users):,} test users, {recommender._snapshot.catalogue.n_items:,} items, {torch.get_num_threads()} thread(s)"
     )
     speed(recommender, users, seconds)
     same_as_test(recommender, histories, users)

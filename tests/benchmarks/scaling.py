@@ -25,8 +25,8 @@ from world import equal_rows, made_up_catalogue
 from setrec.backbones import T5Backbone, t5
 from setrec.data.batches import EvalRows, TrainRows
 from setrec.model import Recipe, SETRec
-from setrec.module import BETAS
-from setrec.topk import mask_seen, top_groups
+from setrec.scoring.topk import mask_seen, top_groups
+from setrec.scoring.weights import BETAS, Weights
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -73,14 +73,14 @@ def measure(items: int, history: int, slots: int, width: int, sampled: int, cpu:
     users = EvalRows(equal_rows(n_users, items, history), equal_rows(n_users, items, 2), history)[np.arange(n_users)]
     reset_peak()
     with torch.no_grad():
-        module.refresh()
+        module.scorer.refresh()
         start = now()
         for some in torch.arange(n_users).split(max(1, 8_000_000 // (items + 1_000 * history))):
             few = users._replace(
                 **{f: getattr(users, f)[some] for f in ("user", "history", "prefix", "target", "seen", "position")},
                 valid=torch.arange(len(some)),
             )
-            for scores in module.score_variants(few, BETAS):
+            for scores in module.scorer.scores(few, [Weights(beta) for beta in BETAS]):
                 top_groups(mask_seen(scores, few.seen), module.warm, 20)
         evaluation = now() - start
     return {

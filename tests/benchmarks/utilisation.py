@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from world import N_TOYS, made_up_catalogue, made_up_rows
 
-from setrec.estimate import StepCounter
+from setrec.commands.estimate import StepCounter
 from setrec.model import Recipe, SETRec
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from setrec.data.catalogue import Catalogue, Histories, Ragged
+from setrec.data.catalogue import Catalogue, Histories
+from setrec.files.ragged import Ragged
 
 N_TOYS = 12_000  # items, the size of Toys (11,908)
 TRAIN_LENGTH, TEST_LENGTH = (1.19, 1.0), (1.25, 1.2)  # lognormal, fitted to Toys: medians 5, means 7.4 and 9

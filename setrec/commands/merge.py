@@ -1,0 +1,40 @@
+"""merge: the adapters of a checkpoint added into their language model, as a plain Hugging Face folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from setrec.backbones.base import Backbone
+from setrec.backbones.decoder import DecoderBackbone
+from setrec.commands.words import call, ckpt_path_of
+from setrec.errors import ConfigError
+from setrec.files.checkpoint import read_checkpoint
+from setrec.hparams import instantiate
+
+
+def merge(ckpt_path: str, output: str) -> None:
+    """Write the language model of a checkpoint, LoRA merged, as a plain model folder.
+
+    Args:
+        ckpt_path: A checkpoint of a run with a pretrained DecoderBackbone.
+        output: The folder to make; it must not exist. `--model.backbone.pretrained FOLDER` reads it.
+
+    Raises:
+        ConfigError: the checkpoint has another backbone, or the folder exists.
+    """
+    checkpoint = read_checkpoint(Path(ckpt_path))
+    backbone = instantiate(checkpoint.model.get("backbone"), Backbone)
+    if not isinstance(backbone, DecoderBackbone):
+        raise ConfigError(f"{ckpt_path} has no decoder-only backbone: there are no adapters to merge.")
+    backbone.build()
+    backbone.check_origin(checkpoint.origin)
+    prefix = "model.backbone."
+    weights = {key.removeprefix(prefix): value for key, value in checkpoint.weights.items() if key.startswith(prefix)}
+    backbone.load_state_dict(weights)
+    backbone.merge(Path(output))
+    print(f"merged model: {output}")
+
+
+def from_words(words: Sequence[str]) -> None:
+    """Run `merge`."""
+    ckpt_path_of(words)
+    call(merge, "merge", words)

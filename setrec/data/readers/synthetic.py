@@ -1,0 +1,142 @@
+"""A small world with the regularities that a recommender can learn, made from a seed in a second."""
+
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from setrec.data.readers.base import EventLog, Reader
+
+_CATEGORIES = {
+    "astronomy": ["telescope", "tripod", "eyepiece set", "star chart", "red lamp"],
+    "kitchen": ["espresso machine", "coffee grinder", "milk frother", "descaler", "travel mug"],
+    "cycling": ["road bike", "bike helmet", "bike pump", "chain oil", "saddle bag"],
+    "music": ["acoustic guitar", "guitar strings", "guitar capo", "tuner", "music stand"],
+    "drawing": ["sketch book", "pencil set", "soft eraser", "fixative spray", "portfolio case"],
+    "gardening": ["raised bed", "potting soil", "seed tray", "watering can", "pruning shears"],
+    "camping": ["dome tent", "sleeping bag", "camp stove", "gas cartridge", "head torch"],
+    "puzzles": ["jigsaw puzzle", "puzzle mat", "puzzle glue", "picture frame", "sorting trays"],
+}
+_BRANDS = "Alpenglow Birkholm Corvina Dunmore Estrela Fjordline Galvani Hoshino Iverna Juniper"
+_ADJECTIVES = "compact classic deluxe foldable light professional starter sturdy vintage wide"
+_BRAND_LIST, _ADJECTIVE_LIST = _BRANDS.split(), _ADJECTIVES.split()
+_PER_CATEGORY = 5
+_SECONDS, _START = 86_400 * 365, 1_600_000_000  # the world lasts a year
+
+
+class _Items(NamedTuple):
+    kind: np.ndarray  # (N,) int: product type, 5 to a category, each followed by the next of its category
+    brand: np.ndarray  # (N,) int
+    adjective: np.ndarray  # (N,) int
+    fame: np.ndarray  # (N,) float: popularity, skewed
+    release: np.ndarray  # (N,) float in [0, 1): when it can first be bought; 0 for what was always there
+
+
+class SyntheticWorld(Reader):
+    """Events of made-up users buying made-up items.
+
+    What can be learned: a purchase calls for the accessory that follows it, mostly of the same brand (a coffee grinder
+    after an espresso machine); users have favourite categories that drift, and favourite brands; few items are famous.
+    Titles name brand, quality and product, so an item released after training (cold under a global time split) can be
+    recognised by its text.
+
+    Args:
+        users: how many users there are before cleaning.
+        items: how many items there are before cleaning.
+        events: events per user on average.
+        new_share: share of the items that is released while the world runs; the last of them are the cold items.
+        follow: probability that a purchase follows from the one before it.
+        seed: of the whole world.
+    """
+
+    needs_raw: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        users: int = 2000,
+        items: int = 800,
+        events: int = 11,
+        new_share: float = 0.45,
+        follow: float = 0.5,
+        seed: int = 2023,
+    ) -> None:
+        self.users, self.items, self.events = users, items, events
+        self.new_share, self.follow, self.seed = new_share, follow, seed
+
+    def read(self, raw: Path | None) -> EventLog:
+        """See `Reader.read`. Ratings are not made; times are Unix seconds."""
+        rng = np.random.default_rng(self.seed)
+        world = self._make_items(rng)
+        user, item, when = self._make_events(rng, world)
+        user_ids, item_ids = np.array([f"user{u:05d}" for u in range(self.users)]), self._item_ids(rng)
+        events = pl.DataFrame(
+            {
+                "user": user_ids[user],
+                "item": item_ids[item],
+                "time": (_START + when * _SECONDS).astype(np.int64),
+            }
+        )
+        return EventLog(events, self._describe(world, item_ids))
+
+    def _item_ids(self, rng: np.random.Generator) -> np.ndarray:
+        """Own ids that say nothing about the item."""
+        return np.array([f"B{number:06X}" for number in rng.choice(16**6, self.items, replace=False)])
+
+    def _make_items(self, rng: np.random.Generator) -> _Items:
+        n_kinds = sum(map(len, _CATEGORIES.values()))
+        release = np.where(rng.random(self.items) < self.new_share, rng.random(self.items), 0.0)
+        return _Items(
+            kind=rng.permutation(np.arange(self.items) % n_kinds),
+            brand=rng.integers(len(_BRAND_LIST), size=self.items),
+            adjective=rng.integers(len(_ADJECTIVE_LIST), size=self.items),
+            fame=rng.permutation(1.0 / (np.arange(self.items) + 10) ** 0.6),
+            release=release,
+        )
+
+    def _make_events(self, rng: np.random.Generator, world: _Items) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        category = world.kind // _PER_CATEGORY  # (N,)
+        follower = category * _PER_CATEGORY + (world.kind + 1) % _PER_CATEGORY  # (N,) the kind that is bought next
+        fame = world.fame / world.fame.mean()
+        favourites = rng.gamma(0.15, size=(2, self.users, len(_CATEGORIES))) + 0.01  # at the start and at the end
+        brands = rng.gamma(0.2, size=(self.users, len(_BRAND_LIST))) + 0.02
+        all_user, all_item, all_time = [], [], []
+        for user in range(self.users):
+            n = max(3, rng.poisson(self.events))
+            times = np.sort(rng.uniform(rng.uniform(0, 0.5), 1, n))
+            liked_brand = brands[user, world.brand]  # (N,)
+            bought = np.ones(self.items)  # 0 where the user has the item already
+            last = -1
+            for when, chance, place in zip(times, rng.random(n), rng.random(n), strict=True):
+                there = (world.release <= when) * bought  # (N,)
+                if last >= 0 and chance < self.follow:
+                    weight = (world.kind == follower[last]) * np.where(world.brand == world.brand[last], 12.0, 0.5)
+                elif chance < self.follow + 0.4:
+                    taste = (1 - when) * favourites[0, user] + when * favourites[1, user]  # (categories,)
+                    weight = taste[category] * liked_brand
+                else:
+                    weight = fame
+                fresh = 1 + 3 * (when - world.release < 0.15) * (world.release > 0)  # new things are shown more
+                total = np.cumsum(weight * there * np.sqrt(fame) * fresh)
+                if total[-1] <= 0:  # nothing of that kind is left for this user
+                    total = np.cumsum(there * fame)
+                last = int(np.searchsorted(total, place * total[-1], side="right"))
+                bought[last] = 0
+                all_user.append(user)
+                all_item.append(last)
+                all_time.append(when)
+        return np.array(all_user), np.array(all_item), np.array(all_time)
+
+    def _describe(self, world: _Items, item_ids: np.ndarray) -> pl.DataFrame:
+        kinds = [(category, kind) for category, group in _CATEGORIES.items() for kind in group]
+        rows = []
+        for own, kind, brand, adjective in zip(
+            item_ids.tolist(), world.kind, world.brand, world.adjective, strict=True
+        ):
+            category, product = kinds[kind]
+            before = kinds[kind - 1 if kind % _PER_CATEGORY else kind + _PER_CATEGORY - 1][1]  # what it follows
+            title = f"{_BRAND_LIST[brand]} {_ADJECTIVE_LIST[adjective]} {product}"
+            rows.append((own, title, f"{title}. {category}. for your {before}", category, _BRAND_LIST[brand]))
+        return pl.DataFrame(
+            rows, schema=dict.fromkeys(("id", "title", "text", "category", "brand"), pl.String), orient="row"
+        )

@@ -1,0 +1,1 @@
+"""The protocol: figures of rankings, baselines, results on the disk."""

@@ -1,0 +1,86 @@
+"""The model beside the baselines: every method's figures over one split, with and without the items already seen."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from setrec.data.catalogue import Catalogue, Histories
+from setrec.evaluation.baselines import Popularity, fit_baselines
+from setrec.evaluation.metrics import RandomTieMetrics, RankingMetrics
+from setrec.evaluation.ranking_table import RankingTable
+from setrec.evaluation.results import MODEL
+from setrec.evaluation.target_hits import TargetHits, TargetTable, expected_hits, hits_of_lists
+from setrec.schemas import Batch, EvalSplit
+from setrec.scoring.topk import mask_seen, top_groups
+
+
+class Figures(NamedTuple):
+    """What is known of one method under one filter."""
+
+    table: RankingTable
+    targets: TargetTable
+
+
+class Comparison:
+    """Collects the figures of the model and of every baseline, batch by batch, on any number of processes.
+
+    Args:
+        catalogue: The items.
+        histories: What the baselines count in.
+        split: "test" or "validation", what is answered.
+        beta: Label of the model's figures.
+        cutoffs: Lengths of the lists.
+        device: Where the scores are.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        histories: Histories,
+        split: EvalSplit,
+        beta: float,
+        cutoffs: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self.split, self.cutoffs = split, cutoffs
+        self.warm = catalogue.warm.to(device)  # (N,)
+        self.baselines = fit_baselines(catalogue, histories, split)
+        self.metrics: dict[tuple[bool, str], tuple[RankingMetrics, TargetHits]] = {}
+        for filtered in (True, False):
+            for name in (MODEL, *self.baselines):
+                # popularity ties everywhere on cold items: its expected value under random order is reported
+                kind = RandomTieMetrics if self.random_ties(name) else RankingMetrics
+                labels = (beta if name == MODEL else 0.0,)
+                self.metrics[filtered, name] = kind(labels, cutoffs).to(device), TargetHits(cutoffs).to(device)
+
+    def random_ties(self, name: str) -> bool:
+        """Whether a method's ties are counted at their expected value."""
+        return isinstance(self.baselines.get(name), Popularity)
+
+    def update(self, batch: Batch, scores: Tensor) -> None:
+        """Add a batch of users with the model's scores (B, N); the baselines score the same histories."""
+        self._add(MODEL, batch, scores)
+        for name, baseline in self.baselines.items():
+            self._add(name, batch, baseline.score(batch.history.cpu()).to(scores.device))
+
+    def _add(self, name: str, batch: Batch, scores: Tensor) -> None:
+        """Add one method's scores (B, N), with and without the seen items."""
+        for filtered in (True, False):
+            left = mask_seen(scores, batch.seen) if filtered else scores  # (B, N)
+            metric, targets = self.metrics[filtered, name]
+            if self.random_ties(name):
+                metric.update(batch.user, left, batch.target, self.warm)
+                hits = expected_hits(left, batch.target, self.cutoffs)  # (B, R, C)
+            else:
+                ranked = top_groups(left, self.warm, max(self.cutoffs))  # (G, B, k)
+                metric.update(batch.user, ranked[None], batch.target, self.warm)
+                hits = hits_of_lists(ranked[0], batch.target, self.cutoffs)  # (B, R, C)
+            targets.update(batch.user, batch.target, hits)
+
+    def compute(self) -> dict[bool, dict[str, Figures]]:
+        """Under filter_seen: the figures of the model and of each baseline, by name, over the users of all processes."""
+        made = {key: Figures(metric.compute(), hits.compute()) for key, (metric, hits) in self.metrics.items()}
+        return {
+            filtered: {name: made[filtered, name] for name in (MODEL, *self.baselines)} for filtered in (True, False)
+        }

@@ -1,0 +1,226 @@
+"""What a test run leaves behind: results.json with the protocol stamped in, the printed table."""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+
+from setrec.errors import SETRecError
+from setrec.evaluation.ranking_table import RankingTable
+from setrec.schemas import GROUPS, EvalSplit, FitOn
+
+MODEL = "model"  # its name among the methods; the others are the baselines'
+RESULTS: dict[EvalSplit, str] = {"test": "results.json", "validation": "validation_results.json"}
+LABELS = {
+    "popularity": "popularity",
+    "item_cf": "item CF",
+    "text": "text",
+    "item_cf_text": "item CF + text",
+    "item_cf_ngrams": "item CF + text + n-grams",
+    "item_cf_letters": "item CF + text + n-grams",  # what version 0.1.0 called it
+}
+COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Python's and the main packages' versions; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How figures came about, so that they can be compared, or seen not to be comparable.
+
+    Args:
+        dataset: Name of the prepared data.
+        method: What the model's row is called.
+        filter_seen: Items of the user's own history were left out of the ranking.
+        users: Users with at least one target, by group.
+        candidates: Items that are ranked, by group.
+        max_history: Items of the history the model reads; older ones are cut.
+        beta: Weight of the semantic slots in the score.
+        cutoffs: Lengths of the lists.
+        baselines: Each baseline's rule, by name.
+        seed: Of the training run, if it is known.
+        beta_from: How beta was chosen; "" for a method without it.
+        weights: Of the other parts of the score, by name.
+        fitted_to: The splits that the model was fitted to.
+        split: What was answered.
+        history: What the history held.
+        target: What was asked for.
+        cold: What a cold item is.
+        ties: How equal scores are ranked.
+        mean: What is averaged.
+        versions: Of Python and the main packages.
+        date: UTC, ISO 8601.
+    """
+
+    dataset: str
+    method: str
+    filter_seen: bool
+    users: dict[str, int]
+    candidates: dict[str, int]
+    max_history: int
+    beta: float
+    cutoffs: tuple[int, ...]
+    baselines: dict[str, str]
+    seed: int | None = None
+    beta_from: str = "validation Recall@10 (All)"
+    weights: dict[str, float] = field(default_factory=dict)
+    fitted_to: str = "train"
+    split: str = "test"
+    history: str = "train + validation items, oldest first"
+    target: str = "all test items of a user, each distinct item once"
+    cold: str = "absent from the training split"
+    ties: str = "by score, then by lower item id; popularity: expected value under random order"
+    mean: str = "over users with at least one target in the group; candidates and targets restricted to the group"
+    versions: dict[str, str] = field(default_factory=package_versions)
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @classmethod
+    def of(cls, split: EvalSplit, fit_on: FitOn, chosen: bool, **fields: Any) -> "Protocol":
+        """The protocol of a run over a split.
+
+        Args:
+            split: what was answered.
+            fit_on: what the model was fitted to.
+            chosen: validation chose weights at all.
+            fields: the other fields of `Protocol`.
+        """
+        return cls(
+            beta_from="validation Recall@10 (All)" if chosen else "",
+            split=split,
+            history=f"{'train + validation' if split == 'test' else 'train'} items, oldest first",
+            target=f"all {split} items of a user, each distinct item once",
+            fitted_to="train" if fit_on == "train" else f"train, then {fit_on}",
+            **fields,
+        )
+
+    def lines(self) -> list[str]:
+        """The protocol in a few readable lines."""
+        counts = [f"{g} {self.users[g]:,} users, {self.candidates[g]:,} candidates" for g in GROUPS]
+        weights = {"beta": self.beta} | {name: weight for name, weight in self.weights.items() if weight}
+        named = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        chosen = f"{named}, chosen by {self.beta_from}; " if self.beta_from else ""
+        rules = [f"{LABELS.get(name, name)}: {rule}" for name, rule in self.baselines.items()]
+        return [
+            f"{self.dataset}, {self.split} split: {'; '.join(counts)}",
+            f"history: {self.history}, the last {self.max_history} for {self.method}; targets: {self.target}",
+            f"means are {self.mean}",
+            f"cold: {self.cold}; ties: {self.ties}",
+            f"fitted to {self.fitted_to}; {chosen}seed {'unknown' if self.seed is None else self.seed}",
+            *rules,
+        ]
+
+
+def make_results(
+    protocol: Protocol, tables: dict[bool, dict[str, RankingTable]], options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of results.json.
+
+    Args:
+        protocol: Its filter_seen says which of the tables is the main one.
+        tables: Under filter_seen (True and False, or one of them): the table of "model" and of each baseline, by name.
+        options: Arguments of the model and of the data, {"model": {...}, "data": {...}}, in plain types.
+
+    Returns:
+        {"protocol": {...}, "beta": b, "metrics": {"all": {"recall@5": x, ...}, "warm": ..., "cold": ...},
+        "baselines": {name: {"all": ...}}, "other_filter": {"filter_seen": ..., "metrics": ..., "baselines": ...},
+        "options": {...}}
+    """
+
+    def figures(filtered: bool) -> dict[str, Any]:
+        rows = {name: table.table() for name, table in tables[filtered].items()}
+        return {"metrics": rows.pop(MODEL), "baselines": rows}
+
+    main = protocol.filter_seen
+    results = {"protocol": asdict(protocol), "beta": protocol.beta, **figures(main)}
+    if (not main) in tables:
+        results["other_filter"] = {"filter_seen": not main, **figures(not main)}
+    if options is not None:
+        results["options"] = options
+    return results
+
+
+def write_results(path: str | Path, results: dict[str, Any]) -> Path:
+    """Write results as JSON: beside the file first, then renamed, so that there is never half a file.
+
+    Raises:
+        SETRecError: the file can't be written (a full disk, a missing permission).
+        ValueError: a figure is NaN or infinite, which JSON can't hold.
+    """
+    path = Path(path)
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("w", encoding="utf8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise SETRecError(
+            f"The results can't be written to {path} ({reason}): free some space or choose another folder."
+        ) from None
+    return path
+
+
+def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
+    """Print the main table, the one under the other filter if there is one, and the protocol. Plain text.
+
+    results: what make_results returns, or results.json read back.
+    """
+    protocol = Protocol(**results["protocol"])
+    parts = [format_table(results, protocol, protocol.filter_seen)]
+    if "other_filter" in results:
+        parts.append(format_table(results["other_filter"], protocol, results["other_filter"]["filter_seen"]))
+    parts.append("\n".join(protocol.lines()))
+    print("\n\n".join(parts), file=file or sys.stdout)
+
+
+def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool) -> str:
+    """Recall and NDCG @5 and @10 of every method under all, warm and cold; the best of a column has a star.
+
+    figures: {"metrics": {group: {name: value}}, "baselines": {method: the same}}.
+    """
+    rows = {protocol.method: figures["metrics"]}
+    rows |= {LABELS.get(name, name): row for name, row in figures["baselines"].items()}
+    left = max(map(len, rows)) + 2
+    title = f"{protocol.dataset}, {protocol.split}: seen items {'masked' if filter_seen else 'not masked'}"
+    heads = [" ".join(f"{group.capitalize():27}" for group in GROUPS), " ".join([f"{'Recall':14}{'NDCG':13}"] * 3)]
+    heads.append(" ".join(" ".join(f"{'@' + name.split('@')[1]:6}" for name in COLUMNS) for _ in GROUPS))
+    lines = [title, *(f"{'':{left}}{head}".rstrip() for head in heads)]
+    for label, row in rows.items():
+        groups = []
+        for group in GROUPS:
+            cells = []
+            for name in COLUMNS:
+                if protocol.users[group] == 0:
+                    cells.append(f"{'-':6}")
+                    continue
+                best = max(other[group][name] for other in rows.values())
+                cells.append(_short(row[group][name]) + ("*" if row[group][name] == best > 0 else " "))
+            groups.append(" ".join(cells))
+        lines.append(f"{label:{left}}{' '.join(groups)}".rstrip())
+    return "\n".join([*lines, "* best of its column"])
+
+
+def _short(value: float) -> str:
+    """.0189, 1.000: five characters."""
+    text = f"{value:.4f}"
+    return text[1:] if text.startswith("0") else text[:5]

@@ -1,0 +1,1 @@
+"""Reading files that anybody may have made, and writing files whole or not at all."""

@@ -1,0 +1,141 @@
+"""Matrices with one row per item, from .npy, .safetensors or a released .pkl, checked before anybody trusts them."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from setrec.errors import DataError
+from setrec.files.hashes import ids_hash
+from setrec.files.pickles import load_object_npy, load_pickle
+from setrec.files.ragged import Ragged
+
+
+class VectorFile(NamedTuple):
+    """A matrix with what its file says about it; only .safetensors files say anything."""
+
+    vectors: np.ndarray  # (N, width) float32
+    present: np.ndarray | None  # (N,) bool: rows that a model has really learned
+    train_sha256: str | None  # `train_hash` of the split that a model learned from
+
+
+def train_hash(train: Ragged) -> str:
+    """sha256 of a training split: vectors learned from another one may know this one's test items."""
+    return hashlib.sha256(train.offsets.tobytes() + train.items.tobytes()).hexdigest()
+
+
+def write_vectors(
+    path: Path, vectors: np.ndarray, present: np.ndarray, ids: list[str], train: Ragged, about: Mapping[str, str]
+) -> None:
+    """Write learned vectors with what they were made for, beside their place first, then renamed.
+
+    Args:
+        path: a .safetensors file.
+        vectors: (N, width) float32.
+        present: (N,) bool, the rows that were learned.
+        ids: the items' own ids in row order.
+        train: the training split that they were learned from.
+        about: further words for whoever opens the file.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    metadata = {**about, "ids_sha256": ids_hash(ids), "train_sha256": train_hash(train)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tables = {"vectors": np.ascontiguousarray(vectors), "present": np.ascontiguousarray(present)}
+        beside.write_bytes(save(tables, metadata))  # save_file would make a file that others may not read
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise DataError(f"the vectors cannot be written to {path} ({error}); free some space.") from None
+
+
+def read_vectors(path: Path, ids: list[str]) -> np.ndarray:
+    """The vectors of `read_vector_file`: (N, width) float32; same errors."""
+    return read_vector_file(path, ids).vectors
+
+
+def read_vector_file(path: Path, ids: list[str]) -> VectorFile:
+    """Read the vectors of the items `ids`.
+
+    Args:
+        path: .npy, .safetensors (the tensor "vectors", or the only one; the metadata entry ids_sha256, where there is
+            one, is checked) or .pkl (a pickled tensor, read by the restricted unpickler).
+        ids: the items' own ids in row order.
+
+    Raises:
+        DataError: unreadable, not a matrix of numbers, not N rows, made for other ids, or NaN/infinity in it.
+    """
+    vectors, about = _read(path)
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise DataError(
+            f"{path.name} must hold a matrix of numbers with one row per item; this file holds something else."
+        )
+    if len(vectors) != len(ids):
+        raise DataError(
+            f"{path.name} has {len(vectors)} rows but the data has {len(ids)} items; row i must belong to item id i: "
+            "use the file made for this data set."
+        )
+    if about.ids_sha256 is not None and about.ids_sha256 != ids_hash(ids):
+        raise DataError(f"{path.name} was made for other items or another item order; make it again for this data set.")
+    vectors = vectors.astype(np.float32)  # (N, width)
+    finite = np.isfinite(vectors).all(1)  # (N,)
+    if not finite.all():
+        row = int(finite.argmin())
+        raise DataError(
+            f"{path.name} row {row} (item {ids[row]}) holds NaN or infinity, {int((~finite).sum())} such rows in all; "
+            "make the file again."
+        )
+    if about.present is not None and (about.present.shape != (len(ids),) or about.present.dtype != bool):
+        raise DataError(f"{path.name}: its tensor 'present' must hold one bool per item; make the file again.")
+    return VectorFile(vectors, about.present, about.train_sha256)
+
+
+def count_rows(path: Path) -> int | None:
+    """Rows of a matrix file, None where it does not hold a matrix."""
+    vectors, _ = _read(path)
+    return len(vectors) if isinstance(vectors, np.ndarray) and vectors.ndim == 2 else None
+
+
+class _About(NamedTuple):
+    """What a .safetensors file may say about its matrix."""
+
+    ids_sha256: str | None = None
+    train_sha256: str | None = None
+    present: np.ndarray | None = None
+
+
+def _read(path: Path) -> tuple[object, _About]:
+    """The file's content, and what it says of it."""
+    if path.suffix == ".npy":
+        return load_object_npy(path), _About()
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            content = load_pickle(file, path.name)
+        return content.numpy() if isinstance(content, torch.Tensor) else content, _About()
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                name = "vectors" if "vectors" in names else names[0]
+                if name != "vectors" and len(names) > 1:
+                    raise DataError(
+                        f"{path.name} holds several tensors and none is called 'vectors'; keep the one to use."
+                    )
+                said = file.metadata() or {}
+                present = file.get_tensor("present").numpy() if "present" in names else None
+                about = _About(said.get("ids_sha256"), said.get("train_sha256"), present)
+                return file.get_tensor(name).float().numpy(), about
+        except (OSError, SafetensorError, IndexError) as error:
+            raise DataError(f"{path.name} is truncated or damaged ({error}); make or download it again.") from None
+    raise DataError(f"{path.name}: vectors are read from .npy, .safetensors or .pkl; convert it to one of them.")

@@ -1,0 +1,96 @@
+"""Histories from a file: users who were never in the data, in their own ids."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from setrec.data.readers.columns import as_text, times
+from setrec.errors import DataError
+from setrec.inference.new_items import read_table
+
+_CALL_IT = "name the columns with --user, --item, --time and --history"
+
+
+class HistoryFile(NamedTuple):
+    """Users and what they did."""
+
+    users: list[str]  # own ids, each once, in order of first appearance
+    histories: list[list[str]]  # each user's items, oldest first
+
+
+def read_history_file(
+    path: str | Path, user: str = "user_id", item: str = "item_id", time: str = "timestamp", history: str = "history"
+) -> HistoryFile:
+    """Read histories from .parquet, JSON lines (.jsonl, .ndjson, .json) or CSV with a header.
+
+    Either one row a user, with the items in the column `history`: a list, or in a CSV a JSON list or ids with spaces between. Or
+    one row an event: `user` and `item`, in order of the column `time` where there is one, otherwise as they stand.
+
+    Args:
+        path: the file.
+        user, item, time, history: what the columns are called.
+
+    Raises:
+        DataError: no such file, a column missing, a row without user or item, a user who is there twice with a history.
+    """
+    table = read_table(path)
+    name = Path(path).name
+    if user not in table.columns or not {history, item} & set(table.columns):
+        raise DataError(
+            f"{name} needs a column {user!r} and a column {history!r} or {item!r} (it has {', '.join(table.columns)}): {_CALL_IT}."
+        )
+    users = as_text(table[user])
+    if users.null_count():
+        raise DataError(f"{name}, row {_first(users.is_null())}: no user in column {user!r}.")
+    if history in table.columns:
+        return _from_rows(name, users, table[history])
+    items = as_text(table[item])
+    if items.null_count():
+        raise DataError(f"{name}, row {_first(items.is_null())}: no item in column {item!r}.")
+    events = pl.DataFrame([users.alias("user"), items.alias("item")]).with_row_index("row")
+    events = events.with_columns(pl.col("row").min().over("user").alias("first"))
+    if time in table.columns:
+        when = times(table[time])
+        if when.null_count():
+            row = _first(when.is_null())
+            raise DataError(f"{name}, row {row}: {table[time][row - 1]!r} in column {time!r} is no time.")
+        events = events.with_columns(when.alias("when")).sort("first", "when", "row")
+    grouped = events.group_by("user", maintain_order=True).agg("item", pl.col("first").first()).sort("first")
+    return HistoryFile(grouped["user"].to_list(), grouped["item"].to_list())
+
+
+def _from_rows(name: str, users: pl.Series, column: pl.Series) -> HistoryFile:
+    """One row a user."""
+    if users.is_duplicated().any():
+        row = _first(users.is_duplicated() & ~users.is_first_distinct())
+        raise DataError(f"{name}, row {row}: user {users[row - 1]!r} is there twice; give each user one history.")
+    histories = []
+    for row, value in enumerate(column.to_list(), 1):
+        if isinstance(value, str):
+            value = _split(name, row, value)
+        items = as_text(pl.Series("item", value or [], strict=False)) if value else pl.Series("item", [], pl.String)
+        if items.null_count():
+            raise DataError(f"{name}, row {row}: the history of user {users[row - 1]!r} holds an empty item.")
+        histories.append(items.to_list())
+    return HistoryFile(users.to_list(), histories)
+
+
+def _split(name: str, row: int, text: str) -> list:
+    """A history in one field of a CSV."""
+    if not text.lstrip().startswith("["):
+        return text.split()
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{name}, row {row}: the history is no JSON list ({error}).") from None
+    assert isinstance(value, list)
+    return value
+
+
+def _first(true: pl.Series) -> int:
+    """The number, from 1, of the first row that is true."""
+    place = true.arg_max()
+    assert place is not None
+    return place + 1

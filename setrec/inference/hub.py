@@ -1,0 +1,101 @@
+"""What a Recommender shares with every model on the Hugging Face hub: save_pretrained, from_pretrained, push_to_hub."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+
+from setrec.errors import ConfigError
+from setrec.inference.answers import Snapshot, chosen_beta
+from setrec.inference.model_card import model_card
+from setrec.inference.published import write_published
+from setrec.inference.restore import Trained
+from setrec.inference.versions import table_of
+
+
+class HubModel(ModelHubMixin):
+    """A trained model and its state, as files; what the files are is in published.py."""
+
+    _trained: Trained
+    _snapshot: Snapshot
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path, device: str = "cpu", data: str | Path | None = None) -> Self:
+        """See `Recommender.load`."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """See `Recommender.info`."""
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` writes, but for the card."""
+        snapshot, trained = self._snapshot, self._trained
+        items = table_of(trained.items, snapshot.changes)
+        text = snapshot.changes.encoder or trained.text
+        write_published(save_directory, trained, snapshot.restored, snapshot.catalogue, items, text)
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: str = "cpu",
+    ) -> Self:
+        """What `from_pretrained` reads: a published folder here, or on the hub."""
+        if Path(model_id).is_dir():
+            return cls.load(model_id, device)
+        folder = snapshot_download(
+            model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only, token=token,
+        )  # fmt: skip
+        return cls.load(folder, device)
+
+    def generate_model_card(self, license: str = "other", data_license: str = "") -> ModelCard:  # type: ignore[override]
+        """The card that `save_pretrained` puts into a folder without one; arguments by its `model_card_kwargs`.
+
+        Args:
+            license: of the weights, by the hub's name for it.
+            data_license: what may be done with the data, in words.
+        """
+        trained = self._trained
+        text = self._snapshot.changes.encoder or trained.text
+        return ModelCard(
+            model_card(self.info(), trained.arguments, trained.results, text, trained.origin, license, data_license)
+        )
+
+    def tested(self, results: dict[str, Any]) -> None:
+        """Take over the figures of this model's test run, for `info` and the model card.
+
+        Args:
+            results: the content of results.json.
+
+        Raises:
+            ConfigError: they are of another model: another data set, or another beta.
+        """
+        try:
+            same = results["protocol"]["dataset"] == self._trained.catalogue.name
+            same = same and abs(results["beta"] - chosen_beta(self._snapshot, None)) < 1e-6
+            summary(results)
+        except (KeyError, TypeError):
+            same = False
+        if not same:
+            raise ConfigError("the results are not those of this model: another data set, or another beta.")
+        self._trained = self._trained._replace(results=results)
+
+
+def summary(results: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The few figures of results.json that a page shows: recall@10 and ndcg@10 of every group."""
+    if results is None:
+        return None
+    figures = {
+        group: {name: row[name] for name in ("recall@10", "ndcg@10")} for group, row in results["metrics"].items()
+    }
+    protocol = results["protocol"]
+    return {"filter_seen": protocol["filter_seen"], "date": protocol["date"], "metrics": figures}

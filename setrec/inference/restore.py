@@ -1,0 +1,215 @@
+"""A checkpoint on the disk -> a model that scores a catalogue, without Lightning."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from setrec.backbones.base import Backbone
+from setrec.data.catalogue import ENCODER, ITEMS, Catalogue, Histories
+from setrec.data.past import past_events
+from setrec.errors import ConfigError, DataError
+from setrec.files.checkpoint import read_checkpoint
+from setrec.hparams import instantiate
+from setrec.model import Recipe, SETRec
+from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
+from setrec.scoring.scorer import Scorer
+from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
+
+SETREC = "setrec.module.SETRecModule"  # the model_class of checkpoints that recommend
+# arguments of SETRecModule that say how to train and rank; what the model is made of stands in `Recipe`
+TRAINING = frozenset(
+    {"backbone", "lr", "alpha", "compile", "start_from", "warmup_steps", "weight_decay", "filter_seen", "top_k"}
+)
+
+
+class Trained(NamedTuple):
+    """What training leaves behind and recommending needs."""
+
+    path: Path  # the checkpoint or the published folder
+    arguments: dict[str, Any]  # of SETRecModule, in plain types
+    weights: dict[str, Tensor]  # its state_dict
+    origin: dict[str, Any]  # of the frozen base that the weights leave out; {} without one
+    sizes: dict[str, Any] | None  # of the backbone, where all its weights are among `weights`; see `Backbone.sizes`
+    catalogue: Catalogue  # as in training
+    items: pl.DataFrame  # its table: id, title, text, count, warm and what else was prepared
+    max_history: int
+    text: dict[str, Any] | None  # the text encoder: {"class_path", "init_args"}
+    encoder: Path | None  # the file with what the encoder learned
+    data: Path | None  # the prepared folder; None in a published folder
+    results: dict[str, Any] | None  # results.json
+    statistics: HistoryStatistics | None  # what the model counts beside its slots, over the catalogue of training
+
+
+def read_trained(path: Path, data: Path | None = None) -> Trained:
+    """Read a checkpoint of fit, and the prepared data that it names.
+
+    Args:
+        path: a .ckpt file.
+        data: the folder of prepared data, where it has moved since.
+
+    Raises:
+        ConfigError: no checkpoint of SETRec, or one of other data.
+        DataError: its prepared data is not there.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a sharded checkpoint: train with save_distributed_checkpoint false for one file.")
+    checkpoint = read_checkpoint(path)
+    if checkpoint.model_class != SETREC:
+        kind = checkpoint.model_class.rpartition(".")[2].removesuffix("Module")
+        raise ConfigError(
+            f"{path} is a {kind} checkpoint: recommend, add-items, publish and serve take SETRec "
+            "checkpoints only; train SETRec on its vectors with --data.cf=[CFFile], or rank its test users with predict."
+        )
+    arguments = checkpoint.data
+    folder = data or Path(arguments["root"]) / arguments["name"]
+    if not folder.is_dir():
+        raise DataError(
+            f"the prepared data of {path} is not at {folder}: go to the folder where it was trained, or name the prepared "
+            "folder with --data DIR."
+        )
+    catalogue = Catalogue.load(folder)
+    trained_on = checkpoint.catalogue
+    if trained_on["fingerprint"] != catalogue.fingerprint:
+        raise ConfigError(
+            f"The checkpoint {path} was trained on the data set {trained_on['name']!r} "
+            f"({trained_on['fingerprint'][:12]}), but {folder} holds {catalogue.name!r} ({catalogue.fingerprint[:12]}): "
+            "item ids and vectors would not match. Prepare its own data again."
+        )
+    state = folder / ENCODER
+    return Trained(
+        path=path,
+        arguments=checkpoint.model,
+        weights=checkpoint.weights,
+        origin=checkpoint.origin,
+        sizes=None,
+        catalogue=catalogue,
+        items=pl.read_parquet(folder / ITEMS).drop("item_id"),
+        max_history=arguments["max_history"],
+        text=arguments["text"],
+        encoder=state if state.is_file() else None,
+        data=folder,
+        results=results_of(path.parent.parent / "results.json", trained_on["name"]),
+        statistics=_statistics(folder, catalogue.n_items) if checkpoint.model.get("neighbours") else None,
+    )
+
+
+def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
+    """A results.json, None where there is none or it is of another data set."""
+    try:
+        results = json.loads(path.read_text())
+        return results if results["protocol"]["dataset"] == dataset else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _statistics(folder: Path, n_items: int) -> HistoryStatistics:
+    """What the histories of a prepared folder say about items when test is answered."""
+    return history_statistics(past_events(Histories.load(folder), n_items, "test"), n_items)
+
+
+def instance_of(arguments: dict[str, Any], base: type) -> Any:
+    """The object that {"class_path", "init_args"} from a file describes.
+
+    Raises:
+        ConfigError: it names something else than a `base`, or arguments that the class doesn't have.
+    """
+    try:
+        made = instantiate({"init_args": {}} | arguments | {"class_path": arguments.get("class_path")}, base)
+    except TypeError as error:
+        raise ConfigError(
+            f"{arguments.get('class_path')}: {error}; it was saved by another version of this project."
+        ) from None
+    return made
+
+
+class Restored(NamedTuple):
+    """A trained model over a catalogue, ready to score."""
+
+    model: SETRec
+    scorer: Scorer
+    weights: Weights  # of the score, as validation chose them
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.queries.device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names that checkpoints give them."""
+        return {f"model.{name}": value for name, value in self.model.state_dict().items()} | state_of(self.weights)
+
+
+def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Restored:
+    """The trained model over a catalogue.
+
+    Args:
+        trained: the weights and what made them.
+        catalogue: the one of training, or one with other items and vectors of the same widths.
+        device: where it computes.
+
+    Raises:
+        ConfigError: the weights do not fit the arguments, or the frozen base is another one.
+    """
+    backbone = instance_of(trained.arguments["backbone"], Backbone)
+    backbone.blueprint = trained.sizes
+    model = SETRec(catalogue, backbone, recipe_of(trained))
+    backbone.check_origin(trained.origin)
+    weights = {name: value for name, value in trained.weights.items() if name.startswith("model.")}
+    others = trained.weights.keys() - weights.keys() - {buffer_name(name) for name in Weights._fields} - {"cold_weight"}
+    try:
+        if others:
+            raise RuntimeError(f"unexpected weights {', '.join(sorted(others))}")
+        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{trained.path}: its weights do not fit its own arguments ({' '.join(str(error).split())[:200]}); it is "
+            "damaged, or of another version of this project."
+        ) from None
+    return _ready(model, weights_of(trained.weights), trained, catalogue, device)
+
+
+def rebuild(restored: Restored, trained: Trained, catalogue: Catalogue) -> Restored:
+    """The same weights, shared and not copied, over another catalogue; `restored` goes on as it is."""
+    model = SETRec(catalogue, restored.model.backbone, restored.model.recipe)
+    model.load_state_dict(restored.model.state_dict(), assign=True)
+    return _ready(model, restored.weights, trained, catalogue, restored.device)
+
+
+def recipe_of(trained: Trained) -> Recipe:
+    """What the model is made of.
+
+    Raises:
+        ConfigError: an argument that neither the model nor its training has.
+    """
+    names = {field.name for field in fields(Recipe)}
+    for name in trained.arguments:
+        if name not in names | TRAINING:
+            raise ConfigError(
+                f"{trained.path}: unexpected argument {name!r}; it was saved by another version of this project."
+            )
+    chosen = {name: value for name, value in trained.arguments.items() if name in names}
+    return Recipe(**chosen | ({"trunk": tuple(chosen["trunk"])} if "trunk" in chosen else {}))
+
+
+def _ready(model: SETRec, weights: Weights, trained: Trained, catalogue: Catalogue, device: torch.device) -> Restored:
+    """In evaluation, on the device, with its index. Not frozen: its state_dict leaves out what is."""
+    model.eval().to(device)
+    graphs = None
+    if trained.statistics is not None:
+        statistics = trained.statistics.moved(rows_of(trained.catalogue, catalogue))
+        text = text_graphs(catalogue) if model.n_sem else None
+        graphs = item_graphs(statistics, text, catalogue.warm, device)
+    scorer = Scorer(model, graphs)
+    scorer.refresh()
+    return Restored(model, scorer, weights)
+
+
+def rows_of(base: Catalogue, catalogue: Catalogue) -> Tensor:
+    """(N',) int64: each item's row in another version of its catalogue, -1 where it has none."""
+    row = {own: i for i, own in enumerate(base.ids)}
+    return torch.tensor([row.get(own, -1) for own in catalogue.ids])

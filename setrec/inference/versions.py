@@ -1,0 +1,242 @@
+"""Versions of a catalogue: what was added to and removed from the one that a model was trained on.
+
+    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after
+                           added.parquet   the added items: id, title, text, ..., vector (F); absent without any
+
+A version is a folder beside the checkpoint, holds differences only, is written whole or not at all, and is never
+overwritten. `Recommender.load` takes it in place of the checkpoint.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+
+from setrec.class_names import current_names
+from setrec.data.catalogue import Catalogue
+from setrec.errors import ConfigError, DataError
+from setrec.inference.new_items import VECTOR
+
+VERSION, ADDED = "version.json", "added.parquet"
+_FORMAT = 1
+
+
+class Changes(NamedTuple):
+    """What makes a version out of the catalogue of the training."""
+
+    removed: frozenset[str]  # own ids of items of the training that are no longer there
+    added: pl.DataFrame | None  # id, title, text, ..., vector Array(Float32, F), in the order they came
+    encoder: dict[str, Any] | None  # {"class_path", "init_args"} where another encoder than the training's was named
+
+
+NONE = Changes(frozenset(), None, None)
+
+
+def with_added(changes: Changes, table: pl.DataFrame, vectors: np.ndarray, encoder: dict[str, Any] | None) -> Changes:
+    """Further items, described by `table` with their vectors (items, F)."""
+    column = pl.Series(VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
+    table = table.with_columns(column)
+    added = table if changes.added is None else pl.concat([changes.added, table], how="diagonal_relaxed")
+    return changes._replace(added=added, encoder=encoder or changes.encoder)
+
+
+def without(changes: Changes, ids: set[str]) -> Changes:
+    """Fewer items: added ones are dropped, those of the training marked as removed."""
+    added, dropped = changes.added, set()
+    if added is not None:
+        dropped = ids & set(added["id"])
+        added = added.filter(~pl.col("id").is_in(sorted(dropped)))
+    return changes._replace(
+        added=added if added is not None and len(added) else None, removed=changes.removed | (ids - dropped)
+    )
+
+
+def apply(base: Catalogue, changes: Changes) -> Catalogue:
+    """The catalogue of a version: what is left of the base in its order, then the added items.
+
+    An added item was never seen in training: its count is 0 (cold), it has no CF vector (a zero row, not present).
+    """
+    if not changes.removed and changes.added is None:
+        return base
+    keep = torch.tensor([own not in changes.removed for own in base.ids], dtype=torch.bool)  # (N,)
+    rows = keep.nonzero().flatten()  # (kept,)
+    added = changes.added
+    n_added = 0 if added is None else len(added)
+    text = base.text[rows] if base.text is not None else None  # (kept, F)
+    if added is not None and text is not None:
+        text = torch.cat([text, torch.from_numpy(np.ascontiguousarray(vectors_of(added)))])  # (N', F)
+    ids = [base.ids[i] for i in rows.tolist()] + (added["id"].to_list() if added is not None else [])
+    titles = [base.titles[i] for i in rows.tolist()] + (added["title"].to_list() if added is not None else [])
+    texts = None
+    if base.texts is not None:
+        texts = [base.texts[i] for i in rows.tolist()] + (added["text"].to_list() if added is not None else [])
+    return dataclasses.replace(
+        base,
+        ids=ids,
+        titles=titles,
+        texts=texts,
+        text=text,
+        cf=tuple(torch.cat([table[rows], table.new_zeros(n_added, table.shape[1])]) for table in base.cf),  # (N', E)
+        present=tuple(torch.cat([there[rows], there.new_zeros(n_added)]) for there in base.present),  # (N',)
+        count=torch.cat([base.count[rows], base.count.new_zeros(n_added)]),  # (N',)
+        fingerprint=_fingerprint(base.fingerprint, changes),
+    )
+
+
+def vectors_of(added: pl.DataFrame) -> np.ndarray:
+    """(items, F) float32."""
+    return np.stack([np.asarray(vector, np.float32) for vector in added[VECTOR].to_list()])
+
+
+def table_of(items: pl.DataFrame, changes: Changes) -> pl.DataFrame:
+    """The table of a version's items, in the order of `apply`; without vectors."""
+    kept = items.filter(~pl.col("id").is_in(sorted(changes.removed)))
+    if changes.added is None:
+        return kept
+    count = pl.lit(0, pl.Int64).alias("count"), pl.lit(False).alias("warm")
+    return pl.concat([kept, changes.added.drop(VECTOR).with_columns(*count)], how="diagonal_relaxed")
+
+
+def _fingerprint(base: str, changes: Changes) -> str:
+    digest = hashlib.sha256(json.dumps([base, sorted(changes.removed)]).encode())
+    if changes.added is not None:
+        digest.update(json.dumps(changes.added.select("id", "title", "text").rows()).encode("utf8", "surrogatepass"))
+        digest.update(vectors_of(changes.added).tobytes())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------- on the disk
+def stem_of(path: Path) -> Path:
+    """The checkpoint's path without its ending, the published folder's as it is, of a version that of its model."""
+    path = Path(os.path.abspath(path))
+    if (path / VERSION).is_file():
+        return path.with_name(re.sub(r"\.items-\d+$", "", path.name))
+    return path.with_suffix("") if path.suffix == ".ckpt" else path
+
+
+def list_versions(path: str | Path) -> list[Path]:
+    """The versions beside a checkpoint, a published folder or another version, oldest first."""
+    stem = stem_of(Path(path))
+    numbered = {}
+    for folder in stem.parent.glob(f"{glob.escape(stem.name)}.items-*"):
+        match = re.fullmatch(r"\.items-(\d+)", folder.name.removeprefix(stem.name))
+        if match and (folder / VERSION).is_file():
+            numbered[int(match[1])] = folder
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def newest(path: str | Path) -> Path:
+    """The newest version beside a checkpoint, or the checkpoint itself where there is none."""
+    return (list_versions(path) or [Path(path)])[-1]
+
+
+def next_path(path: str | Path) -> Path:
+    """Where the next version beside a checkpoint goes."""
+    stem, there = stem_of(Path(path)), list_versions(path)
+    number = int(there[-1].name.rpartition("-")[2]) + 1 if there else 1
+    return stem.with_name(f"{stem.name}.items-{number:03d}")
+
+
+def write_version(
+    folder: Path, model: Path, data: Path | None, base: Catalogue, catalogue: Catalogue, changes: Changes
+) -> None:
+    """Write a version, whole or not at all.
+
+    Args:
+        folder: where it goes; it must not exist.
+        model: the checkpoint or the published folder.
+        data: the prepared folder of a checkpoint.
+        base: the catalogue of the training.
+        catalogue: the version's.
+        changes: what lies between.
+
+    Raises:
+        DataError: the folder exists, or the disk refuses.
+    """
+    if folder.exists():
+        raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    about = {
+        "format": _FORMAT,
+        "model": _relative(model, folder),
+        "data": _relative(data, folder) if data is not None else None,
+        "base": base.fingerprint,
+        "fingerprint": catalogue.fingerprint,
+        "items": catalogue.n_items,
+        "added": 0 if changes.added is None else len(changes.added),
+        "removed": sorted(changes.removed),
+        "encoder": changes.encoder,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        beside.mkdir(parents=True)
+        if changes.added is not None:
+            changes.added.write_parquet(beside / ADDED)
+        (beside / VERSION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        os.rename(beside, folder)  # refuses a folder that somebody else has filled meanwhile
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"the version {folder} cannot be written ({error}); nothing was changed.") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """As seen from the version's folder, so that both can be moved together."""
+    return os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+
+
+class Version(NamedTuple):
+    """A version as it lies on the disk."""
+
+    model: Path
+    data: Path | None
+    base: str  # fingerprint of the catalogue of the training
+    fingerprint: str
+    changes: Changes
+
+
+def read_version(folder: Path) -> Version:
+    """Read what `write_version` wrote.
+
+    Raises:
+        ConfigError: damaged, or of another format.
+    """
+    try:
+        about = json.loads((folder / VERSION).read_text())
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']}")
+        added = pl.read_parquet(folder / ADDED) if about["added"] else None
+        if (0 if added is None else len(added)) != about["added"]:
+            raise ValueError(f"{ADDED} holds {0 if added is None else len(added)} items, not {about['added']}")
+        changes = Changes(frozenset(about["removed"]), added, current_names(about["encoder"]))
+        model, data = folder / about["model"], about["data"]
+        paths = Path(os.path.normpath(model)), Path(os.path.normpath(folder / data)) if data is not None else None
+        return Version(*paths, about["base"], about["fingerprint"], changes)
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise ConfigError(f"{folder} is no version of a catalogue that can be read ({error}).") from None
+
+
+def versioned(base: Catalogue, version: Version, folder: Path) -> Catalogue:
+    """The catalogue of a version that was read.
+
+    Raises:
+        ConfigError: it was made for another catalogue, or its items are not those that were written.
+    """
+    if base.fingerprint != version.base:
+        raise ConfigError(
+            f"{folder} was made for another catalogue ({version.base[:12]}) than {base.fingerprint[:12]}."
+        )
+    catalogue = apply(base, version.changes)
+    if catalogue.fingerprint != version.fingerprint:
+        raise ConfigError(f"{folder} is damaged: its items are not those that were written; use the version before it.")
+    return catalogue

@@ -1,0 +1,171 @@
+"""Item graphs: every item's most similar items, counted and not learned, as a part of the score beside the slots.
+
+The answers of the model are smooth: 12,000 items share one space of a few hundred dimensions. Two items that were always bought
+together, or whose texts are almost the same, stand out of such a space less than they should. A graph says just that and is
+sparse, so it costs almost nothing:
+
+    co-occurrence  cosine of co-occurrence (similarity.py)
+    text           sharpened cosine of the text vectors + similarity of character n-grams / 2 (char_ngrams.py)
+    recency        log(1 + users whose newest item it is), the same for every user
+
+A user's score from a graph is the sum over the last items of the history of decay^age times the row of the item. Every item keeps
+its most similar neighbours only, and its most similar cold ones apart: with nothing but text to go by, more of the text counts for
+a cold item, so it has more neighbours and a longer memory.
+
+What may be counted is what the histories hold before the split that is answered (data/past.py). Not in the paper.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from setrec.data.catalogue import Catalogue
+from setrec.data.past import PastEvents
+from setrec.scoring.char_ngrams import SHARE, CharNgrams
+from setrec.scoring.similarity import BLOCK, TextCosine, cooccurrence_cosine, faded_items
+
+
+class Reach(NamedTuple):
+    """How far a graph reaches."""
+
+    neighbours: int  # that an item keeps
+    last: int  # items of a history that count
+    decay: float  # a step back from the newest item
+
+
+COOCCURRENCE = Reach(neighbours=100, last=10, decay=0.9)  # last and decay as in the baselines
+TEXT = Reach(neighbours=100, last=10, decay=0.85)
+COLD_TEXT = Reach(neighbours=200, last=20, decay=0.9)  # docs/ledger.md
+
+
+class Graph(NamedTuple):
+    """Every item's most similar items."""
+
+    item: Tensor  # (N, S) int64; where an item has fewer than S, any item with weight 0
+    weight: Tensor  # (N, S) float32
+
+    def to(self, device: torch.device) -> "Graph":
+        """The graph on a device."""
+        return Graph(self.item.to(device), self.weight.to(device))
+
+
+class HistoryStatistics(NamedTuple):
+    """What histories say about items: all that a trained model needs of them, and nobody's history can be read from it."""
+
+    cooccurrence: Graph
+    recency: Tensor  # (N,) float32, log(1 + users whose newest item it is)
+
+    def moved(self, rows: Tensor) -> "HistoryStatistics":
+        """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""
+        new = torch.full((len(self.recency) + 1,), -1)  # (N + 1,) where an item went; the last: those that have no row
+        new[rows] = torch.arange(len(rows))
+        new[-1] = -1
+        item = new[self.cooccurrence.item[rows]]  # (N', S)
+        weight = self.cooccurrence.weight[rows] * (item >= 0) * (rows >= 0)[:, None]  # (N', S)
+        return HistoryStatistics(Graph(item.clamp(min=0), weight), self.recency[rows] * (rows >= 0))
+
+
+class TextGraphs(NamedTuple):
+    """The items with the most similar texts."""
+
+    all: Graph  # neighbours among all items
+    cold: Graph  # neighbours among the cold ones
+
+
+class ItemGraphs(NamedTuple):
+    """What is counted about the items of a catalogue, on the device where it is needed."""
+
+    cooccurrence: Graph
+    text: TextGraphs | None  # None without text vectors
+    recency: Tensor  # (N,) float32
+    cold: Tensor  # (cold,) int64, the items that are scored by their text alone; none without text
+
+
+def item_graphs(
+    statistics: HistoryStatistics, text: TextGraphs | None, warm: Tensor, device: torch.device
+) -> ItemGraphs:
+    """The graphs and the counts on one device. warm: (N,) bool, the items seen in training."""
+    by_text = ~warm if text is not None else torch.zeros_like(warm)  # (N,)
+    return ItemGraphs(
+        statistics.cooccurrence.to(device),
+        None if text is None else TextGraphs(text.all.to(device), text.cold.to(device)),
+        statistics.recency.to(device),
+        by_text.nonzero().squeeze(1).to(device),
+    )
+
+
+def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
+    """Count what the histories hold, on the CPU."""
+    return HistoryStatistics(cooccurrence_graph(past, n_items), torch.log1p(past.newest))
+
+
+def cooccurrence_graph(past: PastEvents, n_items: int) -> Graph:
+    """The strongest co-occurrences of every item."""
+    table = cooccurrence_cosine(past.sequences, n_items)  # (N, N) sparse
+    most = int((table.indptr[1:] - table.indptr[:-1]).max(initial=1))
+    everything = torch.arange(n_items)  # (N,)
+    among = [(everything, min(COOCCURRENCE.neighbours, most))]
+    return most_similar(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, among)[0]
+
+
+def text_graphs(catalogue: Catalogue) -> TextGraphs | None:
+    """The items with the most similar texts, the item itself left out; None for a catalogue without text vectors."""
+    if catalogue.text is None:
+        return None
+    cosine = TextCosine(catalogue.text)
+    ngrams = CharNgrams(catalogue.texts) if catalogue.texts is not None else None
+
+    def others(items: Tensor) -> Tensor:
+        rows = cosine.sharpened(items)  # (b, N)
+        if ngrams is not None:
+            rows.add_(ngrams.similar(items), alpha=SHARE)  # (b, N)
+        rows[torch.arange(len(items)), items] = 0  # a history's items say something about others
+        return rows
+
+    n_items = catalogue.n_items
+    everything, cold = torch.arange(n_items), (~catalogue.warm).nonzero().squeeze(1)  # (N,), (cold,)
+    among = [(everything, TEXT.neighbours), (cold, COLD_TEXT.neighbours)]
+    return TextGraphs(*most_similar(others, n_items, among))
+
+
+def most_similar(similar: Callable[[Tensor], Tensor], n_items: int, among: Sequence[tuple[Tensor, int]]) -> list[Graph]:
+    """The graphs of what is most similar to every item, in blocks.
+
+    Args:
+        similar: (b,) int64 items -> (b, N) float32, 0 or more.
+        n_items: N.
+        among: for each graph, the candidates, (some,) int64 items, and how many of them an item keeps, S.
+    """
+    widths = [min(most, len(candidates)) for candidates, most in among]
+    graphs = [Graph(torch.zeros(n_items, s, dtype=torch.int64), torch.zeros(n_items, s)) for s in widths]  # of (N, S)
+    for start in tqdm(range(0, n_items, BLOCK), desc="item graphs", disable=n_items < 50_000, leave=False):
+        own = torch.arange(start, min(start + BLOCK, n_items))  # (b,)
+        rows = similar(own)  # (b, N)
+        for (candidates, _), graph in zip(among, graphs, strict=True):
+            best = rows[:, candidates].topk(graph.item.shape[1], dim=1)  # (b, S)
+            graph.weight[own], graph.item[own] = best.values, candidates[best.indices]
+    return graphs
+
+
+def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:
+    """Scores of all items from the last items of each history: (B, L) int64 -> (B, N) float32."""
+    items, fading = faded_items(history, reach.last, reach.decay)  # (B, last)
+    weight = fading[..., None] * graph.weight[items]  # (B, last, S)
+    scores = weight.new_zeros(len(history), len(graph.item))  # (B, N)
+    return scores.scatter_add_(1, graph.item[items].flatten(1), weight.flatten(1))  # (B, N)
+
+
+def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
+    """The parts `cooccurrence`, `text` (with text) and `recency` of the score, (B, N) or (N,) each.
+
+    history: (B, L) int64, padded at the end.
+    """
+    parts = {"cooccurrence": graph_scores(graphs.cooccurrence, history, COOCCURRENCE)}  # (B, N)
+    if graphs.text is not None:
+        text = graph_scores(graphs.text.all, history, TEXT)  # (B, N)
+        text[:, graphs.cold] = graph_scores(graphs.text.cold, history, COLD_TEXT)[:, graphs.cold]  # (B, cold)
+        parts["text"] = text
+    return parts | {"recency": graphs.recency}  # (N,)

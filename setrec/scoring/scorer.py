@@ -1,0 +1,107 @@
+"""The score of every item for a history: slots from the model, item graphs beside them, weighed together."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from setrec.layers.grounding import Index, part_scores
+from setrec.model import SETRec
+from setrec.schemas import Batch
+from setrec.scoring.graphs import ItemGraphs, graph_parts
+from setrec.scoring.weights import BETAS, FACTORS, Weights, weightings
+
+
+class Scorer:
+    """Scores histories against the catalogue of a model.
+
+    Scores are always in the weights' own precision: rankings must not depend on how training was sped up.
+
+    Args:
+        model: the layers, over a catalogue.
+        graphs: of the same catalogue; None: the slots are all there is.
+    """
+
+    index: Index  # the catalogue under the weights as they were at the last `refresh`
+
+    def __init__(self, model: SETRec, graphs: ItemGraphs | None = None) -> None:
+        self.model, self.graphs = model, graphs
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """Values of beta that validation tries; one kind of slot leaves nothing to weigh."""
+        n_cf, n_sem = self.model.n_cf, self.model.n_sem
+        return BETAS if n_sem and n_cf else (float(n_sem > 0),)
+
+    def weightings(self) -> list[Weights]:
+        """Every weighting that validation tries."""
+        return weightings(self.betas, self.graphs is not None, bool(self.model.n_sem))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the index of the catalogue from the weights as they are now."""
+        with torch.autocast(self.model.queries.device.type, enabled=False):
+            self.index = self.model.index()
+
+    def scores(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
+        """Scores (B, N) under each weighting in turn, from one forward pass. batch: one prefix a user."""
+        parts = self._parts(batch)  # of (B, N) or (N,)
+        cold = self._cold  # (cold,)
+        cold_parts = {name: part[..., cold] for name, part in parts.items()}  # of (B, cold) or (cold,)
+        for weights in grid:
+            scores = _sum({name: (FACTORS[name].warm(weights), part) for name, part in parts.items()})  # (B, N)
+            if len(cold):
+                by_text = _sum({name: (FACTORS[name].cold(weights), part) for name, part in cold_parts.items()})
+                scores.index_copy_(1, cold, by_text)  # (B, N)
+            yield scores
+
+    def explain(self, batch: Batch, weights: Weights, items: Tensor) -> dict[str, Tensor]:
+        """What the score of some items is made of; the contributions of an item add up to its score.
+
+        Args:
+            batch: one prefix a user.
+            weights: as in `scores`.
+            items: (B, k) int64 item ids.
+
+        Returns:
+            name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf; sem_0, ..., memory_text, neighbours_text; recent.
+        """
+        with torch.autocast(batch.history.device.type, enabled=False):
+            cf, sem = self.model.parts(batch, self.index, items)
+        named = [(name, "cf", part) for name, part in cf.items()] + [
+            (name, "semantic", part) for name, part in sem.items()
+        ]
+        if self.graphs is not None:
+            shown = {"cooccurrence": "neighbours_cf", "text": "neighbours_text", "recency": "recent"}
+            for kind, part in graph_parts(self.graphs, batch.history).items():
+                at_items = part.expand(len(items), -1).gather(1, items)  # (B, k)
+                named.append((shown[kind], kind, at_items))
+        is_cold = torch.isin(items, self._cold)  # (B, k)
+        return {
+            name: part * torch.where(is_cold, FACTORS[kind].cold(weights), FACTORS[kind].warm(weights))  # (B, k)
+            for name, kind, part in named
+        }
+
+    @property
+    def _cold(self) -> Tensor:
+        """(cold,) int64: the items that are scored by their text alone."""
+        if self.graphs is None:
+            return torch.empty(0, dtype=torch.int64, device=self.model.queries.device)
+        return self.graphs.cold
+
+    def _parts(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the score before they are weighed, (B, N) each; recency (N,)."""
+        with torch.autocast(batch.history.device.type, enabled=False):
+            cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
+        counted = {} if self.graphs is None else graph_parts(self.graphs, batch.history)  # of (B, N) or (N,)
+        return {"cf": cf, "semantic": sem} | counted
+
+
+def _sum(parts: dict[str, tuple[float, Tensor]]) -> Tensor:
+    """Sum of factor * part; the first part has the full shape. Parts with factor 0 are left out."""
+    (first, part), *others = parts.values()
+    total = part * first  # (B, any)
+    for factor, other in others:
+        if factor:
+            total.add_(other, alpha=factor)  # (B, any)
+    return total

@@ -1,0 +1,1 @@
+"""What runs a model by Lightning: evaluation, checkpoints, weights split over processes, predictions."""

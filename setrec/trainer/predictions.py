@@ -1,0 +1,93 @@
+"""predict: ranked items of every user as one parquet file, in the users' own ids."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from setrec.data.datamodule import SETRecDataModule
+from setrec.schemas import PAD
+from setrec.trainer.ranking import Predictions
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes <run folder>/predictions.parquet: user_id, rank (from 1), item_id, score, title.
+
+    Every process writes its own part beside the final file; the first one joins them, so that each user is in it once.
+
+    Args:
+        output: Where the file goes; default: predictions.parquet in the run's folder.
+    """
+
+    def __init__(self, output: str | None = None) -> None:
+        super().__init__(write_interval="batch_and_epoch")
+        self.output = output
+        self.frames: list[pl.DataFrame] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Predictions,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Turn a batch of rankings into rows."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, SETRecDataModule)
+        n_user, k = prediction.item.shape
+        frame = pl.DataFrame(
+            {
+                "user": prediction.user.cpu().repeat_interleave(k).numpy(),
+                "rank": torch.arange(1, k + 1).repeat(n_user).numpy(),
+                "item": prediction.item.cpu().flatten().numpy(),
+                "score": prediction.score.float().cpu().flatten().numpy(),
+            }
+        )
+        self.frames.append(frame.filter(pl.col("item") != PAD))
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Write this process's part; the first process joins all parts into one file."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        folder = trainer.log_dir or "."  # broadcast: the same on every process
+        final = Path(self.output or Path(folder) / "predictions.parquet")
+        parts = final.with_name(final.name + ".parts")
+        parts.mkdir(parents=True, exist_ok=True)
+        pl.concat(self.frames).write_parquet(parts / f"{trainer.global_rank}.parquet")
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            join(parts, final, data)
+            print(f"predictions: {final}")
+        self.frames = []
+
+
+def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
+    """All processes' parts -> one file with own ids and titles, users in order, each once; written beside, then renamed."""
+    users, items = data.histories.ids, data.catalogue
+    rows = pl.concat([pl.read_parquet(part) for part in sorted(parts.glob("*.parquet"))])
+    rows = rows.unique(["user", "rank"], keep="first").sort("user", "rank")  # padded batches repeat users
+    named = rows.select(
+        user_id=pl.Series([users[u] for u in rows["user"]], dtype=pl.String),
+        rank=pl.col("rank").cast(pl.Int32),
+        item_id=pl.Series([items.ids[i] for i in rows["item"]], dtype=pl.String),
+        score=pl.col("score"),
+        title=pl.Series([items.titles[i] for i in rows["item"]], dtype=pl.String),
+    )
+    beside = final.with_name(final.name + ".writing")
+    named.write_parquet(beside)
+    os.replace(beside, final)
+    shutil.rmtree(parts)

@@ -1,0 +1,141 @@
+"""What is counted beside the slots: graphs by hand, what may be known when, and the score's sum."""
+
+import numpy as np
+import pytest
+import torch
+
+from setrec.data.batches import TrainRows
+from setrec.data.catalogue import Catalogue, Histories
+from setrec.data.past import PastEvents, past_events
+from setrec.evaluation.baselines import ItemCF, NgramSimilarity, TextSimilarity
+from setrec.files.ragged import Ragged
+from setrec.scoring.char_ngrams import SHARE, CharNgrams
+from setrec.scoring.graphs import (
+    COLD_TEXT,
+    COOCCURRENCE,
+    TEXT,
+    Graph,
+    HistoryStatistics,
+    Reach,
+    graph_parts,
+    graph_scores,
+    history_statistics,
+    item_graphs,
+    text_graphs,
+)
+from setrec.scoring.similarity import TextCosine, faded_items
+
+N = 6
+TEXTS = ["red car", "blue car", "red bus", "a doll", "dolls", ""]
+
+
+def ragged(*rows: list[int]) -> Ragged:
+    return Ragged.from_rows(list(rows))
+
+
+def items(text: torch.Tensor, texts: list[str] | None, warm: torch.Tensor) -> Catalogue:
+    """A catalogue with these texts."""
+    ids = [f"i{n}" for n in range(N)]
+    return Catalogue("x", ids, ids, text, (), (), warm.long(), "", texts)
+
+
+def faded_cosine(cosine: TextCosine, ngrams: CharNgrams | None, history: torch.Tensor, reach: Reach) -> torch.Tensor:
+    """What a graph cuts: the whole rows of similarity, summed over the last items."""
+    last, weight = faded_items(history, reach.last, reach.decay)
+    scores = cosine.sharpened_sum(last, weight)
+    return scores if ngrams is None else scores + SHARE * ngrams.score(last, weight)
+
+
+def histories() -> Histories:
+    return Histories(
+        ids=list("abcd"),
+        train=ragged([0, 1], [1, 2], [0, 1, 2], [3]),
+        validation=ragged([4], [], [4, 2], [3]),
+        test=ragged([5], [0], [], []),
+    )
+
+
+def test_graph_scores_by_hand() -> None:
+    graph = Graph(torch.tensor([[1, 2], [0, 0], [0, 0]]), torch.tensor([[0.5, 0.25], [0.5, 0.0], [0.25, 0.0]]))
+    history = torch.tensor([[0, 1], [2, -1], [-1, -1]])
+    scores = graph_scores(graph, history, Reach(neighbours=2, last=10, decay=0.9))
+    # user 0: item 1 is newest (row 1), item 0 one step older (row 0 times .9)
+    expected = torch.tensor([[0.5, 0.45, 0.225], [0.25, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.allclose(scores, expected)
+
+
+def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
+    h = histories()
+    pairs = history_statistics(PastEvents(h.train, torch.zeros(N)), N).cooccurrence
+    history = torch.tensor([[0, 1, 2], [3, -1, -1], [2, 0, -1]])
+    assert torch.allclose(graph_scores(pairs, history, COOCCURRENCE), ItemCF(h.train, N).score(history))
+    text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+    sharpened = TextSimilarity(TextCosine(text), "sharpened")
+    with_ngrams = NgramSimilarity(sharpened, CharNgrams(TEXTS))
+    warm = torch.ones(N, dtype=torch.bool)
+    for texts, baseline in ((None, sharpened), (TEXTS, with_ngrams)):
+        graphs = text_graphs(items(text, texts, warm))
+        assert graphs is not None
+        mine, theirs = graph_scores(graphs.all, history, TEXT), baseline.score(history)
+        for user, own in enumerate(history.tolist()):
+            others = [i for i in range(N) if i not in own]  # an item isn't its own neighbour
+            assert torch.allclose(mine[user, others], theirs[user, others], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("split", "counted", "recent"),
+    [
+        ("validation", [2, 3, 2, 1, 0, 0], [0, 1, 2, 1, 0, 0]),
+        ("test", [2, 3, 3, 2, 2, 0], [0, 0, 2, 1, 1, 0]),
+    ],
+)
+def test_known_is_what_came_before_and_never_test(split, counted, recent) -> None:
+    found = past_events(histories(), N, split)
+    assert np.bincount(found.sequences.items, minlength=N).tolist() == counted
+    assert found.newest.tolist() == recent
+
+
+def test_an_empty_history_has_no_newest_item() -> None:
+    h = histories()
+    empty = Histories(h.ids, ragged([0, 1], [], [2], []), h.validation, h.test)
+    assert past_events(empty, N, "validation").newest.tolist() == [0, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("prefix_parallel", [True, False])
+def test_refit_asks_for_the_validation_items_only(prefix_parallel: bool) -> None:
+    h = histories()
+    rows = TrainRows(h.train.joined(h.validation), 2, prefix_parallel, since=h.train.lengths)
+    asked = []
+    for row in range(len(rows)):
+        batch = rows[np.array([row])]
+        for place, target in zip(batch.prefix[0].tolist(), batch.target[0].tolist(), strict=True):
+            asked.append((int(batch.user), batch.history[0, :place].tolist(), target))
+    # c's window holds its last 3 items, [2, 4, 2]: its first validation item is asked for from one item of history
+    assert asked == [(0, [0, 1], 4), (2, [2], 4), (2, [2, 4], 2), (3, [3], 3)]
+
+
+def test_counts_move_with_the_catalogue() -> None:
+    counted = HistoryStatistics(
+        Graph(torch.tensor([[1, 2], [0, 2], [0, 1]]), torch.tensor([[0.5, 0.25], [0.5, 0.1], [0.25, 0.1]])),
+        torch.tensor([1.0, 2.0, 3.0]),
+    )
+    moved = counted.moved(torch.tensor([2, -1, 0]))  # item 1 is gone, a new one stands at row 1
+    assert moved.recency.tolist() == [3.0, 0.0, 1.0]
+    scores = graph_scores(moved.cooccurrence, torch.tensor([[0], [1], [2]]), COOCCURRENCE)
+    assert scores.tolist() == [[0.0, 0.0, 0.25], [0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]
+
+
+def test_items_known_by_their_text_alone() -> None:
+    counted = history_statistics(PastEvents(histories().train, torch.zeros(N)), N)
+    warm = torch.tensor([True, True, True, True, False, False])
+    text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+    found = item_graphs(counted, text_graphs(items(text, TEXTS, warm)), warm, torch.device("cpu"))
+    assert found.cold.tolist() == [4, 5]
+    assert item_graphs(counted, None, warm, torch.device("cpu")).cold.tolist() == []  # nothing to know them by
+    history = torch.tensor([[0, 4, 5, 1], [2, -1, -1, -1]])
+    cosine, ngrams = TextCosine(text), CharNgrams(TEXTS)
+    scores = graph_parts(found, history)["text"]  # (2, N)
+    for user, own in enumerate(([0, 4, 5, 1], [2])):
+        for item in set(range(N)) - set(own):
+            whole = faded_cosine(cosine, ngrams, history, TEXT if warm[item] else COLD_TEXT)
+            assert scores[user, item] == pytest.approx(float(whole[user, item]), abs=1e-6)

@@ -1,0 +1,149 @@
+"""What commit 60bf1f7 wrote still loads and gives the same answers; tests/files/old/README.md says how it was made."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from setrec import Recommender
+from setrec.cli import run
+
+FILES = Path(__file__).parent / "files"
+EXPECTED = json.loads((FILES / "old/expected.json").read_text())
+SHORT = [
+    "--trainer.default_root_dir=run",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stand in a copy of the folder where everything was made. Its manifest stays as it is: nothing is prepared again."""
+    shutil.copytree(FILES / "old", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    made = created()
+    yield
+    assert created() == made
+
+
+def created() -> str:
+    return json.loads(Path("data/shop/manifest.json").read_text())["created"]
+
+
+def raw(there: bool) -> list[str]:
+    """With the raw files where they were (the checkpoints say --data.raw=tests/files), or without any."""
+    if not there:
+        return ["--data.raw=null"]
+    for name in ("events.csv", "items.csv"):
+        Path("tests/files").mkdir(parents=True, exist_ok=True)
+        shutil.copy(FILES / name, "tests/files")
+    return []
+
+
+def near(wanted: Any, scale: float) -> Any:
+    return pytest.approx(wanted, rel=0, abs=1e-5 * scale)
+
+
+def check(answers: list, expected: list[dict[str, Any]]) -> None:
+    """The same items with the same scores, for the same reasons."""
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert answer.unknown == wanted["unknown"]
+        assert [item.id for item in answer.items] == [item["id"] for item in wanted["items"]]
+        scale = max(abs(item["score"]) for item in wanted["items"])
+        for item, one in zip(answer.items, wanted["items"], strict=True):
+            assert item.score == near(one["score"], scale)
+            assert item.warm == one["warm"]
+            assert item.title == one.get("title", item.title)
+            assert item.why.parts == near(one["parts"], max(scale, *map(abs, one["parts"].values())))
+            for kind in ("nearest_text", "nearest_cf"):
+                if kind in one:
+                    found = getattr(item.why, kind)
+                    assert [own for own, _ in found] == [own for own, _ in one[kind]]
+                    assert [cosine for _, cosine in found] == near([cosine for _, cosine in one[kind]], 1)
+
+
+@pytest.mark.parametrize("name", list(EXPECTED["recommend"]))
+def test_recommendations(name: str) -> None:
+    expected = EXPECTED["recommend"][name]
+    recommender = Recommender.load(name)
+    info = recommender.info()
+    for key, value in expected["info"].items():
+        assert (info["model"][key] if key == "label" else info[key]) == value
+    for beta, answers in expected["answers"].items():
+        weight = None if beta == "default" else float(beta)
+        check(recommender.recommend(EXPECTED["histories"], k=EXPECTED["k"], explain=True, beta=weight), answers)
+    recommender.add_items([EXPECTED["more"]])  # the encoder of the training is found, too
+    check(recommender.recommend(EXPECTED["after"], k=EXPECTED["k"], explain=True), expected["after"])
+
+
+def test_the_data_may_lie_elsewhere() -> None:
+    Path("data").rename("moved")
+    recommender = Recommender.load("t5.ckpt", data="moved/shop")
+    Path("moved").rename("data")
+    answers = recommender.recommend(EXPECTED["histories"], k=EXPECTED["k"], explain=True)
+    check(answers, EXPECTED["recommend"]["t5.ckpt"]["answers"]["default"])
+
+
+def test_another_version_goes_on_from_the_old_one() -> None:
+    recommender = Recommender.load("t5.items-001")
+    recommender.add_items([EXPECTED["more"]])
+    saved = recommender.save()
+    assert saved.name == "t5.items-002"
+    answers = Recommender.load(saved).recommend(EXPECTED["after"], k=EXPECTED["k"], explain=True)
+    check(answers, EXPECTED["recommend"]["t5.items-001"]["after"])
+
+
+@pytest.mark.parametrize("name", list(EXPECTED["predict"]))
+def test_predictions(name: str) -> None:
+    run(
+        [
+            "predict",
+            "--ckpt_path",
+            name,
+            *SHORT,
+            *raw(False),
+            f"--model.top_k={EXPECTED['k']}",
+            "--predictions.output=out.parquet",
+        ]
+    )
+    table = pl.read_parquet("out.parquet")
+    expected = EXPECTED["predict"][name]
+    rows = [(user, item) for user, items in expected.items() for item, _ in items]
+    assert table.select("user_id", "item_id").rows() == rows
+    scores = [score for items in expected.values() for _, score in items]
+    assert table["score"].to_list() == near(scores, max(map(abs, scores)))
+
+
+@pytest.mark.parametrize("name", list(EXPECTED["test"]))
+@pytest.mark.parametrize("with_raw", [True, False])
+def test_figures_of_the_command_test(name: str, with_raw: bool) -> None:
+    run(["test", "--ckpt_path", name, *SHORT, *raw(with_raw)])
+    (path,) = Path("run").rglob("results.json")
+    results = json.loads(path.read_text())
+    expected = EXPECTED["test"][name]
+    assert {"beta": results["beta"], **results["protocol"]["weights"]} == near(expected["weights"], 1)
+    for found, wanted in ((results, expected["seen_masked"]), (results["other_filter"], expected["not_masked"])):
+        rows = {"model": found["metrics"], **found["baselines"]}
+        assert rows.keys() == wanted.keys()
+        for method, groups in wanted.items():
+            for group, row in groups.items():
+                assert {at: rows[method][group][at] for at in row} == near(row, 1)
+
+
+@pytest.mark.parametrize("name", ["t5.ckpt", "decoder.ckpt", "sasrec.ckpt"])
+def test_a_fit_goes_on_from_an_old_checkpoint(name: str) -> None:
+    fit = run(["fit", "--ckpt_path", name, *SHORT, *raw(True), "--trainer.max_epochs=5"])
+    assert fit.trainer.current_epoch == 5
+    assert fit.trainer.global_step == 5 * 9  # not only the epochs after the checkpoint
+
+
+def test_a_fit_repeats_from_an_old_configuration() -> None:
+    """config.yaml lies in the run's folder and names classes as they were."""
+    fit = run(["fit", "--config=config.yaml", *SHORT, *raw(True), "--trainer.max_epochs=1"])
+    assert fit.trainer.global_step == 9

@@ -1,0 +1,104 @@
+"""The index: the same lists as scoring everything, made anew when weights change; faiss behind the same call."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from setrec.backbones import T5Backbone
+from setrec.errors import ConfigError
+from setrec.module import SETRecModule
+from setrec.schemas import Batch
+from setrec.scoring.retrieval import ExactSearch, FaissSearch, Found, Retriever, Search, overlap
+from setrec.scoring.topk import mask_seen, top_items
+from setrec.scoring.weights import Weights
+from tests.test_model import ROWS, catalogue, evaluation
+
+
+@pytest.fixture(params=["paper", "memory"])
+def module(request: pytest.FixtureRequest) -> SETRecModule:
+    torch.manual_seed(1)
+    more = {"objective": "score", "memory": True} if request.param == "memory" else {}
+    module = SETRecModule(T5Backbone(shape="nano"), n_cf=2, n_sem=2, bottleneck=8, trunk=[12], **more)  # type: ignore[arg-type]
+    module.model = module.make_model(catalogue())
+    return module.eval()
+
+
+def all_scores(module: SETRecModule, batch: Batch, beta: float) -> Tensor:
+    with torch.no_grad():
+        module.scorer.refresh()
+        (scores,) = module.scorer.scores(batch, [Weights(beta)])
+    return mask_seen(scores, batch.seen)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("search", [ExactSearch(items=7, users=2), ExactSearch(), FaissSearch("Flat")])
+def test_an_exact_search_finds_what_scoring_everything_finds(module: SETRecModule, beta: float, search: Search) -> None:
+    batch = evaluation([*ROWS, []])
+    found = Retriever(module, search).top(batch, beta, k=5)
+    scores = all_scores(module, batch, beta)
+    assert torch.equal(found.item, top_items(scores, 5))
+    torch.testing.assert_close(found.score, scores.gather(1, found.item), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("search", [ExactSearch(items=8), FaissSearch("Flat")])
+def test_lists_longer_than_the_catalogue_end_in_padding(module: SETRecModule, search: Search) -> None:
+    batch = evaluation([ROWS[0]])
+    found = Retriever(module, search).top(batch, 0.5, k=40)
+    unseen = 30 - len(set(ROWS[0]))
+    assert (found.item[0] >= 0).sum() == unseen
+    assert (found.item[0, unseen:] == -1).all()
+    assert len(set(found.item[0, :unseen].tolist()) | set(ROWS[0])) == 30
+    shown = Retriever(module, search).top(batch, 0.5, k=40, filter_seen=False)
+    assert sorted(shown.item[0, :30].tolist()) == list(range(30))
+
+
+def test_ties_go_to_the_lower_id_across_blocks() -> None:
+    search = ExactSearch(items=4)
+    search.build(torch.ones(11, 3))
+    found = search.top(torch.ones(2, 3), 6, torch.tensor([[0], [-1]]))
+    assert found.item.tolist() == [[1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5]]
+
+
+def test_the_index_is_kept_until_a_weight_changes(module: SETRecModule) -> None:
+    retriever, batch = Retriever(module), evaluation(ROWS)
+    assert retriever.refresh()
+    assert not retriever.refresh()
+    before = retriever.top(batch, 0.5).score
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    after = retriever.top(batch, 0.5)
+    assert not torch.equal(before, after.score)
+    assert torch.equal(after.item, top_items(all_scores(module, batch, 0.5), 10))
+    module.load_state_dict(module.state_dict())
+    assert retriever.refresh()
+
+
+def test_an_approximate_index_is_scored_exactly_and_its_recall_is_known() -> None:
+    torch.manual_seed(0)
+    table, rows, nothing = torch.randn(3000, 16), torch.randn(20, 16), torch.empty(20, 0, dtype=torch.int64)
+    exact, lists = ExactSearch(), FaissSearch("IVF16,Flat", probes=2)
+    exact.build(table)
+    lists.build(table)
+    true, found = exact.top(rows, 10, nothing), lists.top(rows, 10, nothing)
+    torch.testing.assert_close(found.score, torch.einsum("bw,bkw->bk", rows, table[found.item]))
+    assert (found.score.diff(dim=1) <= 0).all()
+    assert 0.1 < overlap(found, true) < 1.0
+    lists.index.nprobe = 16  # every list
+    assert overlap(lists.top(rows, 10, nothing), true) == 1.0
+
+
+def test_overlap_counts_shared_items() -> None:
+    one = Found(torch.tensor([[1, 2, 3], [4, 5, -1]]), torch.zeros(2, 3))
+    other = Found(torch.tensor([[3, 9, 1], [7, -1, -1]]), torch.zeros(2, 3))
+    assert overlap(other, one) == pytest.approx(2 / 5)
+
+
+def test_no_index_for_item_graphs(module: SETRecModule) -> None:
+    assert module.model is not None
+    module.model.recipe = dataclasses.replace(module.recipe, neighbours=True)
+    with pytest.raises(ConfigError, match="item graphs"):
+        Retriever(module)
