@@ -1,4 +1,4 @@
-"""docs/architecture.md says what the code does: its table of rooms holds for every import, its paths and tests exist."""
+"""docs/architecture.md says what the code does: its table of places holds for every import, its paths and tests exist."""
 
 import ast
 import re
@@ -13,21 +13,21 @@ CODE = ROOT / "setrec"
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 
 
-def rooms() -> list[set[Path]]:
-    """The modules of each room, from the top of the table to the bottom."""
-    lines = TEXT.split("| room | files |")[1].splitlines()[2:]
+def places() -> list[set[Path]]:
+    """The modules of each place, from the top of the table to the bottom."""
+    lines = TEXT.split("| place | files |")[1].splitlines()[2:]
     rows = [line.split("|")[1:3] for line in takewhile(lambda line: line.startswith("|"), lines)]
     found = []
-    for room, files in rows:
-        folder = CODE / room.strip().strip("`") if "/" in room else None
+    for name, files in rows:
+        folder = CODE / name.strip().strip("`") if "/" in name else None
         if folder is None:
             found.append({CODE / file for file in re.findall(r"`(\w+\.py)`", files)})
         else:
             found.append(set(folder.glob("*.py")))
             named = {folder / f"{file}.py" for file in re.findall(r"`(\w+)`", files)}
-            assert named <= found[-1], f"{room}: no such file {named - found[-1]}"
-            if "commands" not in room:
-                assert {path for path in found[-1] if path.stem != "__init__"} == named, room
+            assert named <= found[-1], f"{name}: no such file {named - found[-1]}"
+            if "commands" not in name:
+                assert {path for path in found[-1] if path.stem != "__init__"} == named, name
     return found
 
 
@@ -39,16 +39,15 @@ def imports(path: Path) -> set[Path]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    places = [ROOT.joinpath(*name.split(".")) for name in names if name.startswith("setrec.")]
-    return {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+    paths = [ROOT.joinpath(*name.split(".")) for name in names if name.startswith("setrec.")]
+    return {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()}
 
 
-def test_every_module_is_in_one_room_and_uses_only_those_above() -> None:
-    """Folders' __init__ files that a `from setrec.data.x import y` passes through count as imports too."""
-    place = {path: number for number, modules in enumerate(rooms()) for path in modules}
-    assert Counter(path for modules in rooms() for path in modules).most_common(1)[0][1] == 1
-    assert set(place) == set(CODE.rglob("*.py"))
-    upward = [(a, b) for a in place for b in imports(a) if place[b] > place[a]]
+def test_every_module_is_in_one_place_and_uses_only_those_above() -> None:
+    row = {path: number for number, modules in enumerate(places()) for path in modules}
+    assert sum(map(len, places())) == len(row), "a module stands in two places"
+    assert set(row) == set(CODE.rglob("*.py"))
+    upward = [(a, b) for a in row for b in imports(a) if row[b] > row[a]]
     assert not upward, [f"{a.relative_to(CODE)} imports {b.relative_to(CODE)}" for a, b in upward]
 
 
