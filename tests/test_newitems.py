@@ -97,8 +97,7 @@ def test_an_added_item_has_a_zero_cf_vector_under_either_choice(missing: str, ti
     recommender._trained.arguments["missing_cf"] = missing
     recommender.add_items([{"id": "NEW", "title": "road bike"}])
     state = recommender._snapshot
-    assert state.module.model is not None
-    (table,), vectors, present = state.module.model.cf, state.catalogue.cf[0], state.catalogue.present[0]
+    (table,), vectors, present = state.restored.model.cf, state.catalogue.cf[0], state.catalogue.present[0]
     assert state.row["NEW"] == len(table) - 1
     assert not table[-1].any()
     assert torch.equal(table, vectors if missing == "as_is" else vectors * present[:, None])

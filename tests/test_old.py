@@ -120,6 +120,11 @@ def test_predictions(name: str) -> None:
     assert table["score"].to_list() == near(scores, max(map(abs, scores)))
 
 
+def renamed(name: str) -> str:
+    """What this version calls a baseline or a weight that 60bf1f7 called otherwise."""
+    return {"item_cf_letters": "item_cf_ngrams", "cold": "cold_text"}.get(name, name)
+
+
 @pytest.mark.parametrize("name", list(EXPECTED["test"]))
 @pytest.mark.parametrize("with_raw", [True, False])
 def test_figures_of_the_command_test(name: str, with_raw: bool) -> None:
@@ -127,13 +132,14 @@ def test_figures_of_the_command_test(name: str, with_raw: bool) -> None:
     (path,) = Path("run").rglob("results.json")
     results = json.loads(path.read_text())
     expected = EXPECTED["test"][name]
-    assert {"beta": results["beta"], **results["protocol"]["weights"]} == near(expected["weights"], 1)
+    weights = {renamed(weight): value for weight, value in expected["weights"].items()}
+    assert {"beta": results["beta"], **results["protocol"]["weights"]} == near(weights, 1)
     for found, wanted in ((results, expected["seen_masked"]), (results["other_filter"], expected["not_masked"])):
         rows = {"model": found["metrics"], **found["baselines"]}
-        assert rows.keys() == wanted.keys()
+        assert rows.keys() == {renamed(method) for method in wanted}
         for method, groups in wanted.items():
             for group, row in groups.items():
-                assert {at: rows[method][group][at] for at in row} == near(row, 1)
+                assert {at: rows[renamed(method)][group][at] for at in row} == near(row, 1)
 
 
 @pytest.mark.parametrize("name", ["t5.ckpt", "decoder.ckpt", "sasrec.ckpt"])

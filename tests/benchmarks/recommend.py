@@ -55,7 +55,7 @@ def speed(recommender: Recommender, users: list[list[str]], seconds: float) -> N
 def same_as_test(recommender: Recommender, histories: Histories, users: list[list[str]]) -> None:
     """Every test user's list from recommend, all at once and one by one, against that of the test step."""
     state = recommender._snapshot
-    module, catalogue = state.module, state.catalogue
+    restored, catalogue = state.restored, state.catalogue
     tested = np.flatnonzero(histories.test.lengths)
     rows = EvalRows(histories.train.joined(histories.validation), histories.test, state.max_history)
     loader = BatchLoader(rows, EvalPlan(tested, rows.shown[tested], 256))
@@ -64,7 +64,7 @@ def same_as_test(recommender: Recommender, histories: Histories, users: list[lis
         found = dict(zip(tested.tolist(), answers, strict=True))
         equal = alike = 0
         for batch in loader:
-            (scores,) = module.score_variants(batch, (float(module.beta),))  # (B, N)
+            (scores,) = restored.scorer.scores(batch, [restored.weights])  # (B, N)
             scores = mask_seen(scores, batch.seen) if masked else scores  # (B, N)
             lists = top_groups(scores, catalogue.warm, 20)[0][:, :K]  # (B, K): all items
             for user, items in zip(batch.user.tolist(), lists.tolist(), strict=True):
@@ -93,7 +93,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
             there[rows] = False
         cf = tuple(vectors * there[:, None] for vectors, there in zip(catalogue.cf, present, strict=True))
         whole = dataclasses.replace(catalogue, count=count, present=tuple(present), cf=cf)
-        from_start = rebuild(state.module, trained, whole)
+        from_start = rebuild(state.restored, trained, whole)
         expected = make_snapshot(from_start, whole, NONE, trained.max_history)
 
         held = [catalogue.ids[i] for i in rows]
@@ -113,15 +113,15 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
         assert now.catalogue.text is not None
         at = [now.row[own] for own in catalogue.ids]  # where each item of the old order is now
         vectors = float((now.catalogue.text[at] - catalogue.text).abs().max())
-        codes = float((now.module.index.codes[at] - from_start.index.codes).abs().max())
+        codes = float((now.restored.scorer.index.codes[at] - from_start.scorer.index.codes).abs().max())
         worst = scale = 0.0
         own = [[state.row[own] for own in user] for user in users]  # in the order from the start
         moved = [[at[item] for item in user] for user in own]
         pairs = zip(batches(expected, own), batches(now, moved), strict=True)
         for (places, one), (same, two) in pairs:
             assert places == same
-            (wanted,) = from_start.score_variants(one, (float(from_start.beta),))  # (B, N)
-            (got,) = now.module.score_variants(two, (float(from_start.beta),))  # (B, N)
+            (wanted,) = from_start.scorer.scores(one, [from_start.weights])  # (B, N)
+            (got,) = now.restored.scorer.scores(two, [from_start.weights])  # (B, N)
             worst = max(worst, float((got[:, at] - wanted).abs().max()))
             scale = max(scale, float(wanted.abs().max()))
         listed = recommender.recommend(users[::10], K)
