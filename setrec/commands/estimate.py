@@ -1,6 +1,5 @@
-"""What a run will take, without running it: `setrec estimate --items 1000000 --sampled 2048`.
+"""What a run will take, without running it: `setrec estimate --workload.items 1000000 --workload.sampled 2048`.
 
-from collections.abc import Sequence
 One training step and one batch of evaluation go through the real model on fake tensors, which have shapes and no content. Every
 operation is counted: its floating-point operations, the bytes it reads and writes, and what is alive at the same time. Time is
 then operations / peak + bytes / bandwidth, and for the ranking of evaluation scores / scores ranked a second. The speeds are
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+import setrec.backbones.decoder  # noqa: F401  can be named on the command line without its module
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
 from setrec.commands.words import call
