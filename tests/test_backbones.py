@@ -138,9 +138,9 @@ def test_permuting_queries_permutes_answers(backbone: Backbone) -> None:
 def test_no_query_sees_its_target_or_anything_later(backbone: Backbone) -> None:
     items, real, prefix, queries = inputs(backbone)
     items.requires_grad_()
-    answers = backbone(items, real, prefix, queries)
+    outputs = backbone(items, real, prefix, queries)
     for t in range(L + 1):
-        (gradient,) = torch.autograd.grad(answers[0, t].sum(), items, retain_graph=True)
+        (gradient,) = torch.autograd.grad(outputs[0, t].sum(), items, retain_graph=True)
         assert gradient[0, t:].abs().max() == 0 if t < L else True
         assert gradient[1:].abs().max() == 0  # nor other rows
         for i in range(t):
@@ -149,8 +149,8 @@ def test_no_query_sees_its_target_or_anything_later(backbone: Backbone) -> None:
         future = items.clone()
         future[0, 3:] += 100.0
         again = backbone(future, real, prefix, queries)
-        torch.testing.assert_close(again[0, :4], answers[0, :4], rtol=0, atol=1e-12)
-        assert (again[0, 4:] - answers[0, 4:]).abs().max() > 1e-4
+        torch.testing.assert_close(again[0, :4], outputs[0, :4], rtol=0, atol=1e-12)
+        assert (again[0, 4:] - outputs[0, 4:]).abs().max() > 1e-4
 
 
 def test_padding_and_batch_composition_change_nothing(backbone: Backbone) -> None:

@@ -131,24 +131,24 @@ def test_half_precision_and_autocast_keep_the_mask(folders: dict[str, Path]) -> 
     exact = built(DecoderBackbone(pretrained=str(folders["qwen2"])))(items, real, prefix, queries)
     for attention in ("sdpa", "eager"):
         half = built(DecoderBackbone(pretrained=str(folders["qwen2"]), attention=attention, dtype="bfloat16"))
-        answers = half(items, real, prefix, queries)
-        assert answers.dtype == torch.float32
-        assert (answers - exact)[prefix >= 0].abs().mean() < 0.03  # of values around 1
+        outputs = half(items, real, prefix, queries)
+        assert outputs.dtype == torch.float32
+        assert (outputs - exact)[prefix >= 0].abs().mean() < 0.03  # of values around 1
         mixed = built(DecoderBackbone(pretrained=str(folders["qwen2"]), attention=attention))
         with torch.autocast("cpu", torch.bfloat16):
-            answers = mixed(items, real, prefix, queries)
-        assert answers.isfinite().all()
-        assert (answers - exact)[prefix >= 0].abs().mean() < 0.03
+            outputs = mixed(items, real, prefix, queries)
+        assert outputs.isfinite().all()
+        assert (outputs - exact)[prefix >= 0].abs().mean() < 0.03
 
 
 def test_a_row_of_padding_alone_is_finite() -> None:
     backbone = built(DecoderBackbone(shape="nano", n_response=1))
     none = torch.full((2, 3), -1)
     items = torch.zeros(2, 4, 2, 32, requires_grad=True)
-    answers = backbone(items, torch.zeros(2, 4, dtype=torch.bool), none, torch.randn(2, 32))
-    assert answers.shape == (2, 3, 2, 32)
-    answers.sum().backward()
-    assert answers.isfinite().all()
+    outputs = backbone(items, torch.zeros(2, 4, dtype=torch.bool), none, torch.randn(2, 32))
+    assert outputs.shape == (2, 3, 2, 32)
+    outputs.sum().backward()
+    assert outputs.isfinite().all()
     assert items.grad is not None
     assert items.grad.isfinite().all()
 
@@ -239,11 +239,11 @@ def test_checkpoints_leave_the_frozen_base_out_and_load_strictly(folders: dict[s
     state = {name: value.clone() for name, value in whole.state_dict().items()}
     assert set(state) == {f"backbone.{name}" for name, p in trained.named_parameters() if p.requires_grad}
     assert len(state) == 12 + 1
-    answers = trained(items, real, prefix, queries)
-    assert (other(items, real, prefix, queries) - answers).abs().max() > 1e-2
+    outputs = trained(items, real, prefix, queries)
+    assert (other(items, real, prefix, queries) - outputs).abs().max() > 1e-2
     frozen = other.base.layers[0].mlp.up_proj.weight.clone()
     nn.ModuleDict({"backbone": other}).load_state_dict(state, strict=True)
-    assert torch.equal(other(items, real, prefix, queries), answers)
+    assert torch.equal(other(items, real, prefix, queries), outputs)
     assert torch.equal(other.base.layers[0].mlp.up_proj.weight, frozen)
     missing = next(name for name in state if "lora_A" in name)
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -282,10 +282,10 @@ def test_merge_writes_a_plain_model_that_answers_the_same(
     adapted.merge(tmp_path / "merged")
     merged = built(DecoderBackbone(pretrained=str(tmp_path / "merged")))
     assert not any("lora" in name for name in merged.state_dict())
-    answers = adapted(items, real, prefix, queries)
-    torch.testing.assert_close(merged(items, real, prefix, queries), answers, rtol=1e-4, atol=1e-4)
+    outputs = adapted(items, real, prefix, queries)
+    torch.testing.assert_close(merged(items, real, prefix, queries), outputs, rtol=1e-4, atol=1e-4)
     plain = built(DecoderBackbone(pretrained=str(folders["qwen3"])))
-    assert (plain(items, real, prefix, queries) - answers).abs().max() > 1e-2
+    assert (plain(items, real, prefix, queries) - outputs).abs().max() > 1e-2
     with pytest.raises(ConfigError, match="exists already"):
         adapted.merge(tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]

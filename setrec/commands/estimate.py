@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse.typing import lazy_instance
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,7 +30,7 @@ from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
 from setrec.hparams import instantiate_default
-from setrec.layers.negatives import Compared
+from setrec.layers.negatives import SoftmaxItems
 from setrec.model import Recipe, SETRec
 from setrec.schemas import Batch
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups
@@ -129,9 +129,9 @@ class _Fixed(nn.Module):
         super().__init__()
         self.drawn = drawn
 
-    def forward(self, target: Tensor) -> Compared:
+    def forward(self, target: Tensor) -> SoftmaxItems:
         items = torch.cat([target, target.new_zeros(self.drawn)])  # (M + drawn,)
-        return Compared(items, torch.arange(len(target)), torch.zeros(len(items)))
+        return SoftmaxItems(items, torch.arange(len(target)), torch.zeros(len(items)))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
             for table in index:
                 reading.hold(table)
             with reading:
-                user = model.read(batch, index)
+                user = model.user_vectors(batch, index)
                 cf, sem = user.cf @ index.cf.T, user.sem @ index.sem.T  # (B, N), (B, N)
                 for _ in range(w.betas):
                     torch.lerp(cf, sem, 0.5).clone()  # (B, N), and masked; what ranking takes is measured as a whole

@@ -152,7 +152,7 @@ class ItemCFText(Baseline):
         return f"item CF + {self.weight:g} x ({self.text.describe()}); {chosen}"
 
 
-class Choice(NamedTuple):
+class HybridChoice(NamedTuple):
     """What validation chose for a hybrid."""
 
     weight: float
@@ -160,14 +160,14 @@ class Choice(NamedTuple):
     recall: dict[tuple[str, float], float]  # Recall@10 over all items of everything tried
 
     @classmethod
-    def best(cls, recall: dict[tuple[str, float], float]) -> "Choice":
+    def best(cls, recall: dict[tuple[str, float], float]) -> "HybridChoice":
         """The weight and kind with the highest recall; of equals the first."""
         kind, weight = max(recall, key=lambda option: recall[option])
         return cls(weight, kind, recall)
 
-    def among(self, kinds: tuple[str, ...]) -> "Choice":
+    def among(self, kinds: tuple[str, ...]) -> "HybridChoice":
         """What it would have been from some of the kinds."""
-        return Choice.best({option: value for option, value in self.recall.items() if option[0] in kinds})
+        return HybridChoice.best({option: value for option, value in self.recall.items() if option[0] in kinds})
 
 
 def choose_weight(
@@ -176,7 +176,7 @@ def choose_weight(
     histories: Histories,
     weights: tuple[float, ...] = WEIGHTS,
     batch_size: int = BLOCK,
-) -> Choice:
+) -> HybridChoice:
     """Weight and kind of text with the best Recall@10 over all items on validation, seen items masked.
 
     Args:
@@ -202,7 +202,7 @@ def choose_weight(
                 top = top_items(torch.add(base, similar, alpha=weight), 10)  # (B, 10)
                 hits = (top[:, :, None] == target[:, None]).sum((1, 2))  # (B,)
                 recall[kind, weight] += float((hits.double() / real.sum(1)).sum()) / len(users)
-    return Choice.best(recall)
+    return HybridChoice.best(recall)
 
 
 def padded(rows: Ragged, which: np.ndarray) -> Tensor:

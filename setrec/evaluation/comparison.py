@@ -10,12 +10,12 @@ from setrec.evaluation.baselines import Popularity, fit_baselines
 from setrec.evaluation.metrics import RandomTieMetrics, RankingMetrics
 from setrec.evaluation.ranking_table import RankingTable
 from setrec.evaluation.results import MODEL
-from setrec.evaluation.target_hits import TargetHits, TargetTable, expected_hits, hits_of_lists
+from setrec.evaluation.target_hits import TargetHits, TargetTable, expected_hits, list_hits
 from setrec.schemas import Batch, EvalSplit
 from setrec.scoring.topk import mask_seen, top_groups
 
 
-class Figures(NamedTuple):
+class MethodFigures(NamedTuple):
     """What is known of one method under one filter."""
 
     table: RankingTable
@@ -75,12 +75,12 @@ class Comparison:
             else:
                 ranked = top_groups(left, self.warm, max(self.cutoffs))  # (G, B, k)
                 metric.update(batch.user, ranked[None], batch.target, self.warm)
-                hits = hits_of_lists(ranked[0], batch.target, self.cutoffs)  # (B, R, C)
+                hits = list_hits(ranked[0], batch.target, self.cutoffs)  # (B, R, C)
             targets.update(batch.user, batch.target, hits)
 
-    def compute(self) -> dict[bool, dict[str, Figures]]:
+    def compute(self) -> dict[bool, dict[str, MethodFigures]]:
         """Under filter_seen: the figures of the model and of each baseline, by name, over the users of all processes."""
-        made = {key: Figures(metric.compute(), hits.compute()) for key, (metric, hits) in self.metrics.items()}
+        made = {key: MethodFigures(metric.compute(), hits.compute()) for key, (metric, hits) in self.metrics.items()}
         return {
             filtered: {name: made[filtered, name] for name in (MODEL, *self.baselines)} for filtered in (True, False)
         }

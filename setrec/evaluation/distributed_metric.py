@@ -15,7 +15,7 @@ class DistributedMetric(Metric):
     is_differentiable = False
 
     @abstractmethod
-    def no_rows(self) -> dict[str, Tensor]:
+    def empty_states(self) -> dict[str, Tensor]:
         """Every state as it is without any row: the shape and dtype that the other processes' rows have."""
 
     def sync(
@@ -26,7 +26,7 @@ class DistributedMetric(Metric):
         distributed_available: Callable | None = None,
     ) -> None:
         """As torchmetrics', but a process that saw no user still takes part, with empty states of the right shape."""
-        for name, empty in self.no_rows().items():
+        for name, empty in self.empty_states().items():
             if not getattr(self, name):
                 getattr(self, name).append(empty)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)

@@ -72,7 +72,7 @@ class RankingMetrics(DistributedMetric):
         self.hits.append(hits.to(self.hit_dtype))  # (B, V, G, k)
         self.targets.append(member.sum(-1).T.to(torch.int32))  # (B, G)
 
-    def no_rows(self) -> dict[str, Tensor]:
+    def empty_states(self) -> dict[str, Tensor]:
         shape = (0, len(self.variants), len(GROUPS), max(self.cutoffs))
         return {
             "user": torch.empty(0, dtype=torch.int64, device=self.device),
@@ -87,11 +87,11 @@ class RankingMetrics(DistributedMetric):
             none = torch.zeros(0, len(self.variants), len(GROUPS), k, dtype=self.hit_dtype)  # (0, V, G, k)
             targets = torch.zeros(0, len(GROUPS), dtype=torch.int32)  # (0, G)
             return RankingTable(np.zeros(0, np.int64), none, None, targets, self.cutoffs, self.variants)
-        user, keep = self._once()
+        user, keep = self._unique_users()
         hits, targets = (dim_zero_cat(state).cpu()[keep] for state in (self.hits, self.targets))
         return RankingTable(user.numpy(), hits, None, targets, self.cutoffs, self.variants)
 
-    def _once(self) -> tuple[Tensor, Tensor]:
+    def _unique_users(self) -> tuple[Tensor, Tensor]:
         """Users ascending, each once, and where the states hold them: (n,) int64 twice, on the CPU."""
         user, order = dim_zero_cat(self.user).cpu().sort(stable=True)  # (n with repeats,)
         once = torch.ones_like(user, dtype=torch.bool)  # (n with repeats,)
@@ -127,22 +127,24 @@ class RandomTieMetrics(RankingMetrics):
         for group, allowed in enumerate((torch.ones_like(warm), warm, ~warm)):
             candidates = scores.index_select(1, allowed.nonzero().squeeze(1))  # (B, n)
             wanted = at_target.masked_fill(~member[group], -torch.inf)  # (B, R)
-            pairs.append(_expected_hits(candidates, wanted, max(self.cutoffs)))
+            pairs.append(_hit_probabilities(candidates, wanted, max(self.cutoffs)))
         hits, first = (torch.stack(of, 1)[:, None] for of in zip(*pairs, strict=True))  # (B, V = 1, G, k)
         self._add(user, hits, member)
         self.first.append(first)  # (B, 1, G, k)
 
-    def no_rows(self) -> dict[str, Tensor]:
-        rows = super().no_rows()
+    def empty_states(self) -> dict[str, Tensor]:
+        rows = super().empty_states()
         return rows | {"first": torch.empty_like(rows["hits"])}
 
     def compute(self) -> RankingTable:
         """As for exact lists, with the first hit's probability."""
         table = super().compute()
-        return table._replace(first=dim_zero_cat(self.first).cpu()[self._once()[1]]) if len(table.user) else table
+        return (
+            table._replace(first=dim_zero_cat(self.first).cpu()[self._unique_users()[1]]) if len(table.user) else table
+        )
 
 
-def _expected_hits(scores: Tensor, at_target: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _hit_probabilities(scores: Tensor, at_target: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Probability of a target, and of the first target, at each rank if ties are in random order.
 
     scores: (B, n) of the candidates; at_target: (B, R), -inf where there is none; returns twice (B, k) float64.

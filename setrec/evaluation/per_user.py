@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import SETRecError
-from setrec.evaluation.comparison import Figures
+from setrec.evaluation.comparison import MethodFigures
 from setrec.schemas import GROUPS
 
 DECILES = 10
 
 
-def write_per_user(path: Path, figures: dict[bool, dict[str, Figures]], histories: Histories, split: str) -> Path:
+def write_per_user(path: Path, figures: dict[bool, dict[str, MethodFigures]], histories: Histories, split: str) -> Path:
     """Write the figures of every user in the users' own ids.
 
     Columns: user_id, method ("model" or a baseline), filter_seen, group (all, warm, cold), history (items the user had,
@@ -63,7 +63,9 @@ def write_per_user(path: Path, figures: dict[bool, dict[str, Figures]], historie
     return write_parts(path, parts())
 
 
-def write_hits(path: Path, figures: dict[bool, dict[str, Figures]], histories: Histories, catalogue: Catalogue) -> Path:
+def write_hits(
+    path: Path, figures: dict[bool, dict[str, MethodFigures]], histories: Histories, catalogue: Catalogue
+) -> Path:
     """Write the fate of every target in the ranking of all items, in own ids.
 
     Columns: user_id, item_id, count (of the item in training), decile (see `deciles`), method, filter_seen, then hit@5 ...,
@@ -141,7 +143,7 @@ def write_parts(path: Path, parts: Iterator[pl.DataFrame]) -> Path:
     return path
 
 
-def beside_results(results: Path) -> tuple[Path, Path]:
+def per_user_paths(results: Path) -> tuple[Path, Path]:
     """Where the figures of users and targets lie: results.json -> per_user.parquet, hits.parquet; a prefix is kept."""
     prefix = results.name.removesuffix("results.json")
     return results.with_name(f"{prefix}per_user.parquet"), results.with_name(f"{prefix}hits.parquet")

@@ -24,7 +24,7 @@ class TargetTable(NamedTuple):
     cutoffs: tuple[int, ...]
 
 
-def hits_of_lists(ranked: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Tensor:
+def list_hits(ranked: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Tensor:
     """ranked: (B, k) int64, best first; target: (B, R) int64; returns (B, R, C) float32, 1 where a list holds the target."""
     equal = ranked[:, None, :] == target[:, :, None]  # (B, R, k)
     return torch.stack([equal[..., :k].any(-1) for k in cutoffs], dim=-1).float()  # (B, R, C)
@@ -77,13 +77,13 @@ class TargetHits(DistributedMetric):
         Args:
             user: (B,) int64, row in the table of users.
             target: (B, R) int64, padded; a target that stands there twice counts once, as in `RankingMetrics`.
-            hits: (B, R, C) float32, see `hits_of_lists` and `expected_hits`.
+            hits: (B, R, C) float32, see `list_hits` and `expected_hits`.
         """
         row, place = mask_of(target).nonzero(as_tuple=True)  # (m,), (m,)
         self.pairs.append(torch.stack([user[row], target[row, place]], dim=1))  # (m, 2)
         self.hits.append(hits[row, place])  # (m, C)
 
-    def no_rows(self) -> dict[str, Tensor]:
+    def empty_states(self) -> dict[str, Tensor]:
         return {
             "pairs": torch.empty(0, 2, dtype=torch.int64, device=self.device),
             "hits": torch.empty(0, len(self.cutoffs), device=self.device),

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from setrec.errors import ConfigError, DataError
-from setrec.evaluation.per_user import beside_results
+from setrec.evaluation.per_user import per_user_paths
 from setrec.evaluation.results import LABELS, MODEL, RESULTS
 from setrec.schemas import GROUPS, EvalSplit
 
@@ -136,7 +136,7 @@ def read(path: Path, metrics: list[str], k: int) -> One:
         DataError: files that are missing, damaged, or not of one run.
         ConfigError: a metric that was not written.
     """
-    per_user, hits_file = beside_results(path)
+    per_user, hits_file = per_user_paths(path)
     with readable(path):
         results = json.loads(path.read_text())
         protocol = results["protocol"]
@@ -184,7 +184,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        missing = Path(error.filename) if error.filename else beside_results(path)[0]
+        missing = Path(error.filename) if error.filename else per_user_paths(path)[0]
         raise DataError(
             f"{missing} is missing beside {path.name}: run test or validate on the checkpoint again, which writes every "
             "user's figures."

@@ -20,9 +20,9 @@ from setrec.class_names import public_name
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
 from setrec.evaluation.beta_curve import beta_curve
-from setrec.evaluation.comparison import Comparison, Figures
+from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
-from setrec.evaluation.per_user import beside_results, write_hits, write_per_user
+from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
 from setrec.evaluation.ranking_table import RankingTable
 from setrec.evaluation.results import MODEL, RESULTS, Protocol, make_results, print_table, write_results
 from setrec.hparams import plain_hparams
@@ -243,10 +243,10 @@ class RankingModule(LightningModule):
 
 @rank_zero_only
 def write_and_print(
-    path: Path, results: dict[str, Any], figures: dict[bool, dict[str, Figures]], data: SETRecDataModule
+    path: Path, results: dict[str, Any], figures: dict[bool, dict[str, MethodFigures]], data: SETRecDataModule
 ) -> None:
     """Write results.json, last of its files, and print the table, on one process."""
-    per_user, hits = beside_results(path)
+    per_user, hits = per_user_paths(path)
     write_per_user(per_user, figures, data.histories, results["protocol"]["split"])
     write_hits(hits, figures, data.histories, data.catalogue)
     write_results(path, results)

@@ -26,5 +26,5 @@ def shard(model: SETRec, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=data_parallel, reshard_after_forward=False)  # what is left is small
     # These use weights outside of forward; they gather them as forward would. Inside, they call model.forward itself: a
     # second gathering within the first would end the backward pass of the shared weights too early.
-    for method in ("losses", "index", "read"):
+    for method in ("losses", "index", "user_vectors"):
         register_fsdp_forward_method(model, method)
