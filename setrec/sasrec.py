@@ -141,7 +141,7 @@ class SASRecModule(RankingModule):
         self.register_load_state_dict_pre_hook(_remove_old_weights)  # type: ignore[no-untyped-call]
 
     def configure_model(self) -> None:
-        """Make the layers, now that the data says how many items there are."""
+        """Make the layers, once the number of items is known."""
         if self.model is None:
             sizes = (self.width, self.n_blocks, self.n_heads, self.inner, self.dropout)
             self.model = SASRec(self.data.catalogue.n_items, self.data.max_history, *sizes)

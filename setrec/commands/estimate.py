@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+import setrec.backbones.decoder  # noqa: F401  (--backbone DecoderBackbone is found by its name)
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
 from setrec.commands.words import call

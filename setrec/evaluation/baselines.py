@@ -1,4 +1,4 @@
-"""Simple baselines, which stand beside the model in every table: a model must beat them.
+"""Simple baselines, which every table shows: a model must beat them.
 
     popularity      occurrences in training; tied items, such as all cold ones, are reported at their expected value under
                     random order (metrics.RandomTieMetrics)
@@ -38,7 +38,7 @@ CF_DECAY, TEXT_DECAY = 0.9, 0.85  # factor of each step back from the newest ite
 
 
 class Baseline(ABC):
-    """Scores items from a history alone."""
+    """Scores items from a history, without a trained model."""
 
     @abstractmethod
     def score(self, history: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ class ItemCF(Baseline):
 
     def score(self, history: Tensor) -> Tensor:
         """See `Baseline.score`."""
-        items, there = last_items(history, LAST)  # (B, last)
+        items, real = last_items(history, LAST)  # (B, last)
         weight = CF_DECAY ** np.arange(LAST, dtype=np.float32)  # (last,)
-        user, age = np.nonzero(there.numpy())
+        user, age = np.nonzero(real.numpy())
         shape = (len(history), self.similarity.shape[0])
         profile = sp.csr_matrix((weight[age], (user, items.numpy()[user, age])), shape=shape)  # (B, N)
         return torch.from_numpy((profile @ self.similarity).toarray())  # (B, N)
@@ -108,8 +108,8 @@ class TextSimilarity(Baseline):
     def score(self, history: Tensor) -> Tensor:
         """See `Baseline.score`."""
         if self.kind == "mean":
-            items, there = last_items(history, LAST)  # (B, last)
-            weight = there / there.sum(1, keepdim=True).clamp(min=1)  # (B, last)
+            items, real = last_items(history, LAST)  # (B, last)
+            weight = real / real.sum(1, keepdim=True).clamp(min=1)  # (B, last)
             return self.cosine.cosines((self.cosine.vectors[items] * weight[..., None]).sum(1))  # (B, N)
         return self.cosine.sharpened_sum(*faded_items(history, LAST, TEXT_DECAY))  # (B, N)
 

@@ -143,10 +143,10 @@ def read_results(path: Path, metrics: list[str], k: int) -> RunResult:
     with readable(path):
         results = json.loads(path.read_text())
         protocol = results["protocol"]
-        there = [*pl.read_parquet_schema(per_user), *pl.read_parquet_schema(hits_file)]
-    unknown = [metric for metric in (*metrics, f"hit@{k}") if metric not in there]
+        columns = [*pl.read_parquet_schema(per_user), *pl.read_parquet_schema(hits_file)]
+    unknown = [metric for metric in (*metrics, f"hit@{k}") if metric not in columns]
     if unknown:
-        known = ", ".join(column for column in there if "@" in column)
+        known = ", ".join(column for column in columns if "@" in column)
         raise ConfigError(f"{per_user} and {hits_file.name} hold no {unknown[0]}, but {known}: choose one of these.")
     with readable(path):
         users = pl.read_parquet(per_user, columns=[*USER_COLUMNS, *metrics])
@@ -164,15 +164,15 @@ def read_results(path: Path, metrics: list[str], k: int) -> RunResult:
         hits.setdefault(str(method), {})[bool(filtered)] = rows[f"hit@{k}"].to_numpy().astype(np.float64)  # (m,)
     main = bool(protocol["filter_seen"])
     check_means(path, results, values[MODEL][main, "all"], metrics)
-    asked = targets.filter(method=MODEL, filter_seen=main).select("user_id", "item_id", "count", "decile")
+    own_targets = targets.filter(method=MODEL, filter_seen=main).select("user_id", "item_id", "count", "decile")
     own = users.filter(method=MODEL, filter_seen=main)
     by_group = {group: own.filter(group=group) for group in GROUPS}
     everyone = by_group["all"]["user_id"]
     evaluated = EvaluationSet(
         users={group: rows["user_id"].to_list() for group, rows in by_group.items()},
         history={group: rows["history"].to_numpy() for group, rows in by_group.items()},
-        target_user=everyone.search_sorted(asked["user_id"]).to_numpy(),  # (m,)
-        targets=asked,
+        target_user=everyone.search_sorted(own_targets["user_id"]).to_numpy(),  # (m,)
+        targets=own_targets,
     )
     for by_key in values.values():  # a group may have no targets
         for filtered in (True, False):
@@ -219,8 +219,8 @@ def check_same_data(first: RunResult, other: RunResult) -> None:
             refuse_run(first, other, f"{what} is {two!r} in the first and {one!r} in the second")
     for group in GROUPS:
         if first.evaluated.users[group] != other.evaluated.users[group]:
-            there = set(first.evaluated.users[group])
-            strange = [user for user in other.evaluated.users[group] if user not in there]
+            known = set(first.evaluated.users[group])
+            strange = [user for user in other.evaluated.users[group] if user not in known]
             refuse_run(
                 first, other, f"{len(strange)} users of the first are missing in the second, such as {strange[0]!r}"
             )
@@ -271,16 +271,16 @@ def combine_seeds(name: str, key: str, seed_results: list[RunResult]) -> Method:
     return Method(name, key != MODEL, values, hits, [one.path for one in seed_results], protocols, options)
 
 
-def add_baseline(known: list[Method], found: Method, run: str) -> None:
+def add_baseline(baselines: list[Method], found: Method, run: str) -> None:
     """Add a baseline once; with other figures beside another run (other text vectors, for example) it gets its own row."""
-    for other in known:
+    for other in baselines:
         if other.name.split(" [")[0] == found.name and all(
             np.allclose(found.values[key], other.values[key], atol=1e-9) for key in found.values
         ):
             return
-    if any(other.name.split(" [")[0] == found.name for other in known):
+    if any(other.name.split(" [")[0] == found.name for other in baselines):
         found.name += f" [{run}]"
-    known.append(found)
+    baselines.append(found)
 
 
 def flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
