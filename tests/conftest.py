@@ -95,6 +95,14 @@ def tiny_release(tmp_path: Path) -> Path:
     return build_release(tmp_path / "release")
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny pretrained language model of every family, in a folder; don't change them."""
+    from tests.language_models import FAMILIES, save_model
+
+    return {family: save_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
 class TrainedRun(NamedTuple):
     """A run that is over."""
 

@@ -16,7 +16,7 @@ from setrec.commands.fit import prepared
 from setrec.commands.report import report
 from setrec.errors import ConfigError
 from setrec.hparams import plain_hparams
-from setrec.report.runs import differences, flat
+from setrec.report.runs import flat_options, option_differences
 
 TINY: dict[str, Any] = {
     "trainer": {
@@ -130,11 +130,11 @@ def test_every_factor_takes_something_away(backbone: type, tmp_path: Path) -> No
         expected["without_mask"] = {"model.backbone.mask": "bidirectional", "data.prefix_parallel": False}
     assert list(expected) == FACTORS
     for factor in FACTORS:
-        changed = differences(whole, options_of(["--config", config, *flags_of(factor, backbone())]))
+        changed = option_differences(whole, options_of(["--config", config, *flags_of(factor, backbone())]))
         assert {name: value for name, (_, value) in changed.items()} == expected[factor]
 
 
 def options_of(words: list[str]) -> dict[str, Any]:
     """What a fit with this command line would be made of."""
     cli = prepared(words)
-    return flat({"model": plain_hparams(cli.model.hparams), "data": plain_hparams(cli.datamodule.hparams)})
+    return flat_options({"model": plain_hparams(cli.model.hparams), "data": plain_hparams(cli.datamodule.hparams)})

@@ -16,7 +16,7 @@ from setrec.data.batches import TrainRows
 from setrec.data.catalogue import read_manifest
 from setrec.errors import ConfigError, DataError
 from setrec.files.vectorfile import write_vectors
-from setrec.sasrec import SASRec, SASRecModule, window_items
+from setrec.sasrec import SASRec, SASRecModule, trained_items
 from setrec.schemas import PAD, Batch
 from tests.test_processes import launch, weights
 
@@ -105,7 +105,7 @@ def test_arguments_out_of_range(arguments):
 def test_items_that_training_never_shows_are_not_present():
     """Of a long history only the window is trained: 7 of the last user's items."""
     rows = TrainRows(Ragged.from_rows([[5, 6], [], [1, 2, 3, 4, 5, 7, 8]]), max_history=3)
-    assert window_items(rows).tolist() == [4, 5, 6, 7, 8]
+    assert trained_items(rows).tolist() == [4, 5, 6, 7, 8]
 
 
 # --------------------------------------------------------------------------------------------------------- learning
@@ -271,7 +271,7 @@ def test_setrec_takes_the_vectors_by_one_option_beside_svd(fitted, tmp_path):
     taken = ["--data.cf=[CFFile]", f"--data.cf.file={file}"]
     run(command("fit", tmp_path, "one", *small, *taken))
     both = run(command("fit", tmp_path, "two", *small, *taken, "--data.cf+=CooccurrenceSVD", "--model.n_cf=2"))
-    assert both.model.n_cf == 2
+    assert both.model.recipe.n_cf == 2
     catalogue = Catalogue.load(tmp_path / "data/two")
     with safe_open(file, framework="pt") as stored:
         assert torch.equal(catalogue.cf[0], stored.get_tensor("vectors"))

@@ -1,4 +1,4 @@
-"""The picture of beta: figures of validation over the weight of the semantic slots."""
+"""A figure of validation metrics over beta, the weight of the semantic slots."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,14 @@ from setrec.schemas import GROUPS
 
 
 def beta_curve(table: RankingTable, line: Sequence[int], best: int) -> Figure:
-    """Recall@10 and NDCG@10 over beta, one line a group: a picture for TensorBoard.
+    """Draw Recall@10 and NDCG@10 over beta, one line a group, for TensorBoard.
 
-    table: of validation, its variants labelled by beta; line: places of the variants to draw; best: the place to mark.
-    No pyplot, so no global state and no window.
+    Args:
+        table: Metrics of validation, one variant for each value of beta.
+        line: Places of the variants to draw.
+        best: Place of the chosen variant.
     """
+    # without pyplot there is no global state and no window
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     chosen, betas = table.variants[best], [table.variants[place] for place in line]

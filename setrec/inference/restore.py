@@ -156,7 +156,7 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Resto
         ConfigError: the weights do not fit the arguments, or the frozen base is another one.
     """
     backbone = instance_of(trained.arguments["backbone"], Backbone)
-    backbone.blueprint = trained.sizes
+    backbone.saved_sizes = trained.sizes
     model = SETRec(catalogue, backbone, recipe_of(trained))
     backbone.check_origin(trained.origin)
     weights = {name: value for name, value in trained.weights.items() if name.startswith("model.")}

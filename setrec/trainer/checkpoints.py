@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there."""
+"""Writes checkpoints so that there is never half a file."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,17 @@ from setrec.errors import SETRecError
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
+    """Writes a checkpoint to a temporary file in the same folder, then renames it.
 
-    Lightning's own moves it over from the system's temporary folder: where that is another disk, the move is a copy, and a full
-    disk leaves half a checkpoint under the right name.
+    Lightning's own class moves it from the system's temporary folder. If that is on another disk, the move is a copy, and a full
+    disk leaves half a checkpoint with the right name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """See `CheckpointIO.save_checkpoint`.
 
         Raises:
-            SETRecError: it can't be written; nothing is left of it, and an older one under that name stays.
+            SETRecError: it can't be written; an older checkpoint with that name is kept.
         """
         path = Path(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
