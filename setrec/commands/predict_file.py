@@ -1,11 +1,10 @@
 """predict --histories: recommendations for the users of a file, by any number of processes, each user once."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
@@ -13,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.whole import whole_file
 from setrec.inference.answers import Recommendation
 from setrec.inference.history_file import HistoryFile, read_history_file
 from setrec.inference.new_items import read_table
@@ -85,29 +85,19 @@ def predict_file(
     if final.suffix not in (".parquet", ".csv", ".jsonl"):
         raise ConfigError(f"--output {output}: the name must end in .parquet, .csv or .jsonl.")
     file = read_history_file(histories, user, item, time, history)
-    parts = final.with_name(f".{final.name}.{os.getpid()}")
-    wanted = Wanted(
-        ckpt_path,
-        data,
-        file,
-        k,
-        explain,
-        exclude_seen,
-        _candidates(candidates),
-        beta,
-        unknown,
-        device,
-        processes,
-        parts,
-    )
+    allowed = _candidates(candidates)
     try:
-        parts.mkdir(parents=True)
-        strange = _shared(wanted)
-        _join(parts, final, file.users)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
+            parts = Path(folder)
+            strange = _shared(
+                Wanted(
+                    ckpt_path, data, file, k, explain, exclude_seen, allowed, beta, unknown, device, processes, parts
+                )
+            )
+            _join(parts, final, file.users)
     except OSError as error:
         raise DataError(f"{final} cannot be written ({error}).") from None
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
     if strange:
         shown = ", ".join(sorted(strange)[:5]) + (", ..." if len(strange) > 5 else "")
         print(f"{len(strange):,} ids of the histories are not in the catalogue and were skipped: {shown}")
@@ -185,7 +175,7 @@ def rows(places: Sequence[int], answers: Sequence[Recommendation], explain: bool
 
 
 def _join(parts: Path, final: Path, users: list[str]) -> None:
-    """All blocks -> one file, users in the file's order; written beside, then renamed."""
+    """All blocks -> one file, users in the file's order."""
     files = sorted(parts.glob("*.parquet"))
     names = pl.LazyFrame(
         {"user": pl.Series(range(len(users)), dtype=pl.Int64), "user_id": pl.Series(users, dtype=pl.String)}
@@ -194,15 +184,13 @@ def _join(parts: Path, final: Path, users: list[str]) -> None:
     found = pl.scan_parquet(files) if files else empty
     table = found.join(names, "user", how="left").sort("user", "rank")
     table = table.select("user_id", pl.exclude("user", "user_id"))
-    beside = parts / f"whole{final.suffix}"
-    if final.suffix == ".parquet":
-        table.sink_parquet(beside)
-    elif final.suffix == ".jsonl":
-        table.sink_ndjson(beside)
-    else:
-        schema = table.collect_schema()
-        nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
-        nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
-        table.with_columns(nested).sink_csv(beside)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(beside, final)
+    with whole_file(final) as hidden:
+        if final.suffix == ".parquet":
+            table.sink_parquet(hidden)
+        elif final.suffix == ".jsonl":
+            table.sink_ndjson(hidden)
+        else:
+            schema = table.collect_schema()
+            nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
+            nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
+            table.with_columns(nested).sink_csv(hidden)

@@ -1,14 +1,13 @@
 """publish: a checkpoint as a folder to hand on, from the command line."""
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from setrec.commands.words import call
 from setrec.errors import ConfigError, DataError
+from setrec.files.whole import whole_folder
 from setrec.recommend import Recommender
 
 
@@ -40,14 +39,11 @@ def publish(
     recommender = Recommender.load(ckpt_path, data=data)
     if results is not None:
         recommender.tested(_read(Path(results)))
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        recommender.save_pretrained(beside, model_card_kwargs={"license": license, "data_license": data_license})
-        os.rename(beside, folder)
+        with whole_folder(folder) as hidden:
+            recommender.save_pretrained(hidden, model_card_kwargs={"license": license, "data_license": data_license})
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error}).") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     print(f"published: {folder}")
     if recommender.info()["results"] is None:
         print("its card has no figures: give --results RESULTS.JSON of its test run")

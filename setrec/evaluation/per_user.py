@@ -7,8 +7,8 @@ They are what confidence intervals, paired tests and breakdowns are made from (`
 part by part, so that memory holds one method at a time.
 """
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import SETRecError
 from setrec.evaluation.comparison import Figures
+from setrec.files.whole import whole_file
 from setrec.schemas import GROUPS
 
 DECILES = 10
@@ -31,7 +32,7 @@ def write_per_user(path: Path, figures: dict[bool, dict[str, Figures]], historie
     the rows of a method, filter and group is the figure in results.json.
 
     Args:
-        path: The file; written beside, then renamed.
+        path: The file.
         figures: Under filter_seen and method, see `Comparison.compute`.
         histories: The users.
         split: "test" or "validation", what was answered.
@@ -114,27 +115,20 @@ def deciles(count: np.ndarray) -> np.ndarray:
 
 
 def write_parts(path: Path, parts: Iterator[pl.DataFrame]) -> Path:
-    """Write frames of one form as one parquet file: beside its place first, then renamed.
+    """Write frames of one form as one parquet file, whole or not at all.
 
     Raises:
         SETRecError: the disk refuses; nothing is left, and an older file under that name stays.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as hidden, ExitStack() as stack:
+            writer = None
             for part in parts:
                 rows = part.to_arrow()
                 if writer is None:
-                    writer = pq.ParquetWriter(beside, rows.schema, compression="zstd")
+                    writer = stack.enter_context(pq.ParquetWriter(hidden, rows.schema, compression="zstd"))
                 writer.write_table(rows)
-        finally:
-            if writer is not None:
-                writer.close()
-        os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SETRecError(
             f"{path} can't be written ({error.strerror or error}): free some space or choose another folder."
         ) from None

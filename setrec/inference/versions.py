@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import torch
 from setrec.class_names import current_names
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError, DataError
+from setrec.files.whole import whole_folder
 from setrec.inference.new_items import VECTOR
 
 VERSION, ADDED = "version.json", "added.parquet"
@@ -163,9 +163,6 @@ def write_version(
     Raises:
         DataError: the folder exists, or the disk refuses.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     about = {
         "format": _FORMAT,
         "model": _relative(model, folder),
@@ -179,15 +176,14 @@ def write_version(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        beside.mkdir(parents=True)
-        if changes.added is not None:
-            changes.added.write_parquet(beside / ADDED)
-        (beside / VERSION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-        os.rename(beside, folder)  # refuses a folder that somebody else has filled meanwhile
+        with whole_folder(folder) as hidden:
+            if changes.added is not None:
+                changes.added.write_parquet(hidden / ADDED)
+            (hidden / VERSION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    except FileExistsError:
+        raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"the version {folder} cannot be written ({error}); nothing was changed.") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -1,6 +1,5 @@
 """A report as one picture."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from setrec.errors import SETRecError
+from setrec.files.whole import whole_file
 from setrec.report.table import span_of
 from setrec.schemas import GROUPS
 
@@ -46,7 +46,7 @@ class Style:
 
 
 def draw(made: dict[str, Any], path: Path) -> Path:
-    """Draw what `study` found: figures, differences and breakdowns, with their intervals. Written beside, then renamed.
+    """Draw what `study` found: figures, differences and breakdowns, with their intervals.
 
     Raises:
         SETRecError: the disk refuses.
@@ -73,13 +73,10 @@ def draw(made: dict[str, Any], path: Path) -> Path:
     figure.suptitle(
         f"{made['dataset']}, {settings['split']}, seen items {seen}; bars: {settings['confidence']:.0%} over users"
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(beside, format="png")
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            figure.savefig(hidden, format="png")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SETRecError(f"{path} can't be written ({error.strerror or error}): choose another --output.") from None
     return path
 

@@ -1,6 +1,5 @@
 """predict: ranked items of every user as one parquet file, in the users' own ids."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from setrec.data.datamodule import SETRecDataModule
+from setrec.files.whole import whole_file
 from setrec.schemas import PAD
 from setrec.trainer.ranking import Predictions
 
@@ -76,7 +76,7 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
-    """All processes' parts -> one file with own ids and titles, users in order, each once; written beside, then renamed."""
+    """All processes' parts -> one file with own ids and titles, users in order, each once."""
     users, items = data.histories.ids, data.catalogue
     rows = pl.concat([pl.read_parquet(part) for part in sorted(parts.glob("*.parquet"))])
     rows = rows.unique(["user", "rank"], keep="first").sort("user", "rank")  # padded batches repeat users
@@ -87,7 +87,6 @@ def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
         score=pl.col("score"),
         title=pl.Series([items.titles[i] for i in rows["item"]], dtype=pl.String),
     )
-    beside = final.with_name(final.name + ".writing")
-    named.write_parquet(beside)
-    os.replace(beside, final)
+    with whole_file(final) as hidden:
+        named.write_parquet(hidden)
     shutil.rmtree(parts)
