@@ -20,8 +20,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+import setrec.backbones.decoder  # these four: so that flags take the names of their classes without a module
 import setrec.data.readers
-import setrec.encoders  # noqa: F401
+import setrec.encoders
+import setrec.sasrec  # noqa: F401
 from setrec.class_names import current_name, refuse_strangers
 from setrec.commands.words import ckpt_path_of, values_of
 from setrec.data.datamodule import SETRecDataModule
