@@ -1,4 +1,4 @@
-"""A Recommender without a model, for the tests of the server around it: a checkpoint is a small JSON file."""
+"""A Recommender without a model, for tests of the server around it: its checkpoint is a small JSON file."""
 
 import json
 import socket
@@ -15,6 +15,11 @@ from fastapi import FastAPI
 from setrec.errors import DataError
 from setrec.inference.explain import Why
 from setrec.recommend import Item, RankedItem, Recommendation
+from setrec.serve.journal import Journal
+from setrec.serve.model_holder import ModelHolder
+
+TOKEN = "s3cret"
+WITH_TOKEN = {"authorization": f"Bearer {TOKEN}"}
 
 
 def write_checkpoint(path: Path, n_items: int = 20, shift: float = 0.0, delay: float = 0.0, fault: str = "") -> Path:
@@ -23,7 +28,7 @@ def write_checkpoint(path: Path, n_items: int = 20, shift: float = 0.0, delay: f
     Args:
         path: the file.
         n_items: items A000, A001, ...; every fourth is cold.
-        shift: what the first score is above 0: tells one checkpoint from another.
+        shift: the first score; it tells one checkpoint from another.
         delay: seconds that a call of recommend takes.
         fault: "recommend": every call fails.
     """
@@ -114,9 +119,22 @@ class FakeRecommender:
         }  # fmt: skip
 
 
+def holder_of(folder: Path) -> ModelHolder:
+    """A fake checkpoint in service, and its journal, in a folder; the checkpoint is made unless it is there."""
+    path = folder / "model.ckpt"
+    if not path.exists():
+        write_checkpoint(path)
+    return ModelHolder(path, FakeRecommender.load, Journal(folder / "items.jsonl"), folder)  # type: ignore[arg-type]
+
+
+def ids(answer: Any, row: int = 0) -> list[str]:
+    """The recommended ids of one history in an answer of POST /recommend."""
+    return [item["id"] for item in answer.json()["recommendations"][row]["items"]]
+
+
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
-    """An application on a port of this machine, in a thread; gives its address, without a slash at the end."""
+    """Run an application on a port of this machine, in a thread; gives its address, without a slash at the end."""
     with socket.create_server(("127.0.0.1", 0)) as port:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import os
 import random
 import resource
 from pathlib import Path
@@ -323,13 +324,13 @@ def test_a_failed_write_changes_nothing(tiny_release, tmp_path, monkeypatch, at)
         elif at == "manifest":
             patch.setattr(Path, "write_text", full)
         else:  # the older version is away already when the new one should take its place
-            real, calls = store.os.replace, []
+            real, calls = os.replace, []
 
             def second_fails(source, target):
                 calls.append(target)
                 return full() if len(calls) == 2 else real(source, target)
 
-            patch.setattr(store.os, "replace", second_fails)
+            patch.setattr(os, "replace", second_fails)
         with pytest.raises(DataError, match=r"failed \(.*No space left on device.*nothing was changed"):
             prepare.prepare("tiny", folder, changed, tiny_release)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

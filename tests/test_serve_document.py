@@ -1,7 +1,6 @@
 """The OpenAPI document against the server: whatever it allows, and much that it doesn't, is answered as it says."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from setrec.serve.app import create_app
-from setrec.serve.journal import Journal
-from setrec.serve.models import Models
-from tests.serve_fake import FakeRecommender, listening, write_checkpoint
+from setrec.serve.options import ServeOptions
+from tests.serve_fake import TOKEN, holder_of, listening
 
-TOKEN = "s3cret"
 OPERATIONS = [
     ("POST", "/recommend"), ("GET", "/items"), ("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload"),
     ("GET", "/model"), ("GET", "/health"), ("GET", "/metrics"),
@@ -25,10 +22,8 @@ GUARDED = {("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload")}
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("served")
-    path: Path = write_checkpoint(folder / "model.ckpt")
-    models = Models(path, FakeRecommender.load, Journal(folder / "items.jsonl"), folder)
-    with listening(create_app(models, TOKEN, max_wait=0.0)) as url:
+    holder = holder_of(tmp_path_factory.mktemp("served"))
+    with listening(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0))) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

@@ -146,7 +146,7 @@ def test_resumes_behind_the_finished_blocks(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Counting(3).encode(ids, texts, None, scratch=scratch)
     (blocks,) = scratch.iterdir()
-    (blocks / "000000024.new").write_bytes(b"half")  # what a kill in the middle of writing leaves
+    (blocks / ".000000024.npy.123").write_bytes(b"half")  # what a kill in the middle of writing leaves
     other = Counting(3)
     with pytest.raises(KeyboardInterrupt):  # other texts: other blocks
         other.encode(ids, ["x" + text for text in texts], None, scratch=scratch)

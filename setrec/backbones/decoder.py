@@ -4,8 +4,6 @@ The model is Hugging Face's own; it is called with vectors, positions and a comp
 into one sequence, see `packed_mask` in setrec/backbones/masks.py.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,6 +19,7 @@ from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_froze
 from setrec.backbones.masks import additive, packed_mask, packed_positions
 from setrec.backbones.pretrained import ModelSource, load_decoder
 from setrec.errors import ConfigError
+from setrec.files.whole import whole_folder
 
 
 class DecoderShape(NamedTuple):
@@ -289,13 +288,9 @@ class DecoderBackbone(Backbone):
                     weight.copy_(weight.float() + delta.to(weight.device))
             else:
                 base.load_state_dict(self.base.state_dict(), strict=False)  # all weights but the vocabulary
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        try:
-            base.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
-            os.replace(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        with whole_folder(folder) as hidden:
+            base.save_pretrained(hidden)
+            tokenizer.save_pretrained(hidden)
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Split every layer's weights over the processes; see `Backbone.shard`."""

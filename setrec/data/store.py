@@ -12,8 +12,6 @@ A data set is written to a hidden folder beside its place and moved there when i
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS
 from setrec.errors import DataError
 from setrec.files.hashes import file_hash, ids_hash
 from setrec.files.ragged import Ragged
+from setrec.files.whole import clear_leftovers, whole_file, whole_folder
 
 FORMAT = 1
 
@@ -69,11 +68,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"cannot write to {folder.parent} ({error}); choose another place with --data.root DIR."
         ) from None
     try:
-        old = _beside(folder, "old")
-        if old.exists() and not folder.exists():  # killed between the two renames of `write`
-            old.rename(folder)
-        for left in (old, _beside(folder, "new")):
-            shutil.rmtree(left, ignore_errors=True)
+        clear_leftovers(folder)
         yield
     finally:
         lock.release()
@@ -94,35 +89,24 @@ def write(folder: Path, prepared: Prepared, about: dict) -> None:
         raise DataError(
             f"{folder} is not a prepared data set and would be replaced; move it away or change --data.name."
         )
-    new, old = _beside(folder, "new"), _beside(folder, "old")
     try:
-        new.mkdir()
-        _write_files(new, prepared)
-        files = {path.name: file_hash(path) for path in sorted(new.iterdir())}
-        manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
-        manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
+        with whole_folder(folder, replace=True) as hidden:
+            _write_files(hidden, prepared)
+            files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
+            manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
+            manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+            (hidden / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"writing {folder} failed ({str(error).splitlines()[0]}); nothing was changed: free some space or choose "
             "another place with --data.root DIR."
         ) from None
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def amend(folder: Path, manifest: dict) -> None:
     """Put a changed manifest in its place, whole or not at all. Call under `locked`."""
-    beside = folder / f".{MANIFEST}"
-    with contextlib.suppress(OSError):  # a read-only folder keeps the old one, which still holds
-        beside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        os.replace(beside, folder / MANIFEST)
+    with contextlib.suppress(OSError), whole_file(folder / MANIFEST) as hidden:  # a read-only folder keeps the old one
+        hidden.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_files(folder: Path, prepared: Prepared) -> None:
@@ -167,7 +151,3 @@ def _counts(prepared: Prepared) -> dict[str, int]:
         "validation": len(prepared.validation.items),
         "test": len(prepared.test.items),
     }
-
-
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.parent / f".{folder.name}.{kind}"

@@ -7,8 +7,8 @@
 holds one method at a time.
 """
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import SETRecError
 from setrec.evaluation.comparison import MethodFigures
+from setrec.files.whole import whole_file
 from setrec.schemas import GROUPS
 
 DECILES = 10  # groups of warm items by popularity
@@ -124,22 +125,15 @@ def write_parts(path: Path, parts: Iterator[pl.DataFrame]) -> Path:
     Raises:
         SETRecError: the file can't be written; an older file with that name is kept.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as hidden, ExitStack() as stack:
+            writer = None
             for part in parts:
                 rows = part.to_arrow()
                 if writer is None:
-                    writer = pq.ParquetWriter(beside, rows.schema, compression="zstd")
+                    writer = stack.enter_context(pq.ParquetWriter(hidden, rows.schema, compression="zstd"))
                 writer.write_table(rows)
-        finally:
-            if writer is not None:
-                writer.close()
-        os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SETRecError(
             f"{path} can't be written ({error.strerror or error}): free some space or choose another folder."
         ) from None

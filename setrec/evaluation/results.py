@@ -1,7 +1,6 @@
 """The results of a test: results.json with its protocol, and the printed table."""
 
 import json
-import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 from setrec.errors import SETRecError
 from setrec.evaluation.ranking_table import RankingTable
+from setrec.files.whole import whole_file
 from setrec.schemas import GROUPS, EvalSplit, FitOn
 
 MODEL = "model"  # the model's name among the methods; the others are baselines
@@ -155,7 +155,7 @@ def make_results(
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> Path:
-    """Write results as JSON: to a temporary file, then renamed, so that there is never half a file.
+    """Write results as JSON, whole or not at all.
 
     Raises:
         SETRecError: the file can't be written (a full disk, a missing permission).
@@ -163,16 +163,10 @@ def write_results(path: str | Path, results: dict[str, Any]) -> Path:
     """
     path = Path(path)
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            hidden.write_text(text, encoding="utf8")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise SETRecError(
             f"The results can't be written to {path} ({reason}): free some space or choose another folder."

@@ -1,6 +1,5 @@
 """Which text an item has, and encoding many texts in blocks that survive a kill."""
 
-import os
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import polars as pl
 from tqdm import tqdm
 
 from setrec.errors import ConfigError
+from setrec.files.whole import whole_file
 
 Encode = Callable[[list[str]], np.ndarray]  # n texts -> (n, F) float32
 
@@ -71,10 +71,8 @@ def encode_blocks(texts: Sequence[str], encode: Encode, size: int, folder: Path 
             else:
                 block = np.asarray(encode(part), np.float32)  # (block, F)
                 if file is not None:
-                    beside = file.with_suffix(".new")
-                    with beside.open("wb") as out:
+                    with whole_file(file) as hidden, hidden.open("wb") as out:  # a path would get a second .npy
                         np.save(out, block)
-                    os.replace(beside, file)
             blocks.append(block)
             bar.update(len(part))
     table = np.concatenate([*blocks, np.zeros((1, blocks[0].shape[1]), np.float32)])  # (distinct + 1, F)

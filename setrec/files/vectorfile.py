@@ -1,8 +1,6 @@
 """Matrices with one row per item, from .npy, .safetensors or a released .pkl, checked before anybody trusts them."""
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +14,7 @@ from setrec.errors import DataError
 from setrec.files.hashes import ids_hash
 from setrec.files.pickles import load_object_npy, load_pickle
 from setrec.files.ragged import Ragged
+from setrec.files.whole import whole_file
 
 
 class VectorFile(NamedTuple):
@@ -34,7 +33,7 @@ def train_hash(train: Ragged) -> str:
 def write_vectors(
     path: Path, vectors: np.ndarray, present: np.ndarray, ids: list[str], train: Ragged, about: Mapping[str, str]
 ) -> None:
-    """Write learned vectors with what they were made for, beside their place first, then renamed.
+    """Write learned vectors with what they were made for, whole or not at all.
 
     Args:
         path: a .safetensors file.
@@ -47,16 +46,12 @@ def write_vectors(
     Raises:
         DataError: the disk refuses.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     metadata = {**about, "ids_sha256": ids_hash(ids), "train_sha256": train_hash(train)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         tables = {"vectors": np.ascontiguousarray(vectors), "present": np.ascontiguousarray(present)}
-        beside.write_bytes(save(tables, metadata))  # save_file would make a file that others may not read
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            hidden.write_bytes(save(tables, metadata))  # save_file would make a file that others may not read
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise DataError(f"the vectors cannot be written to {path} ({error}); free some space.") from None
 
 

@@ -1,6 +1,5 @@
 """Draws a report as one picture."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from setrec.errors import SETRecError
+from setrec.files.whole import whole_file
 from setrec.report.table import bucket_label
 from setrec.schemas import GROUPS
 
@@ -73,13 +73,10 @@ def draw_report(content: dict[str, Any], path: Path) -> Path:
     figure.suptitle(
         f"{content['dataset']}, {settings['split']}, seen items {seen}; bars: {settings['confidence']:.0%} over users"
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(beside, format="png")
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            figure.savefig(hidden, format="png")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SETRecError(f"{path} can't be written ({error.strerror or error}): choose another --output.") from None
     return path
 

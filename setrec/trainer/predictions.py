@@ -1,6 +1,5 @@
 """`predict`: the ranked items of every user as one parquet file, with the users' and items' own ids."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from setrec.data.datamodule import SETRecDataModule
+from setrec.files.whole import whole_file
 from setrec.schemas import PAD
 from setrec.trainer.ranking import Predictions
 
@@ -87,7 +87,6 @@ def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
         score=pl.col("score"),
         title=pl.Series([items.titles[i] for i in rows["item"]], dtype=pl.String),
     )
-    beside = final.with_name(final.name + ".writing")
-    named.write_parquet(beside)
-    os.replace(beside, final)
+    with whole_file(final) as hidden:
+        named.write_parquet(hidden)
     shutil.rmtree(parts)

@@ -1,9 +1,7 @@
 """Raw files from the web: resumed where a connection breaks, checked, and whole or not there at all."""
 
-import hashlib
 import http.client
 import json
-import os
 import socket
 import ssl
 import time
@@ -19,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.hashes import file_hash
+from setrec.files.whole import move_into_place
 
 _BLOCK = 1 << 18  # bytes read at a time
 _NETWORK = (urllib.error.URLError, ssl.SSLError, ConnectionError, TimeoutError)
@@ -115,25 +115,25 @@ class _Download:
 
     def run(self) -> Path | None:
         """Fetch it; None where it is optional and not there."""
-        if self.path.is_file() and self.source.sha256 in (None, _sha256(self.path)):
+        if self.path.is_file() and self.source.sha256 in (None, file_hash(self.path)):
             return self.path
         task = self.progress.add_task(self.path.name, total=None)
         fresh = not self.part.exists()
         if not self._whole(task):
             return None
-        found = _sha256(self.part)
+        found = file_hash(self.part)
         if self.source.sha256 not in (None, found) and not fresh:  # a .part of another time: begin anew, once
             self._forget()
             if not self._whole(task):
                 return None
-            found = _sha256(self.part)
+            found = file_hash(self.part)
         if self.source.sha256 not in (None, found):
             self._forget()
             raise DataError(
                 f"{self.source.url} is not the expected file (sha256 {found[:12]}..., expected "
                 f"{(self.source.sha256 or '')[:12]}...); get it by other means and pass --data.raw DIR."
             )
-        os.replace(self.part, self.path)
+        move_into_place(self.part, self.path)
         self.about.unlink(missing_ok=True)
         return self.path
 
@@ -206,8 +206,6 @@ class _Download:
             except http.client.IncompleteRead as error:
                 file.write(error.partial)
                 raise
-            file.flush()
-            os.fsync(file.fileno())
         size = self._size()
         if total is not None and size != total:
             raise _BrokenError(f"the connection ended after {size:,} of {total:,} bytes")
@@ -237,11 +235,6 @@ class _Download:
             f"cannot download {self.source.url} ({reason}); check the network, or get the file by other means and pass "
             "--data.raw DIR with the folder that holds it."
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _validator(headers: http.client.HTTPMessage) -> str | None:

@@ -1,4 +1,4 @@
-"""What /metrics shows: Prometheus counters, gauges and histograms of one server."""
+"""The counters, gauges and histograms that Prometheus reads at /metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -8,8 +8,8 @@ SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Measures:
-    """One registry of its own, so that several servers fit into a process."""
+class ServerMetrics:
+    """The metrics of one server. They have a registry of their own, so that a process can run several servers."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -36,8 +36,8 @@ class Measures:
         for outcome in ("done", "refused"):
             self.takeovers.labels(outcome)
 
-    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request. route: its pattern, so that strange paths make no new series."""
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request. route: its pattern, so that unknown paths make no new series."""
         self.requests.labels(route, method, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
@@ -49,11 +49,11 @@ class Measures:
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-def method_of(scope: Scope) -> str:
-    """The method as a label: strange ones share one."""
-    return scope["method"] if scope["method"] in METHODS else "other"
+def method_label(scope: Scope) -> str:
+    """The label of a request's method; unknown methods share one."""
+    return str(scope["method"]) if scope["method"] in METHODS else "other"
 
 
-def route_of(scope: Scope) -> str:
-    """The pattern of the route that took a request; `none` where no route did."""
-    return getattr(scope.get("route"), "path", "none")
+def route_label(scope: Scope) -> str:
+    """The label of a request's route: its pattern, or `none` if no route matched."""
+    return str(getattr(scope.get("route"), "path", "none"))
