@@ -1,7 +1,6 @@
 """The words of a command line, before a parser reads them."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,12 @@ def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> None:
 
 def values_of(words: Sequence[str], *options: str) -> list[str]:
     """What a command line gives for an option, in order: `--option value` or `--option=value`."""
-    found = [after for word, after in pairwise(words) if word in options]
-    return found + [value for word in words for name, _, value in [word.partition("=")] if value and name in options]
+    found = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in options:
+            found.append(value if equals else after)
+    return [value for value in found if value]
 
 
 def with_value(words: Sequence[str], flag: str) -> list[str]:

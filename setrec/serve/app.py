@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +124,7 @@ def create_app(
         await batcher.close()
 
     app = FastAPI(
-        title="SETRec", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="SETRec", version=version("setrec"), lifespan=lifespan, docs_url=None, redoc_url=None,
         description=f"Recommendations from a SETRec checkpoint. What changes something needs the bearer token in {TOKEN}.",
     )  # fmt: skip
     app.add_middleware(RequestLimits, measures=measures)
