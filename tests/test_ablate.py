@@ -12,6 +12,7 @@ from setrec.backbones import DecoderBackbone, T5Backbone
 from setrec.cli import main
 from setrec.commands import ablate as module
 from setrec.commands.ablate import FACTORS, ablate, flags_of
+from setrec.commands.configurations import find_configuration
 from setrec.commands.fit import prepared
 from setrec.commands.report import report
 from setrec.errors import ConfigError
@@ -97,6 +98,21 @@ def test_seeds_and_the_test_split(tmp_path: Path) -> None:
         for seed in (1, 2):
             (results,) = (output / name / f"seed_{seed}").rglob("results.json")
             assert json.loads(results.read_text())["protocol"]["seed"] == seed
+
+
+def test_several_configurations_are_merged_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def stop(words: list[str]) -> None:
+        asked.append(words)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(module, "prepared", stop)
+    words = ["ablate", f"--config={write_config(tmp_path)}", "--config", "model/best", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        main([*words, "--", "--model.n_cf=1"])
+    model = f"--config={find_configuration('model/best')}"
+    assert asked == [[f"--config={tmp_path / 'tiny.yaml'}", model, "--model.n_cf=1"]]
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

@@ -125,15 +125,10 @@ def test_texts_train_only_when_asked(folders: dict[str, Path], train_prompt: boo
 
 
 # ------------------------------------------------------------------------------------------------------------------ runs
-CONFIGS = sorted(
-    path
-    for path in (ROOT / "configs").glob("*_*.yaml")
-    if "DecoderBackbone" in path.read_text() and not path.name.endswith(("_best.yaml", "_example.yaml"))
-)  # test_configs.py and test_csv_example.py run the others
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
-def world(folder: Path, n_cf: int = 1) -> list[str]:
+def world(folder: Path) -> list[str]:
     """A small made-up world in place of the data; everything is written inside `folder`."""
     return [
         *("--data.name=tiny", f"--data.root={folder / 'data'}", f"--trainer.default_root_dir={folder}"),
@@ -143,7 +138,7 @@ def world(folder: Path, n_cf: int = 1) -> list[str]:
             "--data.reader.items=60",
             "--data.cleaning.k_core=2",
         ),
-        *("--data.text=TfidfSVD", f"--data.cf=[{', '.join(['CooccurrenceSVD'] * n_cf)}]", *QUIET),
+        *("--data.text=TfidfSVD", "--data.cf=[CooccurrenceSVD]", *QUIET),
     ]
 
 

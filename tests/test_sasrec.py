@@ -183,14 +183,11 @@ def command(sub: str, folder: Path, name: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-CONFIG = Path(__file__).parents[1] / "configs/toys_sasrec.yaml"
-
-
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> Path:
     """The run's folder after two epochs from the shipped configuration."""
     folder = tmp_path_factory.mktemp("sasrec")
-    run(command("fit", folder, "s", f"--config={CONFIG}", "--trainer.max_epochs=2", "--test_after_fit=true"))
+    run(command("fit", folder, "s", "--config=model/sasrec", "--trainer.max_epochs=2", "--test_after_fit=true"))
     return folder / "lightning_logs/version_0"
 
 
@@ -223,13 +220,6 @@ def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     assert flagged.model.width == 64
     run(["predict", f"--ckpt_path={best}", *quiet])
     assert list(tmp_path.rglob("predictions.parquet"))
-
-
-@pytest.mark.parametrize("name", ["beauty", "sports", "steam"])
-def test_the_other_configurations_fit(name, tmp_path):
-    config = CONFIG.with_name(f"{name}_sasrec.yaml")
-    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-    assert isinstance(run(command("fit", tmp_path, "s", f"--config={config}", *few)).model, SASRecModule)
 
 
 def test_resumes_to_the_bit(tmp_path):

@@ -1,6 +1,6 @@
 """ablate: fit a configuration, and fit it again without each of its parts, over several seeds; then report.
 
-    setrec ablate --config configs/quickstart.yaml --output ablation -- --trainer.max_epochs 4
+    setrec ablate --config quickstart --output ablation -- --trainer.max_epochs 4
 
 The flags after -- are passed to every fit. Finished fits are kept: the same command continues after an interruption, and with more
 seeds or factors it runs only the missing fits. All fits run in this one process.
@@ -13,8 +13,10 @@ from typing import Any, Literal, get_args
 from jsonargparse import ArgumentParser
 
 from setrec.backbones.t5 import T5Backbone
+from setrec.commands.configurations import find_configuration
 from setrec.commands.fit import SETRecCLI, prepared, run, say
 from setrec.commands.report import report
+from setrec.commands.words import values_of, without
 from setrec.errors import ConfigError
 from setrec.evaluation.results import RESULTS, write_results
 from setrec.module import SETRecModule
@@ -57,7 +59,7 @@ def flags_of(factor: Factor, backbone: object) -> list[str]:
 
 
 def ablate(
-    config: str,
+    config: list[str] | str,
     output: str,
     seeds: list[int] = [2023, 2024, 2025],  # noqa: B006  (read only; shown by --help)
     factors: list[Factor] = FACTORS,
@@ -70,7 +72,8 @@ def ablate(
     Flags after -- are passed to every fit: setrec ablate --config C --output DIR -- --data.raw RAW --trainer.max_epochs 4
 
     Args:
-        config: A configuration of fit with SETRec.
+        config: A configuration of fit with SETRec, a file or the name of a shipped one; several: --config A --config B, the later
+            wins.
         output: Folder for all results: a folder for each factor and seed, report.json, report.png.
         seeds: Seeds of the weights and of the order of batches; every factor is fitted with each seed.
         factors: Parts to take away: without_cf (no collaborative slots), without_semantic (no semantic slots),
@@ -87,10 +90,12 @@ def ablate(
     Raises:
         ConfigError: the model is not SETRec, there are several processes, or the folder holds another ablation.
     """
+    configs = [find_configuration(name) for name in ([config] if isinstance(config, str) else config)]
     words, folder = list(fit or []), Path(output)
-    cli = prepared(["--config", config, *words])
+    start = [f"--config={path}" for path in configs]
+    cli = prepared([*start, *words])
     if not isinstance(cli.model, SETRecModule):
-        raise ConfigError(f"{config} trains {cli.model.label}; ablate takes SETRec apart.")
+        raise ConfigError(f"{', '.join(configs)} trains {cli.model.label}; ablate takes SETRec apart.")
     if cli.trainer.world_size > 1:
         raise ConfigError(
             "ablate fits in one process: set -- --trainer.devices 1, or run `fit` for every factor and seed, then one "
@@ -101,14 +106,14 @@ def ablate(
     present = [factor for factor in factors if factor not in OPTIONS or options[OPTIONS[factor]]]
     wanted |= {factor: flags_of(factor, backbone) for factor in present}
     wanted |= {name: [given] if isinstance(given, str) else given for name, given in (more or {}).items()}
-    check_plan(folder, Path(config).read_text(), words, wanted)
+    check_plan(folder, "\n".join(Path(path).read_text() for path in configs), words, wanted)
     runs: dict[str, list[str] | str] = {}
     for seed in seeds:  # seed by seed: an interrupted ablation is one with fewer seeds
         for name, flags in wanted.items():
             where = folder / name / f"seed_{seed}"
             if not list(where.rglob(RESULTS[split])):
                 say(f"ablate: {name}, seed {seed}")
-                fit_one(config, [*words, *flags], name, seed, where, split)
+                fit_one([*start, *words, *flags], name, seed, where, split)
             runs[name] = [str(folder / name / f"seed_{one}") for one in seeds]
     return report(runs, output, split, against_baselines="first")
 
@@ -118,7 +123,10 @@ def from_words(words: list[str]) -> Path:
     cut = words.index("--") if "--" in words else len(words)
     parser = ArgumentParser(prog="setrec ablate", description=(ablate.__doc__ or "").split("\n", 1)[0])
     parser.add_function_arguments(ablate, as_group=False)
-    given = parser.parse_args([*words[:cut], f"--fit={json.dumps(words[cut + 1 :])}"])
+    own = words[:cut]
+    if configs := values_of(own, "--config"):  # given once or more, it is one list
+        own = [*without(own, "--config"), f"--config={json.dumps(configs)}"]
+    given = parser.parse_args([*own, f"--fit={json.dumps(words[cut + 1 :])}"])
     return ablate(**given.as_dict())
 
 
@@ -145,7 +153,7 @@ def check_plan(folder: Path, config: str, words: list[str], wanted: dict[str, li
     write_results(path, plan)
 
 
-def fit_one(config: str, words: list[str], name: str, seed: int, where: Path, split: EvalSplit) -> None:
+def fit_one(words: list[str], name: str, seed: int, where: Path, split: EvalSplit) -> None:
     """Run one fit, and evaluate its best checkpoint on the split.
 
     Raises:
@@ -154,7 +162,7 @@ def fit_one(config: str, words: list[str], name: str, seed: int, where: Path, sp
     own = [f"--seed_everything={seed}", f"--data.seed={seed}", f"--trainer.default_root_dir={where}"]
     own.append(f"--test_after_fit={'true' if split == 'test' else 'false'}")
     try:
-        cli: SETRecCLI = run(["fit", "--config", config, *words, *own])
+        cli: SETRecCLI = run(["fit", *words, *own])
     except ConfigError as error:
         raise ConfigError(f"{name}: {error} (--factors leaves it out)") from error
     if split == "validation":
