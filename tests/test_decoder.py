@@ -402,6 +402,7 @@ def test_a_run_with_lora_from_its_checkpoint_alone(folders: dict[str, Path], tmp
     assert all(name.split(".")[-2] in ("q_proj", "v_proj", "o_proj") for name in changed)
 
 
+@pytest.mark.process
 def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], tmp_path: Path) -> None:
     """The same steps as one process; the checkpoint is a folder without the base, and `test` needs nothing else."""
     lora = [f"--model.backbone.pretrained={folders['llama']}", "--model.backbone.lora={r: 2, dropout: 0}"]

@@ -23,6 +23,8 @@ from setrec.cli import main
 from setrec.commands.serve import serve
 from tests.conftest import TrainedRun
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 TOKEN = "s3cret"
 WEB = httpx.Client(timeout=120)  # of a machine that may be busy with other tests
