@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModel, AutoTokenizer
 
@@ -146,16 +145,7 @@ def outcome(folder: Path, version: int = 0) -> dict:
     return json.loads((folder / f"lightning_logs/version_{version}/results.json").read_text())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_configuration_fits_and_tests(path: Path, tmp_path: Path) -> None:
-    """As shipped, but small: no download, one process."""
-    n_cf = yaml.safe_load(path.read_text())["model"].get("n_cf", 1)
-    small = ["--model.backbone.pretrained=null", "--model.backbone.shape=nano", "--trainer.max_epochs=1"]
-    few = ["--trainer.limit_train_batches=2", "--trainer.devices=1", "--trainer.strategy=auto", "--test_after_fit=true"]
-    run(["fit", f"--config={path}", *world(tmp_path, n_cf), *small, *few])
-    assert outcome(tmp_path)["metrics"]["all"]["recall@20"] > 0
-
-
+@pytest.mark.process
 def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], tmp_path: Path) -> None:
     """The same steps as one process; the checkpoint is a folder without the base, and `test` needs nothing else."""
     lora = [f"--model.backbone.pretrained={folders['llama']}", "--model.backbone.lora={r: 2, dropout: 0}"]

@@ -69,6 +69,7 @@ def test_it_is_the_same_model(published: Path, tiny_run: TrainedRun) -> None:
     assert two.recommend([["NEW"]]) == one.recommend([["NEW"]])
 
 
+@pytest.mark.process
 def test_it_loads_in_another_process_without_anything_else(published: Path, tmp_path: Path) -> None:
     """Elsewhere, with no network, no data and no checkpoint."""
     alone = shutil.copytree(published, tmp_path / "elsewhere/model")

@@ -21,7 +21,10 @@ from tests.serve_fake import FakeRecommender, listening, write_checkpoint
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("SETREC_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; set SETREC_CHROMIUM to one")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; set SETREC_CHROMIUM to one"),
+]
 
 sync_api.expect.set_options(timeout=30_000)  # of a machine that may be busy with other tests
 

@@ -23,6 +23,8 @@ from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
 from tests.serve_fake import TOKEN, WITH_TOKEN
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 WEB = httpx.Client(timeout=120)  # of a machine that may be busy with other tests
 

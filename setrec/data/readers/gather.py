@@ -79,7 +79,7 @@ class Events:
         self._clear()
 
     def frame(self) -> pl.DataFrame:
-        """user and item (categorical), time int64, rating float32 where any event has one. The account is closed.
+        """User and item (categorical), time int64, rating float32 where any event has one. The account is closed.
 
         Raises:
             DataError: there is no event, or too many lines were malformed.
