@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setrec.commands.words import call
 from setrec.errors import ConfigError
-from setrec.inference.new_items import read_table
+from setrec.files.tables import read_table
 from setrec.inference.versions import VERSION, newest
 from setrec.recommend import Recommender
 from setrec.text import TextVectors
