@@ -27,6 +27,7 @@ from setrec.data import (
 )
 from setrec.data.readers import columns, lines
 from setrec.errors import ConfigError, DataError
+from setrec.files import tables
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -278,7 +279,7 @@ def test_tables(tmp_path, kind):
         title="name",
     )
     log = reader.read(tmp_path)
-    assert events_of(log) == [(u, i, t * columns.TICKS, r) for u, i, t, r in TABLE]
+    assert events_of(log) == [(u, i, t * tables.TICKS, r) for u, i, t, r in TABLE]
     rows = items_of(log)
     assert set(rows) == {"007", "9"}
     assert {field: rows["007"][field] for field in ("title", "name", "color")} == {
@@ -292,7 +293,7 @@ def test_tables(tmp_path, kind):
 def test_table_without_header_and_items_in_the_events(tmp_path):
     write(tmp_path / "ratings.csv", "u,i,4,12\nu,j,5,13\n")
     log = TableFiles("ratings.csv", columns=["user_id", "item_id", "stars", "timestamp"], rating="stars").read(tmp_path)
-    assert events_of(log) == [("u", "i", 12 * columns.TICKS, 4), ("u", "j", 13 * columns.TICKS, 5)]
+    assert events_of(log) == [("u", "i", 12 * tables.TICKS, 4), ("u", "j", 13 * tables.TICKS, 5)]
     sales = "user_id;item_id;timestamp;name\nu;i;1;short\nv;i;2;a longer name\nu;i;3;\n"
     write(tmp_path / "sales.csv", sales)
     reader = TableFiles("sales.csv", "sales.csv", separator=";", title="name", text_fields=["name"])
@@ -306,13 +307,13 @@ def test_times():
     day, moment = 1399939200_000000, 1400000000_000000
     expected = [moment, moment, moment, moment, moment + 250000, day, moment, moment, moment + 1, -5_000000, None, None,
                 None, None, 7_000000, None]  # fmt: skip
-    assert columns.times(pl.Series("t", texts)).to_list() == expected
-    assert columns.times(pl.Series("t", [1, 10**11, None])).to_list() == [10**6, 10**14, None]
-    assert columns.times(pl.Series("t", [1.5, float("nan")])).to_list() == [1_500000, None]
-    assert columns.times(pl.Series("t", ["2014-05-13"]).str.to_date()).to_list() == [day]
-    assert columns.times(pl.Series("t", ["5"]), "ms").to_list() == [5000]
-    assert columns.times(pl.Series("t", ["5000"]), "ns").to_list() == [5]
-    assert columns.times(pl.Series("t", [10**18]), "s").to_list() == [None]  # beyond int64
+    assert tables.times(pl.Series("t", texts)).to_list() == expected
+    assert tables.times(pl.Series("t", [1, 10**11, None])).to_list() == [10**6, 10**14, None]
+    assert tables.times(pl.Series("t", [1.5, float("nan")])).to_list() == [1_500000, None]
+    assert tables.times(pl.Series("t", ["2014-05-13"]).str.to_date()).to_list() == [day]
+    assert tables.times(pl.Series("t", ["5"]), "ms").to_list() == [5000]
+    assert tables.times(pl.Series("t", ["5000"]), "ns").to_list() == [5]
+    assert tables.times(pl.Series("t", [10**18]), "s").to_list() == [None]  # beyond int64
 
 
 def test_malformed_lines_are_counted_with_their_place(tmp_path, capsys):
@@ -520,7 +521,7 @@ def test_flags():
     parser.add_class_arguments(SETRecDataModule, "data")
 
     def reader(*flags: str):
-        return parser.instantiate(parser.parse_args([f"--data.{flag}" for flag in flags])).data.recipe.reader
+        return parser.instantiate(parser.parse_args([f"--data.{flag}" for flag in flags])).data.preparation.reader
 
     amazon = reader("reader=AmazonReviews", "reader.edition=2023", "reader.text_fields=[title, brand]")
     assert (amazon.edition, amazon.text_fields) == (2023, ["title", "brand"])

@@ -207,7 +207,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch):
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         HiddenStatesText(str(folder)).encode(IDS, TEXTS, None)
-    monkeypatch.setattr(setrec.encoders, "hub_answers", lambda: False)
+    monkeypatch.setattr(setrec.encoders, "hub_is_reachable", lambda: False)
     with pytest.raises(
         ConfigError, match=r"text encoder 'no/model'.*cannot be reached.*--data.text.model DIR"
     ) as caught:

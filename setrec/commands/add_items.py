@@ -6,7 +6,7 @@ from pathlib import Path
 import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
 from setrec.commands.words import call
 from setrec.errors import ConfigError
-from setrec.inference.new_items import read_table
+from setrec.files.tables import read_table
 from setrec.inference.versions import VERSION, newest
 from setrec.recommend import Recommender
 from setrec.text import TextVectors

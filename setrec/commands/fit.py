@@ -26,7 +26,7 @@ import setrec.backbones.decoder
 import setrec.data.readers
 import setrec.encoders
 import setrec.sasrec  # noqa: F401
-from setrec.class_names import current_name, refuse_strangers
+from setrec.class_names import check_class_names, current_name
 from setrec.commands.configurations import OPTIONS, find_configuration, with_configurations
 from setrec.commands.words import ckpt_path_of, values_of
 from setrec.data.datamodule import SETRecDataModule
@@ -172,13 +172,13 @@ def checkpoint_arguments(path: Path, with_class: bool = False, named: Iterable[s
         named: classes that the user names; a checkpoint may hold these beside those of this project.
 
     Raises:
-        ConfigError: see `read_checkpoint` and `refuse_strangers`.
+        ConfigError: see `read_checkpoint` and `check_class_names`.
     """
     checkpoint = read_checkpoint(path)
     model, data = checkpoint.model, checkpoint.data
     if with_class:
         model = {"class_path": checkpoint.model_class, "init_args": model}
-    refuse_strangers([model, data], named)
+    check_class_names([model, data], named)
     return {"model": model, "data": data}
 
 

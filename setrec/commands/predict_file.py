@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.tables import read_table
 from setrec.files.whole import whole_file
 from setrec.inference.answers import Recommendation
 from setrec.inference.history_file import HistoryFile, read_history_file
-from setrec.inference.new_items import read_table
 from setrec.inference.options import RecommendOptions
 from setrec.recommend import Recommender
 

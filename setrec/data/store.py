@@ -1,13 +1,11 @@
-"""The canonical format on disk: one folder per data set, written whole or not at all.
+"""Prepared data on the disk: one folder per data set, written whole or not at all.
 
-    <root>/<name>/items.parquet       row i is item id i: item_id, id, title, text, ..., count, warm
-                  users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
-                  text.safetensors    vectors (N, F) float32; absent without text
-                  cf.safetensors      vectors_0 (N, E) float32, present_0 (N,) bool, vectors_1, ...; absent without CF
-                  encoder.safetensors what the text encoder learned from the texts; absent where it learns nothing
-                  manifest.json       counts, options, where everything came from, sha256 of every file
-
-A data set is written to a hidden folder beside its place and moved there when it is complete.
+<root>/<name>/items.parquet       row i is item id i: item_id, id, title, text, ..., count, warm
+              users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
+              text.safetensors    vectors (N, F) float32; absent without text
+              cf.safetensors      vectors_0 (N, E) float32, present_0 (N,) bool, vectors_1, ...; absent without CF
+              encoder.safetensors what the text encoder learned from the texts; absent if it learns nothing
+              manifest.json       counts, options, the origin of everything, sha256 of every file
 """
 
 import contextlib
@@ -15,7 +13,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -33,31 +31,31 @@ FORMAT = 1
 
 
 class Prepared(NamedTuple):
-    """A whole data set on its way to the disk."""
+    """A data set that is ready to be written."""
 
     name: str
-    items: pl.DataFrame  # row i is item id i: id, title, text and anything else that is worth keeping
+    items: pl.DataFrame  # row i is item id i: id, title, text and any further columns
     user_ids: list[str]
     train: Ragged
     validation: Ragged
     test: Ragged
     text: np.ndarray | None  # (N, F) float32
-    cf: list[tuple[np.ndarray, np.ndarray]]  # per slot (N, E) float32 and (N,) bool
+    cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 and present (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
 
 
-def intact(folder: Path, manifest: dict) -> bool:
-    """Whether every prepared file is there with the hash that the manifest holds for it."""
+def files_match(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every prepared file exists and has the hash that the manifest holds for it."""
     files = manifest.get("files", {})
     return bool(files) and all((folder / n).is_file() and file_hash(folder / n) == h for n, h in files.items())
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone with `folder`: a second process waits here. Also clears what a killed process left behind.
+    """Lock `folder`, so that a second process waits here, and clear what a killed process left behind.
 
     Raises:
-        DataError: the root cannot be written to.
+        DataError: the folder above cannot be written to.
     """
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
@@ -74,16 +72,16 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write(folder: Path, prepared: Prepared, about: dict) -> None:
-    """Write a data set beside its place, then move it there. Call under `locked`.
+def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
+    """Write a data set, whole or not at all. Only under `locked`.
 
     Args:
         folder: <root>/<name>.
         prepared: the data.
-        about: further entries of the manifest (options, sources, descriptions of the vectors).
+        about: further entries of the manifest: options, sources, descriptions of the vectors.
 
     Raises:
-        DataError: the disk is full or refuses; nothing is left behind and an older version stays as it was.
+        DataError: the disk is full or refuses. Nothing is left behind, and an older version stays as it was.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise DataError(
@@ -103,9 +101,9 @@ def write(folder: Path, prepared: Prepared, about: dict) -> None:
         ) from None
 
 
-def amend(folder: Path, manifest: dict) -> None:
-    """Put a changed manifest in its place, whole or not at all. Call under `locked`."""
-    with contextlib.suppress(OSError), whole_file(folder / MANIFEST) as hidden:  # a read-only folder keeps the old one
+def update_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a changed manifest, whole or not at all. A read-only folder keeps the old one. Only under `locked`."""
+    with contextlib.suppress(OSError), whole_file(folder / MANIFEST) as hidden:
         hidden.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 

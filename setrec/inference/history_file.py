@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from setrec.data.readers.columns import as_text, times
 from setrec.errors import DataError
-from setrec.inference.new_items import read_table
+from setrec.files.tables import as_text, read_table, times
 
 _CALL_IT = "name the columns with --user, --item, --time and --history"
 

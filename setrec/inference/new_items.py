@@ -1,39 +1,19 @@
 """Items that are added after training: their table, and their text vectors."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from setrec.data.readers.columns import as_text
 from setrec.errors import DataError
+from setrec.files.tables import as_text
 from setrec.text import TextVectors
 
 VECTOR = "vector"  # the column with an item's text vector
 _TRIED = 16  # known items that an encoder is tried on
 _MIN_COSINE = 0.99  # between the vectors it makes for them and those of the training
-
-
-def read_table(path: str | Path) -> pl.DataFrame:
-    """A table from a file: .parquet; .jsonl, .ndjson or .json (one object a line); anything else is CSV with a header.
-
-    Raises:
-        DataError: not there, or not such a file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        if path.suffix in (".jsonl", ".ndjson", ".json"):
-            return pl.read_ndjson(path, infer_schema_length=None)
-        return pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}).") from None
 
 
 def check_items(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, int]) -> pl.DataFrame:
@@ -124,7 +104,7 @@ class ItemEncoder:
             DataError: the encoder cannot encode, or makes other vectors than those the model was trained on.
             ConfigError: the encoder cannot be loaded, or reads a column that the table does not have.
         """
-        self.text.keep()
+        self.text.preload()
         if not self._tried:
             self._try()
             self._tried = True
