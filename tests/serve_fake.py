@@ -71,9 +71,9 @@ class FakeRecommender:
             raise RuntimeError("a fault in the model")
         answers = []
         for row, history in enumerate(histories):
-            strange = [own for own in history if own not in self.titles]
-            if strange and unknown == "refuse":
-                raise DataError(f"history {row}: item {strange[0]!r} is not in the catalogue.")
+            missing = [own for own in history if own not in self.titles]
+            if missing and unknown == "refuse":
+                raise DataError(f"history {row}: item {missing[0]!r} is not in the catalogue.")
             places = {own: i for i, own in enumerate(self.titles)}
             kept = [
                 own for own in self.titles
@@ -83,10 +83,10 @@ class FakeRecommender:
             for own in kept[:k]:
                 score = self.shift - places[own]
                 parts = {"cf_0": score - 0.25, "sem_0": 0.5, "sem_1": -0.25}
-                near = [(known, 0.5) for known in history if known in self.titles][:3]
-                why = Why(parts, near, near) if explain else None
+                similar = [(known, 0.5) for known in history if known in self.titles][:3]
+                why = Why(parts, similar, similar) if explain else None
                 ranked.append(RankedItem(own, self.titles[own], score, self.warm[own], why))
-            answers.append(Recommendation(ranked, strange))
+            answers.append(Recommendation(ranked, missing))
         return answers
 
     def __contains__(self, own: object) -> bool:

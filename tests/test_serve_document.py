@@ -1,4 +1,4 @@
-"""The OpenAPI document against the server: whatever it allows, and much that it doesn't, is answered as it says."""
+"""The server keeps to its OpenAPI document, for requests that the document allows and for others."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,8 +35,8 @@ def test_every_operation_is_tried(document: Any) -> None:
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_the_server_keeps_to_its_document(document: Any, method: str, path: str, mode: GenerationMode) -> None:
-    """All checks of schemathesis, with what the document allows and with what it doesn't: no 5xx, no status or body that it
-    doesn't name, bad data refused, no call with the lock on let in without the token."""
+    """All checks of schemathesis, with valid and invalid requests: no status 5xx, no status or body that the document does not
+    name, invalid data refused, no change without the token."""
     operation = document[path][method]
     if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
         return  # nothing can be wrong with it
@@ -50,7 +50,7 @@ def test_the_server_keeps_to_its_document(document: Any, method: str, path: str,
         ):  # the HTTP parser's own word, to an address of 64 KiB and more
             assert answer.status_code == 400
             return
-        # excluded: data of the right form may still name what isn't there
+        # excluded: valid data may still name an item or a file that does not exist
         case.validate_response(answer, excluded_checks=[positive_data_acceptance])
         if (method, path) in GUARDED:
             assert case.call(timeout=60).status_code in (400, 401, 422)

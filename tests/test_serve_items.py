@@ -53,8 +53,8 @@ def test_changes_need_the_token(client: TestClient, holder: ModelHolder, method:
         assert answer.status_code == 401
         assert "SETREC_TOKEN" in answer.json()["error"]
         assert answer.headers["www-authenticate"] == "Bearer"
-    strange = client.request(method, path, json=body, headers={"authorization": b"Bearer \xe9\xff"})
-    assert strange.status_code == 401
+    odd = client.request(method, path, json=body, headers={"authorization": b"Bearer \xe9\xff"})
+    assert odd.status_code == 401
     assert holder.current.generation == 0
     assert "A001" in holder.current.recommender
     assert "N" not in holder.current.recommender
@@ -115,7 +115,7 @@ def test_the_last_item_stays(client: TestClient, holder: ModelHolder) -> None:
     assert not holder.journal.path.exists()
 
 
-def test_a_line_half_written_is_dropped_and_a_strange_one_is_named(tmp_path: Path) -> None:
+def test_half_a_line_is_dropped_and_a_wrong_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text('{"add": [{"id": "N1", "title": "one"}]}\n{"add": [{"id": "N2", "ti')
     journal = Journal(path)

@@ -217,7 +217,7 @@ def test_an_error_is_shown_and_goes_away(live: Live) -> None:
     fake.fault = "recommend"
     live.page.get_by_label("How many").select_option("5")
     sync_api.expect(live.page.locator("#answers-say")).to_have_text(
-        "The server failed at this request; its log says how."
+        "The server failed at this request; its log says why."
     )
     fake.fault = ""
     live.page.get_by_label("How many").select_option("20")

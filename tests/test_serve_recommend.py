@@ -96,7 +96,7 @@ def test_a_body_beyond_the_limit_is_not_read(client: TestClient) -> None:
     assert answer.json() == {"error": f"The body is larger than {messages.MAX_BODY} bytes."}
 
 
-def test_strange_paths_and_methods_get_the_same_form(client: TestClient) -> None:
+def test_unknown_paths_and_methods_get_the_same_form(client: TestClient) -> None:
     assert client.get("/nothing").json() == {"error": "There is nothing at '/nothing'; see /openapi.json."}
     assert client.put("/recommend").status_code == 405
     assert "PUT is not allowed" in client.put("/recommend").json()["error"]
