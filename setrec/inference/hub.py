@@ -37,7 +37,7 @@ class HubModel(ModelHubMixin):
         write_published(save_directory, trained, snapshot.restored, snapshot.catalogue, items, text)
 
     @classmethod
-    def _from_pretrained(
+    def _from_pretrained(  # type: ignore[override]  # takes no other keyword than device
         cls,
         *,
         model_id: str,
@@ -57,7 +57,7 @@ class HubModel(ModelHubMixin):
         )  # fmt: skip
         return cls.load(folder, device)
 
-    def generate_model_card(self, license: str = "other", data_license: str = "") -> ModelCard:  # type: ignore[override]
+    def generate_model_card(self, license: str = "other", data_license: str = "") -> ModelCard:
         """Make the model card. `save_pretrained` calls this, with its `model_card_kwargs`, for a folder without a card.
 
         Args:
