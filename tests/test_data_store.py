@@ -75,6 +75,7 @@ def _prepare_with_little_space(raw: Path, folder: Path, queue) -> None:
         queue.put(str(error))
 
 
+@pytest.mark.process
 def test_a_really_full_disk(tiny_release, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -91,6 +92,7 @@ def _prepare_and_count(raw: Path, folder: Path, gate, queue) -> None:
     queue.put(prepare.prepare("tiny", folder, official(raw), raw))
 
 
+@pytest.mark.process
 def test_two_processes_at_once(tiny_release, tmp_path):
     context = multiprocessing.get_context("spawn")
     gate, queue = context.Barrier(2), context.Queue()
