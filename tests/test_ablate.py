@@ -19,6 +19,8 @@ from setrec.errors import ConfigError
 from setrec.hparams import plain_hparams
 from setrec.report.runs import flat_options, option_differences
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "trainer": {
         "max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "enable_progress_bar": False,

@@ -184,6 +184,7 @@ def toys(toys_raw, tmp_path_factory):  # type: ignore[no-untyped-def]
     return catalogue, Histories([""] * len(log.train), log.train, log.validation, log.test)
 
 
+@pytest.mark.slow
 def test_toys_figures(toys: tuple[Catalogue, Histories]) -> None:
     """The measured figures, Recall@10 / NDCG@10 (All): to four decimals."""
     catalogue, histories = toys

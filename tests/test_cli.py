@@ -49,6 +49,7 @@ def test_fit_leaves_checkpoint_table_and_tensorboard(fitted: Path) -> None:
     assert "validation/beta curve" in tags["images"]
 
 
+@pytest.mark.slow
 def test_every_epoch_is_validated(tmp_path: Path) -> None:
     """Lightning counts the batches of the first epoch and validates after as many: every epoch must have that number."""
     run([*command("fit", tmp_path, "--trainer.max_epochs=6", "--data.batch_size=16"), *model()])
@@ -111,6 +112,7 @@ def test_predict_writes_every_user_once_in_own_ids(fitted: Path, tmp_path: Path)
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", ["--checkpoint.every_n_epochs=1", "--checkpoint.every_n_train_steps=5"])
 def test_resumed_run_equals_an_unbroken_one_to_the_bit(every: str, tmp_path: Path) -> None:
     """Resumed after an epoch, and from the middle of one: dropout, order of batches and schedule go on as if unbroken."""
@@ -129,6 +131,7 @@ def test_resumed_run_equals_an_unbroken_one_to_the_bit(every: str, tmp_path: Pat
         assert torch.equal(value, two["state_dict"][key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_cf", "n_sem"), [(0, 2), (1, 0)])
 def test_one_kind_of_slot(n_cf: int, n_sem: int, tmp_path: Path) -> None:
     flags = model(f"--model.n_cf={n_cf}", f"--model.n_sem={n_sem}")
@@ -139,6 +142,7 @@ def test_one_kind_of_slot(n_cf: int, n_sem: int, tmp_path: Path) -> None:
     assert results["beta"] == float(n_sem > 0)
 
 
+@pytest.mark.slow
 def test_the_released_codes_encoder_trains_one_prefix_a_row(tmp_path: Path) -> None:
     flags = [*command("fit", tmp_path, "--trainer.max_epochs=1"), *model("--model.backbone.mask=bidirectional")]
     with pytest.raises(ConfigError, match="--data.prefix_parallel false"):
@@ -217,6 +221,7 @@ def test_help_explains_every_hyperparameter(capsys: pytest.CaptureFixture[str]) 
         assert "paper" in explained, explained
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as for compiling, and run as traced: a C++ compiler would take minutes to say the same."""
     compiled = torch.nn.Module.compile

@@ -13,6 +13,8 @@ from setrec.commands.configurations import SHIPPED, find_configuration, shipped_
 from setrec.commands.fit import SETRecCLI, configs_of, prepared
 from setrec.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 OLD: dict[str, Any] = json.loads((ROOT / "tests/files/old/configs.json").read_text())  # commit 60bf1f7, by name
 MINILM = (

@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from setrec.cli import run
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 

@@ -59,6 +59,7 @@ def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sa
     assert found.step_seconds == pytest.approx((found.train_flops + found.train_traffic) / 1e9)
 
 
+@pytest.mark.slow
 def test_work_grows_as_it_should() -> None:
     def seen(**changes: int) -> tuple[float, int]:
         found = estimate_workload(Workload(**{**SMALL.__dict__, **changes}), T5Backbone(shape="nano"), False, SPEEDS)
@@ -71,6 +72,7 @@ def test_work_grows_as_it_should() -> None:
     assert seen(history=24)[0] > base[0]
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_will_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["estimate", "--workload.items=300", "--backbone.shape=nano", "--tflops=0.1", "--gigabytes_per_second=10"])
     said = capsys.readouterr().out

@@ -10,6 +10,8 @@ import torch
 
 from setrec.cli import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests/files/old"
 GOLDEN = json.loads((OLD / "golden.json").read_text())

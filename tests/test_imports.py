@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "tests/files/old"
 HEAVY = ["torch", "lightning", "torchmetrics", "matplotlib", "sklearn", "transformers", "fastapi"]

@@ -7,6 +7,8 @@ import pytest
 
 from setrec.cli import run
 
+pytestmark = pytest.mark.slow
+
 WORLD = [
     "--data.reader=SyntheticWorld",
     "--data.reader.users=500",

@@ -89,6 +89,7 @@ def test_merge_writes_a_plain_model_that_answers_the_same(
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
+@pytest.mark.slow
 def test_a_run_with_lora_from_its_checkpoint_alone(folders: dict[str, Path], tmp_path: Path) -> None:
     lora = [f"--model.backbone.pretrained={folders['qwen3']}", "--model.backbone.lora.r=2", "--model.n_sem=2"]
     start = ["fit", *world(tmp_path), "--model.backbone=DecoderBackbone", *lora, "--trainer.max_epochs=1"]

@@ -14,6 +14,8 @@ from setrec.data import SETRecDataModule, SyntheticWorld
 from setrec.data.clean import Cleaning
 from setrec.text import TfidfSVD
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
