@@ -8,6 +8,7 @@ from torch import Tensor
 from setrec.layers.grounding import Index, part_scores
 from setrec.model import SETRec
 from setrec.schemas import Batch
+from setrec.scoring.choosing import corners, hits_of_weightings
 from setrec.scoring.graphs import ItemGraphs, graph_parts
 from setrec.scoring.weights import BETAS, FACTORS, Weights, weightings
 
@@ -42,6 +43,10 @@ class Scorer:
         """Make the index of the catalogue from the weights as they are now."""
         with torch.autocast(self.model.queries.device.type, enabled=False):
             self.index = self.model.index()
+
+    def hits(self, batch: Batch, target: Tensor, seen: Tensor, grid: Sequence[Weights], k: int) -> Tensor:
+        """Targets of each user among the first k items under every weighting, (B, V) int64; see `hits_of_weightings`."""
+        return hits_of_weightings(self._parts(batch), self._cold, seen, target, grid, corners(grid), k)  # (B, V)
 
     def scores(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
         """Scores (B, N) under each weighting in turn, from one forward pass. batch: one prefix a user."""
