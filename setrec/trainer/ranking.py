@@ -143,6 +143,8 @@ class RankingModule(LightningModule):
         self.warm = self.data.catalogue.warm.to(self.device)  # (N,)
         self.grid = self.weightings()  # V of them
         self.search = WeightSearch(len(self.grid)).to(self.device) if len(self.grid) > 1 else None
+        if self.search is None:  # nothing to choose
+            self.choose(self.grid[0])
         self.validation_metrics = RankingMetrics([0.0], CUTOFFS).to(self.device)
         # the command `validate` compares with the baselines; within fit that would only take time
         self.comparison = self.compare("validation") if self.trainer.state.fn == TrainerFn.VALIDATING else None
