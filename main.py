@@ -1,4 +1,4 @@
-"""python main.py {fit,validate,test,predict,...}: the same as the command `setrec`."""
+"""`python main.py COMMAND ...` does the same as `setrec COMMAND ...`, without installing the package."""
 
 from setrec.cli import main
 

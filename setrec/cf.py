@@ -1,4 +1,4 @@
-"""Who buys what with what -> vectors (N, E): what the collaborative (CF) tokens of an item are made from."""
+"""From training histories to collaborative (CF) vectors (N, E), which the CF tokens are made from."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -13,14 +13,20 @@ from setrec.files.vectorfile import read_vector_file, train_hash
 
 
 def count_cooccurrence(sequences: Ragged, n_items: int, window: int) -> sparse.csr_matrix:
-    """How often two items stand within `window` steps of each other in one history, in either order.
+    """Count how often two items stand within `window` steps of each other in a history, in either order.
 
-    Returns (N, N) sparse float32, symmetric, nothing on the diagonal.
+    Args:
+        sequences: each user's items in order.
+        n_items: the number of items, N.
+        window: the most steps between the two.
+
+    Returns:
+        (N, N) sparse float32, symmetric, with an empty diagonal.
     """
     items = sequences.items
-    user = np.repeat(np.arange(len(sequences)), sequences.lengths)  # (all,) whose each item is
+    user = np.repeat(np.arange(len(sequences)), sequences.lengths)  # (all,) the user of each item
     counts = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
-    for step in range(1, window + 1):  # one step at a time bounds the memory
+    for step in range(1, window + 1):  # one step at a time, to limit memory
         pair = (user[step:] == user[:-step]) & (items[step:] != items[:-step])  # (all - step,)
         place = items[:-step][pair], items[step:][pair]
         counts = counts + sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), (n_items, n_items))
@@ -32,45 +38,47 @@ class CFVectors(ABC):
 
     @abstractmethod
     def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of all items.
+        """Make the vectors of all items.
 
         Args:
             ids: the items' own ids, N of them.
-            train: each user's training items in order; nothing else may be looked at.
-            raw: the folder of raw files, where there is one.
+            train: each user's training items in order. Nothing else may be used.
+            raw: the folder of raw files; None: there is none.
 
         Returns:
-            (N, E) float32, every number finite, and (N,) bool: the rows that training data speaks of.
+            The vectors, (N, E) float32, every number finite; and present, (N,) bool: the rows that were learned from training
+            items.
 
         Raises:
-            DataError: no usable data, or a file that does not fit the items.
+            DataError: there is no usable data, or a file does not fit the items.
         """
 
     def describe(self) -> dict[str, str | int | float]:
-        """What the manifest says about where the vectors come from."""
+        """Return what the manifest says about the origin of the vectors."""
         return {"source": type(self).__name__}
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """The files that `vectors` would read; preparing is repeated when one of them changes."""
+        """List the files that `vectors` would read. The data is prepared again when one of them changes."""
         return []
 
 
 class CFFile(CFVectors):
-    """Vectors of a CF model trained before: the item_vectors.safetensors of a SASRec run, or the released SASRec.
+    """Reads the vectors of a trained CF model: the item_vectors.safetensors of a SASRec run, or the released SASRec.
 
-    Rows of cold items are left as the file has them (the random numbers the model began with, or what it made of items
-    that were never right); they are marked as not present, and the model decides what a missing row is.
+    Rows of cold items stay as they are in the file (the random numbers that training began with, or what it made of them). They
+    are marked as not present, and the model decides what a missing row is.
 
     Args:
-        file: name inside the raw folder, or a path: .pkl (a pickled tensor, read without trusting it), .npy or
-            .safetensors with one row per item in id order. A .safetensors file that says which rows are present, and
-            for which ids and which training split it was made, is taken at its word, and refused for any other.
+        file: name inside the raw folder, or a path: .pkl (a pickled tensor, read without trusting it), .npy or .safetensors with
+            one row per item in id order. A .safetensors file may say which rows are present, and for which ids and which
+            training split it was made. It is then refused for others.
     """
 
     def __init__(self, file: str = "SASRec_item_embed.pkl") -> None:
         self.file = file
 
     def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        """See `CFVectors.vectors`."""
         path = raw_file(self.file, raw)
         found = read_vector_file(path, ids)
         if found.train_sha256 is not None and found.train_sha256 != train_hash(train):
@@ -82,22 +90,24 @@ class CFFile(CFVectors):
         return found.vectors, present  # (N, E), (N,)
 
     def describe(self) -> dict[str, str | int | float]:
+        """See `CFVectors.describe`."""
         return {"source": "CFFile", "file": Path(self.file).name}
 
     def sources(self, raw: Path | None) -> list[Path]:
+        """See `CFVectors.sources`."""
         return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
 
 
 class CooccurrenceSVD(CFVectors):
-    """Truncated SVD of the items' co-occurrence in training histories: seconds instead of a training run.
+    """Truncated SVD of the items' co-occurrence in training histories. It takes seconds and needs no training run.
 
-    Entry (i, j) counts how often i and j stand within `window` steps of each other, divided by sqrt(n_i n_j), which
-    makes it a cosine. The SVD's U sqrt(S) keeps inner products close to that cosine; the table is scaled so that
-    present rows have length 1 on average. Cold items get zeros. Not in the paper, which takes SASRec.
+    Entry (i, j) counts how often i and j stand within `window` steps of each other, divided by sqrt(n_i n_j): a cosine. The
+    inner products of U sqrt(S) of the SVD are close to these cosines. The table is scaled so that present rows have length 1 on
+    average. Cold items get zeros. Not in the paper, which uses SASRec.
 
     Args:
-        width: E, numbers per vector (the paper's SASRec: 64); the last ones stay 0 where the items are fewer.
-        window: steps within which two items count as bought together.
+        width: E, numbers per vector (the paper's SASRec: 64). With fewer items, the last numbers are 0.
+        window: the most steps between two items that count as bought together.
         seed: of the randomised SVD.
     """
 
@@ -105,6 +115,7 @@ class CooccurrenceSVD(CFVectors):
         self.width, self.window, self.seed = width, window, seed
 
     def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        """See `CFVectors.vectors`."""
         from sklearn.utils.extmath import randomized_svd  # here: scikit-learn takes a second to import
 
         n_items = len(ids)
@@ -113,7 +124,7 @@ class CooccurrenceSVD(CFVectors):
         if together.nnz == 0 or not together.data.any():
             raise DataError("no two items follow each other in the training split; use --data.cf '[]' (and n_cf 0).")
         scale = 1 / np.sqrt(np.maximum(count, 1)).astype(np.float32)  # (N,)
-        together.data *= np.repeat(scale, np.diff(together.indptr))  # in place: beside 20 million events it is 1 GB
+        together.data *= np.repeat(scale, np.diff(together.indptr))  # in place: 1 GB for 20 million events
         together.data *= scale[together.indices]
         width = min(self.width, n_items - 1)
         left, strength, _ = randomized_svd(together, width, n_iter=7, random_state=self.seed)
@@ -125,4 +136,5 @@ class CooccurrenceSVD(CFVectors):
         return vectors, present
 
     def describe(self) -> dict[str, str | int | float]:
+        """See `CFVectors.describe`."""
         return {"source": "CooccurrenceSVD", "window": self.window, "seed": self.seed}

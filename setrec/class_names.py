@@ -1,10 +1,10 @@
-"""Names of classes in files: which class each one means, and which modules such a name may import.
+"""The class names that files may hold, and the class that each name means.
 
-Checkpoints, manifests, published folders and catalogue versions hold classes by name, {"class_path", "init_args"}. Such a file may
-come from anywhere, so a name in it is looked up here and never imported as it stands. The table also knows the names that
-earlier versions of this project wrote.
+Checkpoints, manifests, published folders and catalogue versions hold the names of classes, {"class_path", "init_args"}. Such a
+file may come from anywhere, so a name in it is looked up in this table and never imported directly. The table also holds the names
+that earlier versions of this project wrote.
 
-A class of your own is found after `register(MyReader)`, or when its name is given on the command line.
+A class of your own is found after `register(MyReader)`, or if its name is given on the command line.
 """
 
 import importlib
@@ -40,7 +40,7 @@ CLASSES = {  # public name -> the module that defines the class
 }
 _PUBLIC = {
     f"{module}.{name.rpartition('.')[2]}": name for name, module in CLASSES.items()
-}  # where it is -> public name
+}  # module and class -> public name
 _FORMER = {  # a name that version 0.1.0 wrote -> public name
     f"setrec.data.{module}.{name}": f"setrec.data.{name}"
     for module, name in (
@@ -53,7 +53,7 @@ _FORMER = {  # a name that version 0.1.0 wrote -> public name
         ("download", "Source"),
     )
 }
-_STRANGER = (
+_UNKNOWN = (
     "{name!r} is no {kind} of this project, and a name in a file is never imported: for a class of your own, call "
     "setrec.register(YourClass) first, or name the class on the command line."
 )
@@ -61,24 +61,24 @@ _REGISTERED: dict[str, type] = {}  # classes of the user, by name
 
 
 def register(cls: type) -> type:
-    """Let files name a class of your own. Returns the class, so that it can be used as a decorator."""
+    """Allow files to name a class of your own. Returns the class, so it works as a decorator."""
     _REGISTERED[f"{cls.__module__}.{cls.__qualname__}"] = cls
     return cls
 
 
 def public_name(cls: type) -> str:
-    """The name that files hold for a class."""
+    """Return the name that files hold for a class."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     return _PUBLIC.get(name, name)
 
 
 def current_name(name: str) -> str:
-    """The public name for any name of a class of this project, former ones included; another name as it is."""
+    """Return the public name for any name of a class of this project, former or current. Return other names as they are."""
     return _FORMER.get(name) or _PUBLIC.get(name, name)
 
 
 def current_names(value: Any) -> Any:
-    """A copy of plain types in which every class_path holds a current name."""
+    """Return a copy of plain types with a current name in every class_path."""
     if isinstance(value, Mapping):
         renamed = {key: current_names(item) for key, item in value.items()}
         if isinstance(renamed.get("class_path"), str):
@@ -87,43 +87,43 @@ def current_names(value: Any) -> Any:
     return [current_names(item) for item in value] if isinstance(value, list) else value
 
 
-def refuse_strangers(value: Any, named: Iterable[str] = ()) -> None:
-    """Check every class_path in plain types, before a parser imports what they name.
+def check_class_names(value: Any, named: Iterable[str] = ()) -> None:
+    """Check every class_path in plain types, before a parser imports them.
 
     Args:
-        value: plain types that came from a file.
+        value: plain types from a file.
         named: names that the user gave, which are allowed too.
 
     Raises:
-        ConfigError: one is neither of this project nor registered nor among `named`.
+        ConfigError: a name is not of this project, not registered and not among `named`.
     """
     if isinstance(value, Mapping):
         name = value.get("class_path")
         if name is not None and current_name(str(name)) not in {*CLASSES, *_REGISTERED, *named}:
-            raise ConfigError(_STRANGER.format(name=name, kind="class"))
+            raise ConfigError(_UNKNOWN.format(name=name, kind="class"))
         for item in value.values():
-            refuse_strangers(item, named)
+            check_class_names(item, named)
     elif isinstance(value, list):
         for item in value:
-            refuse_strangers(item, named)
+            check_class_names(item, named)
 
 
 def find_class(name: str, base: type) -> type:
-    """The class that a name in a file means. Nothing but modules of this project is imported.
+    """Return the class that a name in a file means. Only modules of this project are imported.
 
     Args:
-        name: what the file holds.
-        base: the class must be derived from it.
+        name: the name in the file.
+        base: the class must be this one or a subclass.
 
     Raises:
-        ConfigError: the name is in no table, or means a class of another kind.
+        ConfigError: the name is unknown, or means a class that is not a subclass of `base`.
     """
     name = current_name(name)
     found = _REGISTERED.get(name)
     if found is None and name in CLASSES:
         found = getattr(importlib.import_module(CLASSES[name]), name.rpartition(".")[2])
     if found is None:
-        raise ConfigError(_STRANGER.format(name=name, kind=base.__name__))
+        raise ConfigError(_UNKNOWN.format(name=name, kind=base.__name__))
     if not issubclass(found, base):
         raise ConfigError(f"{name!r} is no {base.__name__}; the file is damaged, or was made for something else.")
     return found

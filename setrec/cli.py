@@ -1,6 +1,6 @@
-"""The command line: `setrec NAME ...`, `python -m setrec NAME ...` or `python main.py NAME ...`.
+"""The command line: `setrec COMMAND ...`, `python -m setrec COMMAND ...` or `python main.py COMMAND ...`.
 
-One sentence and exit code 2 where the input is at fault. What the commands are stands in setrec/commands.
+If the input is wrong, it prints one sentence and ends with exit code 2. setrec/commands holds the commands.
 """
 
 import errno
@@ -16,11 +16,11 @@ from setrec.errors import ConfigError, SETRecError
 if TYPE_CHECKING:
     from setrec.commands.fit import SETRecCLI
 
-LIGHTNING = ("fit", "validate", "test")  # commands that LightningCLI parses, name included
+LIGHTNING = ("fit", "validate", "test")  # LightningCLI parses these, and reads the name of the command itself
 
 
 def overview() -> str:
-    """What `setrec --help` prints."""
+    """The text of `setrec --help`."""
     width = max(map(len, COMMANDS)) + 2
     rows = [f"  {name:{width}}{command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
@@ -37,10 +37,10 @@ def overview() -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run a command; an error ends the program with one sentence.
 
     Args:
-        args: its words; None: those that the program was started with.
+        args: the command line without the program's name; None: the one that the program was started with.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -51,15 +51,15 @@ def main(args: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: the disk is full ({error}); free some space and start again.", file=sys.stderr)
+        print(f"error: the disk is full ({error}); free some space and run the command again.", file=sys.stderr)
         sys.exit(2)
 
 
 def dispatch(words: Sequence[str]) -> None:
-    """Run a command; errors come as exceptions.
+    """Run a command; errors are raised.
 
     Raises:
-        ConfigError: no command has this name.
+        ConfigError: there is no command of this name.
     """
     if not words or words[0] in ("-h", "--help"):
         print(overview())
@@ -75,7 +75,7 @@ def dispatch(words: Sequence[str]) -> None:
 
 
 def run(args: Sequence[str]) -> "SETRecCLI":
-    """Run `fit`, `validate`, `test` or `predict` and return its LightningCLI; errors come as exceptions."""
+    """Run `fit`, `validate`, `test` or `predict`, and return its LightningCLI; errors are raised."""
     from setrec.commands.fit import run as run_lightning  # here: Lightning takes seconds to import
 
     return run_lightning(args)

@@ -1,7 +1,7 @@
-"""Language models as text encoders: item texts -> vectors (N, F), from any folder or any name on the Hugging Face hub.
+"""Language models as text encoders: from item texts to vectors (N, F), with any model from a folder or the Hugging Face hub.
 
-Texts are encoded once each, the longest first (so that what doesn't fit in memory fails at once), in blocks that
-survive a kill: every finished block is a file in the scratch folder, and the next run goes on behind it.
+Each distinct text is encoded once, the longest first, so that a batch that doesn't fit in memory fails at once. The work survives
+a kill: every finished block is a file in the scratch folder, and the next run continues after it.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from setrec.errors import ConfigError, DataError
 from setrec.files.text_blocks import Encode, encode_blocks, render
 from setrec.text import TextVectors
 
-BLOCK = 8  # batches in a block: what a kill can cost
+BLOCK = 8  # batches in a block: the most work that a kill can cost
 
 
 class LanguageModelText(TextVectors):
-    """What both encoders share: which texts an item has, and the way through them. Arguments: see the subclasses."""
+    """What both encoders share: the texts of an item, and the encoding in blocks. Arguments: see the subclasses."""
 
     shows_progress: ClassVar[bool] = True
 
@@ -37,28 +37,36 @@ class LanguageModelText(TextVectors):
     batch_size: int
     device: str
     dtype: Literal["auto", "float32", "bfloat16"]
-    commit: str | None = None  # the hub's name of the version that was loaded
-    kept: Encode | None = None  # see `keep`
+    commit: str | None = None  # the hub's name for the version that was loaded
+    preloaded: Encode | None = None  # see `preload`
 
     @property
     @abstractmethod
     def templates(self) -> list[str]:
-        """The texts of an item as templates over its columns; each is encoded on its own."""
+        """One template for each text of an item. Each text is encoded on its own."""
 
     @abstractmethod
     def load(self) -> Encode:
-        """Load the model.
+        """Load the model. Returns the function that encodes texts.
 
         Raises:
-            ConfigError: a package, the folder or the hub is not there.
+            ConfigError: a package or the folder is missing, or the hub cannot be reached.
         """
 
-    def keep(self) -> None:
-        """Load the model now and keep it, for who encodes a few texts again and again."""
-        self.kept = self.kept or self.load()
+    def preload(self) -> None:
+        """See `TextVectors.preload`."""
+        self.preloaded = self.preloaded or self.load()
 
     def combine_fields(self, vectors: np.ndarray, filled: np.ndarray) -> np.ndarray:
-        """Vectors of an item's texts, (N, fields, F), zero where not `filled` (N, fields), as one vector per item."""
+        """Combine the vectors of an item's texts into one vector per item.
+
+        Args:
+            vectors: (N, fields, F) float32, 0 where there is no text.
+            filled: (N, fields) bool, where there is a text.
+
+        Returns:
+            (N, F) float32.
+        """
         return vectors[:, 0]  # (N, F)
 
     def encode(
@@ -71,15 +79,17 @@ class LanguageModelText(TextVectors):
     ) -> np.ndarray:
         """See `TextVectors.encode`. An item without text gets the zero vector, as from TfidfSVD."""
         table = pl.DataFrame({"id": ids, "text": texts}) if items is None else items
-        fields = [render(template, table) for template in self.templates]  # one list of N texts per field
+        fields = [render(template, table) for template in self.templates]  # for each field, N texts
         flat = [text for row in zip(*fields, strict=True) for text in row]  # N * fields
         if not any(flat):
             raise DataError(
                 f"none of the {len(ids)} items has a text in {', '.join(self.templates)}; use --data.text null with "
                 "--model.n_sem 0, or name other columns."
             )
-        encode = self.kept or self.load()
-        found = encode_blocks(flat, encode, self.batch_size * BLOCK, self._folder(scratch, flat))  # (N * fields, F)
+        encode = self.preloaded or self.load()
+        found = encode_blocks(
+            flat, encode, self.batch_size * BLOCK, self._blocks_folder(scratch, flat)
+        )  # (N * fields, F)
         filled = np.array([bool(text) for text in flat]).reshape(len(ids), -1)  # (N, fields)
         vectors = self.combine_fields(found.reshape(*filled.shape, -1), filled)  # (N, F)
         if self.normalize:
@@ -95,7 +105,7 @@ class LanguageModelText(TextVectors):
         return vectors
 
     def describe(self) -> dict[str, str | int | float]:
-        """The model, its version and what it read. A folder's version is the hashes of its files, beside this."""
+        """Return the model, its version and what it read. For a folder, the manifest also holds the hashes of its files."""
         local = Path(self.model).is_dir()
         return {
             "source": type(self).__name__,
@@ -104,41 +114,42 @@ class LanguageModelText(TextVectors):
             "template": " | ".join(self.templates),
             "max_tokens": self.max_tokens or "the model's own",
             "normalize": self.normalize,
-            "dtype": str(self.found_dtype).removeprefix("torch."),
+            "dtype": str(self.torch_dtype).removeprefix("torch."),
         }
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """The files of a model that is a folder."""
+        """List the files of a model that is a folder."""
         folder = Path(self.model)
         return sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"))
 
     @property
-    def found_device(self) -> torch.device:
+    def torch_device(self) -> torch.device:
+        """The device to compute on; auto: a GPU if there is one."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(automatic if self.device == "auto" else self.device)
 
     @property
-    def found_dtype(self) -> torch.dtype:
-        """bf16 on a GPU, else float32, unless said otherwise."""
+    def torch_dtype(self) -> torch.dtype:
+        """The type of the model's weights; auto: bfloat16 on a GPU, else float32."""
         if self.dtype == "auto":
-            return torch.bfloat16 if self.found_device.type == "cuda" else torch.float32
+            return torch.bfloat16 if self.torch_device.type == "cuda" else torch.float32
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
-    def _folder(self, scratch: Path | None, texts: list[str]) -> Path | None:
-        """Where the blocks of exactly this work are kept: a hash of the encoder and the texts."""
+    def _blocks_folder(self, scratch: Path | None, texts: list[str]) -> Path | None:
+        """The folder of the blocks of exactly this encoder and these texts: its name is their hash."""
         if scratch is None:
             return None
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.sources(None)]
         work = json.dumps([self.describe(), self.batch_size, files, texts])
         return scratch / hashlib.sha256(work.encode("utf8", "surrogatepass")).hexdigest()[:16]
 
-    def _loaded(self, name: str, load: Callable[[bool], torch.nn.Module]) -> torch.nn.Module:
-        """load(only_local), with one sentence for whatever keeps it from loading."""
+    def _load_model(self, name: str, load: Callable[[bool], torch.nn.Module]) -> torch.nn.Module:
+        """Call load(only_local), and turn whatever fails into one sentence."""
         folder = Path(name).is_dir()
-        only_local = folder or not hub_answers()
+        only_local = folder or not hub_is_reachable()
         try:
             model = load(only_local)
-        except Exception as error:  # as many kinds as there are libraries below
+        except Exception as error:  # every library raises its own types
             reason = " ".join(str(error).split("\n")[0].split())
             why = f"it cannot be loaded ({reason})" if folder else (
                 "it is no folder here, not among the downloaded models, and the Hugging Face hub cannot be reached"
@@ -155,18 +166,18 @@ class LanguageModelText(TextVectors):
 
 
 class SentenceTransformerText(LanguageModelText):
-    """Sentence vectors of a model from sentence-transformers, such as the paper's sentence-t5-base.
+    """Vectors of a model from sentence-transformers, such as the paper's sentence-t5-base.
 
     Needs the extra `text`: pip install 'setrec[text]'.
 
     Args:
         model: folder or name on the Hugging Face hub (paper: sentence-transformers/sentence-t5-base).
         revision: branch, tag or commit on the hub; null: the newest.
-        template: what is encoded, over the item's columns, e.g. "{title}. {keywords}"; null: the column text.
-        max_tokens: longer texts are cut there; null: the model's own limit.
-        normalize: scale every vector to unit length. (Many models do so by themselves.)
+        template: the text to encode, with columns of the item in braces, e.g. "{title}. {keywords}"; null: the column text.
+        max_tokens: longer texts are cut to this length; null: the model's own limit.
+        normalize: scale every vector to unit length. (Many models do that anyway.)
         batch_size: texts encoded together.
-        device: auto: the GPU where there is one.
+        device: auto: a GPU if there is one.
         dtype: auto: bfloat16 on a GPU, else float32.
     """
 
@@ -187,9 +198,11 @@ class SentenceTransformerText(LanguageModelText):
 
     @property
     def templates(self) -> list[str]:
+        """See `LanguageModelText.templates`."""
         return [self.template or "{text}"]
 
     def load(self) -> Encode:
+        """See `LanguageModelText.load`."""
         if find_spec("sentence_transformers") is None:
             raise ConfigError(
                 "SentenceTransformerText needs the package sentence-transformers: run pip install 'setrec[text]', or use "
@@ -200,13 +213,13 @@ class SentenceTransformerText(LanguageModelText):
         def make(only_local: bool) -> SentenceTransformer:
             return SentenceTransformer(
                 self.model,
-                device=str(self.found_device),
+                device=str(self.torch_device),
                 revision=self.revision,
                 local_files_only=only_local,
-                model_kwargs={"dtype": self.found_dtype},
+                model_kwargs={"dtype": self.torch_dtype},
             )
 
-        model = self._loaded(self.model, make)
+        model = self._load_model(self.model, make)
         assert isinstance(model, SentenceTransformer)
         if self.max_tokens is not None:
             model.max_seq_length = self.max_tokens
@@ -215,27 +228,26 @@ class SentenceTransformerText(LanguageModelText):
             found = model.encode(
                 texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
             )  # (n, F)
-            return found.float().cpu().numpy()
+            return np.asarray(found.float().cpu())  # (n, F)
 
         return encode
 
 
 class HiddenStatesText(LanguageModelText):
-    """Mean-pooled last hidden states of any language model, field by field: the paper's way for Qwen.
+    """Mean of the last hidden states of any language model, field by field, as the paper does with Qwen.
 
-    Every field of an item is a text of its own; its vector is the mean of the hidden states of its tokens. An encoder-
-    decoder model (T5) is asked for its encoder's states.
+    Every field of an item is a text of its own. Its vector is the mean of the hidden states of its tokens. Of an encoder-decoder
+    model (T5), the encoder is used.
 
     Args:
         model: folder or name on the Hugging Face hub (paper: Qwen2.5-1.5B).
         revision: branch, tag or commit on the hub; null: the newest.
-        fields: columns of the item, or templates such as "{title}. {keywords}", each encoded on its own; null: the
-            column text.
-        combine: mean: the mean over the fields that the item has; concat: one after the other, zeros for a missing one.
-        max_tokens: longer texts are cut there.
+        fields: columns of the item, or templates such as "{title}. {keywords}", each encoded on its own; null: the column text.
+        combine: mean: the mean over the fields that the item has; concat: all fields in a row, zeros for a missing one.
+        max_tokens: longer texts are cut to this length.
         normalize: scale every item's vector to unit length.
         batch_size: texts encoded together.
-        device: auto: the GPU where there is one.
+        device: auto: a GPU if there is one.
         dtype: auto: bfloat16 on a GPU, else float32.
     """
 
@@ -258,18 +270,23 @@ class HiddenStatesText(LanguageModelText):
 
     @property
     def templates(self) -> list[str]:
+        """See `LanguageModelText.templates`."""
         return [field if "{" in field else f"{{{field}}}" for field in self.fields or ["text"]]
 
     def describe(self) -> dict[str, str | int | float]:
+        """See `LanguageModelText.describe`."""
         return super().describe() | {"combine": self.combine}
 
     def combine_fields(self, vectors: np.ndarray, filled: np.ndarray) -> np.ndarray:
+        """See `LanguageModelText.combine_fields`. With concat the width is fields * F."""
         if self.combine == "concat":
             return vectors.reshape(len(vectors), -1)  # (N, fields * F)
         count = np.maximum(filled.sum(axis=1, keepdims=True), 1).astype(np.float32)  # (N, 1)
-        return vectors.sum(axis=1) / count  # (N, F)
+        mean: np.ndarray = vectors.sum(axis=1) / count  # (N, F)
+        return mean
 
     def load(self) -> Encode:
+        """See `LanguageModelText.load`."""
         from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
         tokenizer: PreTrainedTokenizerBase | None = None
@@ -279,16 +296,17 @@ class HiddenStatesText(LanguageModelText):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.model, revision=self.revision, local_files_only=only_local, padding_side="right"
             )
-            return AutoModel.from_pretrained(
-                self.model, revision=self.revision, local_files_only=only_local, dtype=self.found_dtype
+            model: torch.nn.Module = AutoModel.from_pretrained(
+                self.model, revision=self.revision, local_files_only=only_local, dtype=self.torch_dtype
             )
+            return model
 
-        model = self._loaded(self.model, make)
+        model = self._load_model(self.model, make)
         assert tokenizer is not None
-        if tokenizer.pad_token is None:  # never looked at: the mask leaves it out
+        if tokenizer.pad_token is None:  # any token will do: the mask hides it
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         reader = model.get_encoder() if model.config.is_encoder_decoder else model  # type: ignore[operator, union-attr]
-        reader = reader.to(self.found_device)
+        reader = reader.to(self.torch_device)
 
         @torch.inference_mode()
         def encode(texts: list[str]) -> np.ndarray:
@@ -300,7 +318,7 @@ class HiddenStatesText(LanguageModelText):
                     truncation=True,
                     max_length=self.max_tokens,
                     return_tensors="pt",
-                ).to(self.found_device)
+                ).to(self.torch_device)
                 states = reader(**batch).last_hidden_state.float()  # (n, T, F)
                 real = batch["attention_mask"][..., None].float()  # (n, T, 1)
                 parts.append((states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1))  # (n, F)
@@ -309,15 +327,15 @@ class HiddenStatesText(LanguageModelText):
         return encode
 
 
-def hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached: asked once, briefly, as its library tries for over a minute."""
+def hub_is_reachable() -> bool:
+    """Whether the Hugging Face hub can be reached. One short request, because its own library tries for over a minute."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # imported there, in no __all__
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # no name server, no route, a proxy that refuses: all the same here
+    except Exception:  # no name server, no route, a proxy that refuses
         return False
     return True

@@ -1,7 +1,7 @@
-"""Constructor arguments as plain dicts, so that a checkpoint carries them and loads with weights_only=True.
+"""Constructor arguments in plain types, so that a checkpoint can hold them and loads with weights_only=True.
 
-An instance becomes {"class_path": ..., "init_args": {...}}, the form that LightningCLI writes and reads. The convention that
-makes it possible: a configurable class keeps every constructor argument in an attribute of the same name.
+An instance becomes {"class_path": ..., "init_args": {...}}, the form that LightningCLI writes and reads. So a configurable class
+must keep every constructor argument in an attribute of the same name.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ _CLI_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # makes load_fro
 
 
 def instantiate_default(value: Any) -> Any:
-    """The object behind a jsonargparse `lazy_instance` default; anything else comes back as it is."""
+    """Make the object of a jsonargparse `lazy_instance` default. Return anything else as it is."""
     if hasattr(value, "lazy_get_init_data"):
         data = value.lazy_get_init_data().as_dict()
         module, _, name = data["class_path"].rpartition(".")
         arguments = {name: instantiate(one) for name, one in data.get("init_args", {}).items()}
-        return getattr(importlib.import_module(module), name)(**arguments)  # the default's own name, from no file
+        return getattr(importlib.import_module(module), name)(**arguments)  # safe: the name is in the code, in no file
     return value
 
 
 def to_plain(value: Any) -> Any:
-    """`value` in plain types: None, bool, int, float, str, list, dict.
+    """Turn a value into plain types: None, bool, int, float, str, list, dict.
 
     A dataclass becomes the dict of its fields, any other object {"class_path", "init_args"}.
 
@@ -58,11 +58,11 @@ def to_plain(value: Any) -> Any:
 
 
 def instantiate(value: Any, base: type = object) -> Any:
-    """The object described by {"class_path", "init_args"}, nested ones included; anything else comes back as it is.
+    """Make the object that {"class_path", "init_args"} describes, and those inside it. Return anything else as it is.
 
     Args:
         value: plain types.
-        base: the class of the outermost object, or one that it is derived from.
+        base: the class of the outermost object, or a base class of it.
 
     Raises:
         ConfigError: see `find_class`.
@@ -77,17 +77,19 @@ def instantiate(value: Any, base: type = object) -> Any:
 
 
 def save_plain_hyperparameters(holder: "HyperparametersMixin", arguments: Mapping[str, Any]) -> None:
-    """save_hyperparameters() with every instance in `arguments` turned into plain types.
+    """Call save_hyperparameters() with every instance in `arguments` turned into plain types.
 
-    Through LightningCLI the parsed configuration is stored, as Lightning does. Made directly in Python, Lightning would
-    pickle the instances themselves: a checkpoint that weights_only=True refuses. ignore=[...] is no way out either: an
-    ignored argument is missing when the checkpoint is restored.
+    If LightningCLI makes the holder, Lightning stores the parsed configuration, which is plain. If Python code makes it, Lightning
+    would pickle the instances, and weights_only=True refuses such a checkpoint. With ignore=[...] the argument would be missing
+    when the checkpoint is restored.
 
     Args:
-        holder: the LightningModule or LightningDataModule being constructed.
+        holder: the LightningModule or LightningDataModule that is being made.
         arguments: constructor argument -> value.
     """
-    from lightning.pytorch.core.mixins import hparams_mixin  # here: inference reads this module and needs no Lightning
+    from lightning.pytorch.core.mixins import (
+        hparams_mixin,  # here: inference imports this module and needs no Lightning
+    )
 
     if hparams_mixin._given_hyperparameters.get() is not None:
         holder.save_hyperparameters()
@@ -97,5 +99,5 @@ def save_plain_hyperparameters(holder: "HyperparametersMixin", arguments: Mappin
 
 
 def plain_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """`self.hparams` in plain types, without what Lightning keeps there for itself."""
+    """Return `self.hparams` in plain types, without Lightning's own entries."""
     return {key: to_plain(value) for key, value in hparams.items() if not key.startswith("_")}

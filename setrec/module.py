@@ -1,10 +1,10 @@
-"""SETRec as a LightningModule: the training step, the optimiser and the scores; evaluation is in trainer/ranking.py."""
+"""SETRec as a LightningModule: training step, optimiser and scores. Its evaluation is in trainer/ranking.py."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse.typing import lazy_instance
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
@@ -22,25 +22,25 @@ from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.sharding import shard
 
-_TINY_T5 = lazy_instance(T5Backbone)  # a default that the command line can show and override field by field
+_TINY_T5 = lazy_instance(T5Backbone)  # a default whose options the command line shows and overrides one by one
 
 
 class SETRecModule(RankingModule):
     """Trains SETRec and chooses the weights of its score on validation.
 
     Args:
-        backbone: What reads the histories: T5Backbone (paper: T5-small). Default: a tiny T5 from random weights.
+        backbone: Reads the histories: T5Backbone or DecoderBackbone (paper: T5-small). Default: a tiny T5 from random weights.
         lr: Peak learning rate of AdamW (paper: 1e-3 for T5, 3e-4 for Qwen).
         alpha: Weight of the reconstruction of the history's text vectors (paper: 0.7 for T5, 0.5 for Qwen).
-        compile: Compile the backbone with torch.compile. On a CPU it took minutes and gave nothing (docs/scaling.md); on a GPU it
-            has not been measured.
+        compile: Compile the backbone with torch.compile. On a CPU compiling takes minutes and training gets no faster
+            (docs/scaling.md); on a GPU it has not been measured.
         start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
-        weight_decay: AdamW's (paper: 0, the default of the released training script).
-        filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. The paper ranks
-            them too (false); test reports both.
+        weight_decay: Weight decay of AdamW (paper: 0, the default of the released training script).
+        filter_seen: Leave the items of the user's own history out of the ranking in validation, test and predict. The paper
+            ranks them too (false); test reports the figures with and without them.
         top_k: Items that predict lists for each user.
-        recipe: What the method is made of, see `Recipe`.
+        recipe: The options of the method, see `Recipe`.
     """
 
     label = "SETRec"
@@ -65,25 +65,31 @@ class SETRecModule(RankingModule):
             "warmup_steps": warmup_steps, "weight_decay": weight_decay, "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments | vars(self.recipe))
-        self.backbone_settings = [instantiate_default(backbone)]  # in a list: its layers belong to `model`
+        self.backbone_settings = [
+            instantiate_default(backbone)
+        ]  # in a list, so that its layers are registered in `model` only
         self.lr, self.alpha = lr, alpha
         self.compile_backbone = compile
         self.start_from = start_from
         self.warmup_steps, self.weight_decay = warmup_steps, weight_decay
-        for name, value in state_of(Weights(beta=0.0)).items():  # chosen on validation; part of the checkpoint
+        for name, value in state_of(Weights(beta=0.0)).items():  # chosen on validation; in the checkpoint
             self.register_buffer(name, value)
-        self.register_load_state_dict_pre_hook(_complete_weights)
+        self.register_load_state_dict_pre_hook(_convert_old_weights)  # type: ignore[no-untyped-call]
         self.model: SETRec | None = None
         self._scorer: Scorer | None = None
-        self._counted_for: EvalSplit | None = None
+        self._graphs_split: EvalSplit | None = None
         self._text_graphs: TextGraphs | None = None
 
     def configure_model(self) -> None:
-        """Make the layers, now that the data says how wide its vectors are."""
+        """Make the layers, once the widths of the data's vectors are known.
+
+        Raises:
+            ConfigError: the backbone's mask needs one prefix a row.
+        """
         if self.backbone_settings[0].reads_whole_row and self.data.prefix_parallel is not False:
             raise ConfigError(
                 "The bidirectional mask shows later items of a row to its earlier prefixes: "
-                "add --data.prefix_parallel false, which trains one prefix a row."
+                "add --data.prefix_parallel false to train one prefix a row."
             )
         if self.model is None:
             self.model = self.make_model(self.data.catalogue, self.data.targets)
@@ -94,28 +100,32 @@ class SETRecModule(RankingModule):
                 shard(self.model, self.device_mesh)
 
     def make_model(self, catalogue: Catalogue, targets: Tensor | None = None) -> SETRec:
-        """The layers for a catalogue; without a Trainer, this is how a model gets them. targets: see `SETRec`."""
+        """The layers for a catalogue; also for use without a Trainer. targets: see `SETRec`."""
         return SETRec(catalogue, self.backbone_settings[0], self.recipe, targets)
 
     def on_fit_start(self) -> None:
-        """Take the weights of another checkpoint where asked, unless a run is resumed."""
+        """Load the weights of the checkpoint `start_from`, unless a run is resumed."""
         if self.start_from is not None and self.trainer.ckpt_path is None:
             checkpoint = torch.load(self.start_from, weights_only=True, map_location="cpu")
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the frozen base that the checkpoint leaves out, if any."""
+        """Add the origin of the frozen base, which the checkpoint leaves out."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["backbone"] = self.backbone_settings[0].origin()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another data set, or another frozen base."""
+        """Check that the data set and the frozen base are those of the checkpoint.
+
+        Raises:
+            ConfigError: one of them is another.
+        """
         super().on_load_checkpoint(checkpoint)
         self.backbone_settings[0].check_origin(checkpoint.get("backbone", {}))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with linear warm-up and cosine decay, a step at a time."""
+        """AdamW with linear warm-up and cosine decay; the learning rate changes at every step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -140,10 +150,11 @@ class SETRecModule(RankingModule):
         return loss
 
     def average(self, sums: LossSums) -> Tensor:
-        """Mean over the prefixes of all processes, as a loss whose gradients DDP may average: see `mean_over_processes`."""
+        """The mean over the prefixes of all processes, (), for gradients that DDP averages: see `mean_over_processes`."""
         counts = self.mean_over_processes(torch.stack([sums.n_prefix, sums.n_reconstructed]))  # (2,)
-        n_prefix, n_reconstructed = counts.clamp(min=1e-6)  # a batch of empty histories reconstructs nothing
-        return sums.ranking / n_prefix + self.alpha * sums.reconstruction / n_reconstructed
+        n_prefix, n_reconstructed = counts.clamp(min=1e-6)  # empty histories have nothing to reconstruct
+        loss: Tensor = sums.ranking / n_prefix + self.alpha * sums.reconstruction / n_reconstructed
+        return loss
 
     # ---------------------------------------------------------------------------------------------------------- scoring
     @property
@@ -153,23 +164,23 @@ class SETRecModule(RankingModule):
 
     @property
     def scorer(self) -> Scorer:
-        """What scores histories; made when it is first asked for."""
+        """Scores histories; made when it is first used."""
         assert self.model is not None
         if self._scorer is None or self._scorer.model is not self.model:
-            self._scorer, self._counted_for, self._text_graphs = Scorer(self.model), None, None
+            self._scorer, self._graphs_split, self._text_graphs = Scorer(self.model), None, None
         return self._scorer
 
     def prepare_scoring(self, split: EvalSplit) -> None:
-        """See `RankingModule.prepare_scoring`; item graphs are made anew only for another split."""
+        """See `RankingModule.prepare_scoring`; item graphs are made again only for another split."""
         scorer, catalogue = self.scorer, self.data.catalogue
         if self.recipe.neighbours:
             moved = scorer.graphs is not None and scorer.graphs.recency.device != self.device
-            if self._counted_for != split or moved:
+            if self._graphs_split != split or moved:
                 if self._text_graphs is None and self.recipe.n_sem:
                     self._text_graphs = text_graphs(catalogue)
                 statistics = history_statistics(self.data.past_events(split), catalogue.n_items)
                 scorer.graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
-                self._counted_for = split
+                self._graphs_split = split
         scorer.refresh()
 
     def score(self, batch: Batch) -> Tensor:
@@ -190,8 +201,8 @@ class SETRecModule(RankingModule):
             self.get_buffer(name).copy_(value)
 
 
-def _complete_weights(module: SETRecModule, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Bring the weights in a state_dict of an earlier version into the form of this one."""
+def _convert_old_weights(module: SETRecModule, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Turn the weights in a state_dict of an earlier version into those of this version."""
     weights = weights_of(state, prefix)
     state.pop(prefix + "cold_weight", None)
     for name in Weights._fields:

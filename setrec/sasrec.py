@@ -1,8 +1,8 @@
-"""SASRec: the collaborative tokenizer. A small causal transformer over item ids whose item vectors SETRec takes over.
+"""SASRec: a small causal transformer over item ids. Its item vectors are the CF vectors of SETRec.
 
-Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. Differs from it: a learned start token answers
-the empty history, every prefix is trained in one pass with the cross-entropy over the whole catalogue (the paper's BCE with
-sampled negatives is an option), blocks are normalised first, and positions count from the start of the history.
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. Differs from it: a learned start token is the query
+output of the empty history; every prefix is trained in one pass with the cross-entropy over the whole catalogue (the paper's
+BCE with sampled negatives is an option); LayerNorm stands before each layer; positions count from the start of the history.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from setrec.layers.loss import catalogue_cross_entropy
 from setrec.schemas import Batch, EvalSplit
 from setrec.trainer.ranking import RankingModule
 
-EXPORT = "item_vectors.safetensors"  # in the run's folder; what --data.cf takes
+EXPORT = "item_vectors.safetensors"  # in the run's folder; --data.cf reads it
 
 
 class Block(nn.Module):
@@ -38,18 +38,19 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, E) -> (B, T, E); place t sees places 0..t. Padding at the end needs no mask: nobody real looks there."""
+        """(B, T, E) -> (B, T, E); place t sees places 0..t. Padding is at the end, so no real place sees it."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, heads, E / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, E / heads)
         dropout = self.dropout if self.training else 0.0
         seen = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         seen = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, E)
         x = x + nn.functional.dropout(seen, self.dropout, self.training)  # (B, T, E)
-        return x + self.inner(self.inner_norm(x))  # (B, T, E)
+        x = x + self.inner(self.inner_norm(x))  # (B, T, E)
+        return x
 
 
 class SASRec(nn.Module):
-    """Histories -> (M, E) answers, to be compared with the item vectors (N, E). Arguments: see `SASRecModule`."""
+    """Histories -> query outputs, (M, E), scored against the item vectors, (N, E). Arguments: see `SASRecModule`."""
 
     def __init__(
         self, n_items: int, max_history: int, width: int, n_blocks: int, n_heads: int, inner: int, dropout: float
@@ -58,7 +59,7 @@ class SASRec(nn.Module):
         self.items = nn.Embedding(n_items, width)
         self.start = nn.Parameter(
             torch.empty(width)
-        )  # stands before the first item, so that an empty history has an answer
+        )  # (E,), before the first item: the empty history has an output too
         self.position = nn.Parameter(torch.empty(max_history + 1, width))
         self.blocks = nn.ModuleList(Block(width, n_heads, inner, dropout) for _ in range(n_blocks))
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
@@ -66,7 +67,7 @@ class SASRec(nn.Module):
             nn.init.normal_(weight, std=0.02)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The answers at the batch's M real prefixes, (M, E): that of prefix t stands behind its t-th item."""
+        """The query outputs of the batch's M real prefixes, (M, E): that of prefix t is read at its t-th item."""
         items = self.items(batch.history.clamp(min=0))  # (B, L, E)
         start = self.start.expand(len(items), 1, -1)  # (B, 1, E)
         x = torch.cat([start, items], dim=1)  # (B, L + 1, E)
@@ -75,27 +76,28 @@ class SASRec(nn.Module):
             x = block(x)  # (B, L + 1, E)
         n_prefix = batch.prefix.shape[1]
         row = batch.valid // n_prefix  # (M,)
-        return self.norm(x[row, batch.prefix.flatten()[batch.valid]])  # (M, E)
+        outputs: Tensor = self.norm(x[row, batch.prefix.flatten()[batch.valid]])  # (M, E)
+        return outputs
 
 
 class SASRecModule(RankingModule):
-    """Trains SASRec, reports it like SETRec, and leaves its item vectors in the run's folder.
+    """Trains SASRec, evaluates it like SETRec, and writes its item vectors into the run's folder.
 
     Args:
-        width: E, numbers per item vector (the release's SASRec: 64).
+        width: E, the width of an item vector (the release's SASRec: 64).
         n_blocks: Transformer blocks (SASRec paper: 2).
         n_heads: Attention heads (SASRec paper: 1).
         inner: Width inside a block's feed-forward layer (SASRec paper: the same as width).
         dropout: After the embeddings, in attention and after each layer (SASRec paper: 0.2 on dense, 0.5 on sparse data).
-        loss: ce, softmax cross-entropy over the whole catalogue; bce, binary cross-entropy against sampled items
-            (SASRec paper).
-        negatives: Items drawn uniformly for each prefix, for bce (SASRec paper: 1).
+        loss: ce, softmax cross-entropy over the whole catalogue; bce, binary cross-entropy with sampled items (SASRec
+            paper).
+        negatives: For bce: items drawn uniformly for each prefix (SASRec paper: 1).
         temperature: Scores are cosines divided by this; null: plain inner products (SASRec paper).
         lr: Learning rate of AdamW after the warm-up, constant (SASRec paper: 1e-3).
-        weight_decay: AdamW's.
+        weight_decay: Weight decay of AdamW.
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
-        filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict. Test
-            reports both.
+        filter_seen: Leave the items of the user's own history out of the ranking in validation, test and predict. Test
+            reports the figures with and without them.
         top_k: Items that predict lists for each user.
     """
 
@@ -127,7 +129,7 @@ class SASRecModule(RankingModule):
         if width % n_heads:
             raise ConfigError(f"width is {width} and n_heads is {n_heads}: the width must be a multiple of the heads.")
         if loss == "bce" and negatives < 1:
-            raise ConfigError(f"negatives is {negatives}; bce needs at least one item to compare with.")
+            raise ConfigError(f"negatives is {negatives}; bce needs at least 1.")
         if temperature is not None and temperature <= 0:
             raise ConfigError(f"temperature is {temperature}; give a number above 0, or null for inner products.")
         self.width, self.n_blocks, self.n_heads = width, n_blocks, n_heads
@@ -136,15 +138,16 @@ class SASRecModule(RankingModule):
         self.negatives, self.temperature = negatives, temperature
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.model: SASRec | None = None
-        self.register_load_state_dict_pre_hook(_without_weights)
+        self.register_load_state_dict_pre_hook(_remove_old_weights)  # type: ignore[no-untyped-call]
 
     def configure_model(self) -> None:
-        """Make the layers, now that the data says how many items there are."""
+        """Make the layers, once the number of items is known."""
         if self.model is None:
             sizes = (self.width, self.n_blocks, self.n_heads, self.inner, self.dropout)
             self.model = SASRec(self.data.catalogue.n_items, self.data.max_history, *sizes)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up, then a constant learning rate."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         rise = max(self.warmup_steps, 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise))
@@ -152,7 +155,8 @@ class SASRecModule(RankingModule):
 
     # --------------------------------------------------------------------------------------------------------- training
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        queries, table = self.compared(self.answers(batch), self.vectors)  # (M, E), (N, E)
+        """The loss of a batch, averaged over the prefixes of all processes."""
+        queries, table = self.with_temperature(self.query_outputs(batch), self.vectors)  # (M, E), (N, E)
         target = batch.target.flatten()[batch.valid]  # (M,)
         if self.loss == "ce":
             total, _ = catalogue_cross_entropy(queries, table, target)
@@ -164,91 +168,99 @@ class SASRecModule(RankingModule):
         return loss
 
     def binary_cross_entropy(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:
-        """Sum over the prefixes: the target up, the mean of `negatives` random other items down.
+        """Binary cross-entropy of the target against the mean over `negatives` random other items, summed over prefixes, ().
 
-        queries: (M, E); table: (N, E); target: (M,) int64; returns a scalar.
+        Args:
+            queries: (M, E) float.
+            table: (N, E) float.
+            target: (M,) int64.
         """
         n_items = len(table)
         drawn = torch.randint(n_items - 1, (len(target), self.negatives), device=target.device)  # (M, negatives)
         other = drawn + (drawn >= target[:, None])  # (M, negatives): every item but the target
-        up = (queries * table[target]).sum(dim=-1)  # (M,)
-        down = torch.einsum("me,mne->mn", queries, table[other])  # (M, negatives)
+        positive = (queries * table[target]).sum(dim=-1)  # (M,)
+        negative = torch.einsum("me,mne->mn", queries, table[other])  # (M, negatives)
         softplus = nn.functional.softplus
-        return softplus(-up).sum() + softplus(down).mean(dim=1).sum()
+        return softplus(-positive).sum() + softplus(negative).mean(dim=1).sum()  # ()
 
     # ---------------------------------------------------------------------------------------------------------- scoring
     @property
     def vectors(self) -> Tensor:
-        """The item vectors (N, E)."""
+        """The item vectors, (N, E)."""
         assert self.model is not None
         return self.model.items.weight
 
-    def answers(self, batch: Batch) -> Tensor:
-        """(M, E)."""
+    def query_outputs(self, batch: Batch) -> Tensor:
+        """The query outputs of the M real prefixes, (M, E)."""
         assert self.model is not None
-        return self.model(batch)
+        outputs: Tensor = self.model(batch)  # (M, E)
+        return outputs
 
-    def compared(self, queries: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Both sides of the inner product, (M, E) and (N, E), as `temperature` wants them."""
+    def with_temperature(self, queries: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Query outputs and item vectors, (M, E) and (N, E): their inner product is the score under `temperature`."""
         if self.temperature is None:
             return queries, table
         normalize = nn.functional.normalize
         return normalize(queries, dim=-1) / self.temperature, normalize(table, dim=-1)
 
     def prepare_scoring(self, split: EvalSplit) -> None:
-        """Nothing to make: the item vectors are the index."""
+        """Nothing to prepare: the item vectors are the index."""
 
     def score(self, batch: Batch) -> Tensor:
         """See `RankingModule.score`."""
-        queries, table = self.compared(self.answers(batch), self.vectors)  # (B, E), (N, E)
+        queries, table = self.with_temperature(self.query_outputs(batch), self.vectors)  # (B, E), (N, E)
         return queries.float() @ table.float().T  # (B, N)
 
     # ----------------------------------------------------------------------------------------------------------- export
     def on_fit_end(self) -> None:
-        """Leave the item vectors of the best checkpoint beside it (of the last weights where none was written)."""
+        """Write the item vectors of the best checkpoint, or of the last weights where there is none."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         vectors = self.vectors.detach()  # (N, E)
-        folder = Path(self.trainer.log_dir or ".")  # asked of every process: they agree on it by a broadcast
+        folder = Path(self.trainer.log_dir or ".")  # read on every process, since it is broadcast
         if best and Path(best).is_file():
             weights = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
             vectors = weights["model.items.weight"]
         self.export(folder / EXPORT, vectors)
 
     def on_test_end(self) -> None:
-        """Leave the item vectors of the checkpoint that was tested in the run's folder."""
+        """Write the item vectors of the checkpoint that was tested into the run's folder."""
         self.export(Path(self.trainer.log_dir or ".") / EXPORT, self.vectors.detach())
 
     @rank_zero_only
     def export(self, path: Path, vectors: Tensor) -> None:
-        """Write item vectors as a matrix that says which items and which training split it was made for.
+        """Write item vectors to a file that names their items and their training split.
 
         Args:
-            path: a .safetensors file: vectors (N, E) float32, present (N,) bool.
-            vectors: (N, E). As trained; with a temperature, at unit length, as they are compared.
+            path: A .safetensors file: vectors (N, E) float32, present (N,) bool.
+            vectors: (N, E) float, as trained; with a temperature they are written at unit length.
 
         Raises:
-            DataError: the disk refuses.
+            DataError: the file can't be written.
         """
         if self.temperature is not None:
             vectors = nn.functional.normalize(vectors, dim=-1)  # (N, E)
         data = self.data
         rows = TrainRows(data.histories.train, data.max_history)
         trained = np.zeros(data.catalogue.n_items, bool)  # (N,)
-        trained[window_items(rows)] = True
+        trained[trained_items(rows)] = True
         about = {"model": self.label, "dataset": data.catalogue.name, "loss": self.loss}
-        made = vectors.float().cpu().numpy()  # (N, E)
-        write_vectors(path, made, trained, data.catalogue.ids, data.histories.train, about)
+        write_vectors(path, vectors.float().cpu().numpy(), trained, data.catalogue.ids, data.histories.train, about)
         print(f'item vectors: {path} (for SETRec: "--data.cf=[CFFile]" --data.cf.file={path})')
 
 
-def window_items(rows: TrainRows) -> np.ndarray:
-    """Every item that training shows or asks for; older ones of long histories never appear. (any,) int32, distinct."""
-    length = rows.history + 1  # (rows,) the longest prefix and its target
-    begin = np.repeat(rows.begin - np.cumsum(length) + length, length)  # where each row's run begins, less its place
+def trained_items(rows: TrainRows) -> np.ndarray:
+    """The items in the windows that training reads, targets included, (any,) int32, each once.
+
+    The oldest items of a history longer than the window are not among them.
+    """
+    length = rows.history + 1  # (rows,): the longest prefix and its target
+    begin = np.repeat(
+        rows.begin - np.cumsum(length) + length, length
+    )  # (any,): a row's first place, less the items before
     return np.unique(rows.train.items[begin + np.arange(length.sum())])
 
 
-def _without_weights(module: SASRecModule, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Version 0.1.0 kept the weights of SETRec's score in SASRec's checkpoints too."""
+def _remove_old_weights(module: SASRecModule, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Ignore the weights of SETRec's score, which version 0.1.0 wrote into SASRec's checkpoints too."""
     for name in ("beta", "neighbours_weight", "recency_weight", "cold_text_weight", "cold_weight"):
         state.pop(prefix + name, None)

@@ -1,4 +1,4 @@
-"""Item texts -> vectors (N, F): what the semantic tokens of an item are made from. Language models: encoders.py."""
+"""From item texts to text vectors (N, F), which the semantic tokens are made from. Language models are in encoders.py."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from setrec.files.vectorfile import read_vectors
 class TextVectors(ABC):
     """A way to get a vector for every item's text. A subclass keeps its arguments in attributes of the same names."""
 
-    shows_progress: ClassVar[bool] = False  # True: it has a progress bar of its own
+    shows_progress: ClassVar[bool] = False  # True: it shows its own progress bar
 
     @abstractmethod
     def encode(
@@ -27,60 +27,61 @@ class TextVectors(ABC):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
-        """Vectors of all items.
+        """Make the vectors of all items.
 
         Args:
             ids: the items' own ids, N of them.
             texts: their texts in the same order; "" where there is none.
-            raw: the folder of raw files, where there is one.
-            items: the table of items in the same order, for who reads other columns than `text`.
-            scratch: a folder for what shall survive a kill, of no use afterwards; may not exist yet. None: nothing is kept.
+            raw: the folder of raw files; None: there is none.
+            items: the table of items in the same order, for an encoder that reads other columns than `text`.
+            scratch: a folder for work that must survive a kill. It need not exist, and is of no use afterwards. None: no work is
+                kept.
 
         Returns:
             (N, F) float32, every number finite.
 
         Raises:
-            DataError: no usable text, or a file that does not fit the items.
+            DataError: there is no usable text, or a file does not fit the items.
         """
 
     def describe(self) -> dict[str, str | int | float]:
-        """What the manifest says about where the vectors come from."""
+        """Return what the manifest says about the origin of the vectors."""
         return {"source": type(self).__name__}
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """The files that `encode` would read; preparing is repeated when one of them changes."""
+        """List the files that `encode` would read. The data is prepared again when one of them changes."""
         return []
 
     def learned(self) -> dict[str, np.ndarray]:
-        """What the last `encode` took from the texts and `encode_more` needs, to be stored beside the vectors."""
+        """Return what the last `encode` learned from the texts and `encode_more` needs. It is stored with the vectors."""
         return {}
 
-    def keep(self) -> None:  # noqa: B027  (most have nothing to keep)
-        """Keep what is slow to load, for who encodes a few texts again and again."""
+    def preload(self) -> None:  # noqa: B027  (most have nothing to load)
+        """Load and keep what is slow to load, before a few texts are encoded again and again."""
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Vectors of items that came later, as `encode` would have given them.
+        """Make the vectors of items that came later, as `encode` would have made them.
 
         Args:
             items: id, title, text and any other column that the encoder reads.
-            learned: of the `encode` that gave the others.
+            learned: what `learned` returned after the `encode` of the other items.
 
         Returns:
             (items, F) float32.
 
         Raises:
-            DataError: these vectors cannot be made anew.
+            DataError: this class cannot encode new items.
             ConfigError: the encoder cannot be loaded.
         """
         return self.encode(items["id"].to_list(), items["text"].to_list(), None, items)  # (items, F)
 
 
 class TextFile(TextVectors):
-    """Vectors that somebody has computed already, such as the release's toys.emb-t5-tdcb.npy.
+    """Reads vectors from a file, such as the release's toys.emb-t5-tdcb.npy.
 
     Args:
-        file: name inside the raw folder, or a path: .npy, .safetensors or .pkl with one row per item in id order. A
-            .safetensors file may carry the hash of the ids it was made for (ids_sha256), which is then checked.
+        file: name inside the raw folder, or a path: .npy, .safetensors or .pkl with one row per item in id order. If a
+            .safetensors file has the metadata entry ids_sha256, the hash of the ids it was made for, it is checked.
     """
 
     def __init__(self, file: str) -> None:
@@ -94,30 +95,38 @@ class TextFile(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
+        """See `TextVectors.encode`."""
         return read_vectors(raw_file(self.file, raw), ids)  # (N, F)
 
     def describe(self) -> dict[str, str | int | float]:
+        """See `TextVectors.describe`."""
         return {"source": "TextFile", "file": Path(self.file).name}
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A file has no vectors for new items.
+
+        Raises:
+            DataError: always.
+        """
         raise DataError(
             f"the text vectors of this data come from the file {Path(self.file).name}, which has none for new items: give "
             "each item's vector in a column `vector`, or name the encoder that made the file with --encoder."
         )
 
     def sources(self, raw: Path | None) -> list[Path]:
+        """See `TextVectors.sources`."""
         return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
 
 
 class TfidfSVD(TextVectors):
-    """TF-IDF of the words, reduced by a truncated SVD: needs no download and no GPU; rows have unit length.
+    """TF-IDF of the words, reduced by a truncated SVD. It needs no download and no GPU. Vectors have unit length.
 
-    Not in the paper, which takes a language model's hidden states. An item without text (or with only rare words) gets
-    the zero vector.
+    Not in the paper, which uses a language model's hidden states. An item without text (or with only rare words) gets the zero
+    vector.
 
     Args:
-        width: F, numbers per vector; fewer where the items or the words are fewer.
-        min_df: a word counts from this many items on; 1 keeps every word.
+        width: F, numbers per vector; fewer if there are fewer items or words.
+        min_df: only words that occur in at least this many items count; 1: all words.
         seed: of the randomised SVD.
     """
 
@@ -133,13 +142,14 @@ class TfidfSVD(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
+        """See `TextVectors.encode`."""
         from sklearn.decomposition import TruncatedSVD  # here: scikit-learn takes a second to import
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
             counts = words.fit_transform(texts)  # (N, words)
-        except ValueError as error:  # scikit-learn's word for an empty vocabulary
+        except ValueError as error:  # what scikit-learn raises for an empty vocabulary
             raise DataError(
                 f"no words to make text vectors from in {len(texts)} items ({error}); use --data.text null with "
                 "--model.n_sem 0, or a file of vectors with --data.text TextFile."
@@ -157,10 +167,11 @@ class TfidfSVD(TextVectors):
         return _unit(vectors)  # (N, F)
 
     def learned(self) -> dict[str, np.ndarray]:
-        """The words, each one's idf, and the projection."""
+        """Return the words, the idf of each, and the projection."""
         return self._learned
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `TextVectors.encode_more`."""
         if not learned:
             raise DataError(
                 "the data was prepared before the words of TfidfSVD were kept with it: prepare it again (delete its folder; "
@@ -176,10 +187,12 @@ class TfidfSVD(TextVectors):
         return _unit(counts @ learned["components"].T)  # (items, F)
 
     def describe(self) -> dict[str, str | int | float]:
+        """See `TextVectors.describe`."""
         return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows at unit length, float32; zero rows stay."""
+    """Scale rows to unit length, float32. Zero rows stay."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)  # (N, 1)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6).astype(np.float32)  # (N, F)
+    scaled: np.ndarray = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6)  # (N, F)
+    return scaled.astype(np.float32)

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -95,6 +95,14 @@ def tiny_release(tmp_path: Path) -> Path:
     return build_release(tmp_path / "release")
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny pretrained language model of every family, in a folder; don't change them."""
+    from tests.language_models import FAMILIES, save_model
+
+    return {family: save_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
 class TrainedRun(NamedTuple):
     """A run that is over."""
 
@@ -142,3 +150,25 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A trained checkpoint with everything that a served model can have (score, memory, zero missing CF); don't change it."""
     flags = ["--model.objective=score", "--model.memory=true", "--model.missing_cf=zero", "--model.negatives=warm"]
     return train_tiny(tmp_path_factory.mktemp("tiny_run"), *flags, "--model.backbone.recency_bias=true")
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Any:
+    """A fake model in service, see tests/serve_fake.py."""
+    from tests.serve_fake import holder_of
+
+    return holder_of(tmp_path)
+
+
+@pytest.fixture
+def client(holder: Any) -> Any:
+    """A client of a server with this fake model."""
+    from fastapi.testclient import TestClient
+
+    from setrec.serve.app import create_app
+    from setrec.serve.options import ServeOptions
+    from tests.serve_fake import TOKEN
+
+    app = create_app(holder, TOKEN, ServeOptions(max_wait_ms=0))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client

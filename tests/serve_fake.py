@@ -1,4 +1,4 @@
-"""A Recommender without a model, for the tests of the server around it: a checkpoint is a small JSON file."""
+"""A Recommender without a model, for tests of the server around it: its checkpoint is a small JSON file."""
 
 import json
 import socket
@@ -15,6 +15,11 @@ from fastapi import FastAPI
 from setrec.errors import DataError
 from setrec.inference.explain import Why
 from setrec.recommend import Item, RankedItem, Recommendation
+from setrec.serve.journal import Journal
+from setrec.serve.model_holder import ModelHolder
+
+TOKEN = "s3cret"
+WITH_TOKEN = {"authorization": f"Bearer {TOKEN}"}
 
 
 def write_checkpoint(path: Path, n_items: int = 20, shift: float = 0.0, delay: float = 0.0, fault: str = "") -> Path:
@@ -23,7 +28,7 @@ def write_checkpoint(path: Path, n_items: int = 20, shift: float = 0.0, delay: f
     Args:
         path: the file.
         n_items: items A000, A001, ...; every fourth is cold.
-        shift: what the first score is above 0: tells one checkpoint from another.
+        shift: the first score; it tells one checkpoint from another.
         delay: seconds that a call of recommend takes.
         fault: "recommend": every call fails.
     """
@@ -66,9 +71,9 @@ class FakeRecommender:
             raise RuntimeError("a fault in the model")
         answers = []
         for row, history in enumerate(histories):
-            strange = [own for own in history if own not in self.titles]
-            if strange and unknown == "refuse":
-                raise DataError(f"history {row}: item {strange[0]!r} is not in the catalogue.")
+            missing = [own for own in history if own not in self.titles]
+            if missing and unknown == "refuse":
+                raise DataError(f"history {row}: item {missing[0]!r} is not in the catalogue.")
             places = {own: i for i, own in enumerate(self.titles)}
             kept = [
                 own for own in self.titles
@@ -78,10 +83,10 @@ class FakeRecommender:
             for own in kept[:k]:
                 score = self.shift - places[own]
                 parts = {"cf_0": score - 0.25, "sem_0": 0.5, "sem_1": -0.25}
-                near = [(known, 0.5) for known in history if known in self.titles][:3]
-                why = Why(parts, near, near) if explain else None
+                similar = [(known, 0.5) for known in history if known in self.titles][:3]
+                why = Why(parts, similar, similar) if explain else None
                 ranked.append(RankedItem(own, self.titles[own], score, self.warm[own], why))
-            answers.append(Recommendation(ranked, strange))
+            answers.append(Recommendation(ranked, missing))
         return answers
 
     def __contains__(self, own: object) -> bool:
@@ -114,9 +119,22 @@ class FakeRecommender:
         }  # fmt: skip
 
 
+def holder_of(folder: Path) -> ModelHolder:
+    """A fake checkpoint in service, and its journal, in a folder; the checkpoint is made unless it is there."""
+    path = folder / "model.ckpt"
+    if not path.exists():
+        write_checkpoint(path)
+    return ModelHolder(path, FakeRecommender.load, Journal(folder / "items.jsonl"), folder)  # type: ignore[arg-type]
+
+
+def ids(answer: Any, row: int = 0) -> list[str]:
+    """The recommended ids of one history in an answer of POST /recommend."""
+    return [item["id"] for item in answer.json()["recommendations"][row]["items"]]
+
+
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
-    """An application on a port of this machine, in a thread; gives its address, without a slash at the end."""
+    """Run an application on a port of this machine, in a thread; gives its address, without a slash at the end."""
     with socket.create_server(("127.0.0.1", 0)) as port:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})

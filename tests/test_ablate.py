@@ -12,11 +12,12 @@ from setrec.backbones import DecoderBackbone, T5Backbone
 from setrec.cli import main
 from setrec.commands import ablate as module
 from setrec.commands.ablate import FACTORS, ablate, flags_of
+from setrec.commands.configurations import find_configuration
 from setrec.commands.fit import prepared
 from setrec.commands.report import report
 from setrec.errors import ConfigError
 from setrec.hparams import plain_hparams
-from setrec.report.runs import differences, flat
+from setrec.report.runs import flat_options, option_differences
 
 TINY: dict[str, Any] = {
     "trainer": {
@@ -99,6 +100,21 @@ def test_seeds_and_the_test_split(tmp_path: Path) -> None:
             assert json.loads(results.read_text())["protocol"]["seed"] == seed
 
 
+def test_several_configurations_are_merged_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def stop(words: list[str]) -> None:
+        asked.append(words)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(module, "prepared", stop)
+    words = ["ablate", f"--config={write_config(tmp_path)}", "--config", "model/best", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        main([*words, "--", "--model.n_cf=1"])
+    model = f"--config={find_configuration('model/best')}"
+    assert asked == [[f"--config={tmp_path / 'tiny.yaml'}", model, "--model.n_cf=1"]]
+
+
 def test_what_it_refuses(tmp_path: Path) -> None:
     sasrec = write_config(tmp_path, model={"class_path": "setrec.sasrec.SASRecModule", "init_args": {"width": 8}})
     with pytest.raises(ConfigError, match="trains SASRec; ablate takes SETRec apart"):
@@ -130,11 +146,11 @@ def test_every_factor_takes_something_away(backbone: type, tmp_path: Path) -> No
         expected["without_mask"] = {"model.backbone.mask": "bidirectional", "data.prefix_parallel": False}
     assert list(expected) == FACTORS
     for factor in FACTORS:
-        changed = differences(whole, options_of(["--config", config, *flags_of(factor, backbone())]))
+        changed = option_differences(whole, options_of(["--config", config, *flags_of(factor, backbone())]))
         assert {name: value for name, (_, value) in changed.items()} == expected[factor]
 
 
 def options_of(words: list[str]) -> dict[str, Any]:
     """What a fit with this command line would be made of."""
     cli = prepared(words)
-    return flat({"model": plain_hparams(cli.model.hparams), "data": plain_hparams(cli.datamodule.hparams)})
+    return flat_options({"model": plain_hparams(cli.model.hparams), "data": plain_hparams(cli.datamodule.hparams)})

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
-from setrec.backbones.masks import history_mask, packed_mask
 
 B, L, K = 3, 5, 3
 
@@ -138,9 +137,9 @@ def test_permuting_queries_permutes_answers(backbone: Backbone) -> None:
 def test_no_query_sees_its_target_or_anything_later(backbone: Backbone) -> None:
     items, real, prefix, queries = inputs(backbone)
     items.requires_grad_()
-    answers = backbone(items, real, prefix, queries)
+    outputs = backbone(items, real, prefix, queries)
     for t in range(L + 1):
-        (gradient,) = torch.autograd.grad(answers[0, t].sum(), items, retain_graph=True)
+        (gradient,) = torch.autograd.grad(outputs[0, t].sum(), items, retain_graph=True)
         assert gradient[0, t:].abs().max() == 0 if t < L else True
         assert gradient[1:].abs().max() == 0  # nor other rows
         for i in range(t):
@@ -149,8 +148,8 @@ def test_no_query_sees_its_target_or_anything_later(backbone: Backbone) -> None:
         future = items.clone()
         future[0, 3:] += 100.0
         again = backbone(future, real, prefix, queries)
-        torch.testing.assert_close(again[0, :4], answers[0, :4], rtol=0, atol=1e-12)
-        assert (again[0, 4:] - answers[0, 4:]).abs().max() > 1e-4
+        torch.testing.assert_close(again[0, :4], outputs[0, :4], rtol=0, atol=1e-12)
+        assert (again[0, 4:] - outputs[0, 4:]).abs().max() > 1e-4
 
 
 def test_padding_and_batch_composition_change_nothing(backbone: Backbone) -> None:
@@ -189,35 +188,3 @@ def test_without_a_part_of_the_mask_prefixes_stay_apart(name: str) -> None:
         else:
             with pytest.raises(AssertionError):
                 guarantee(backbone)
-
-
-def test_masks_of_ablations_by_hand() -> None:
-    """One text token, two items of two slots; then a prefix of one item with a response token and two queries."""
-
-    def drawn(picture: str) -> list[list[bool]]:
-        return [[letter == "x" for letter in line.replace(" ", "")] for line in picture.split("\n") if line.strip()]
-
-    text_and_items = """
-        x....
-        xxx..
-        xxx..
-        xxxxx
-        xxxxx
-    """
-    assert history_mask(1, 2, 2, own_item=True).tolist() == drawn(text_and_items)
-    assert history_mask(3, 0, 2, own_item=True).all()  # the text sees all of itself, as without
-    causal = """
-        x.... ...
-        xx... ...
-        xxx.. ...
-        xxxx. ...
-        xxxxx ...
-        xxx.. x..
-        xxx.. xxx
-        xxx.. xxx
-    """
-    see = packed_mask(torch.tensor([[1]]), 1, 2, 2, 1, 2, items_see="causal", isolate_queries=False)
-    assert see[0].tolist() == drawn(causal)
-    see = packed_mask(torch.tensor([[1]]), 1, 2, 2, 1, 2, items_see="items")
-    assert see[0, :5, :5].tolist() == drawn(text_and_items)
-    assert see[0, 5:, 5:].tolist() == drawn("x..\nxx.\nx.x")

@@ -19,7 +19,7 @@ def train() -> Ragged:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
-    monkeypatch.setattr(batches, "_place", lambda: (rank, world))
+    monkeypatch.setattr(batches, "_rank_and_world_size", lambda: (rank, world))
 
 
 def naive_prefixes(train: Ragged, max_history: int) -> set[tuple]:

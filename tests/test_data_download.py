@@ -1,6 +1,7 @@
 """Downloads, against a server on this machine that breaks off, lies, forgets and changes its mind."""
 
 import hashlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -264,7 +265,7 @@ def test_a_full_disk(server, tmp_path, monkeypatch):
     def full(*_args) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="cannot download to .*No space left on device"):
         get(server, tmp_path)
     assert "file.bin" not in there(tmp_path)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from setrec.cf import CFFile, CooccurrenceSVD
-from setrec.data import Cleaning, LeaveOneOut, OfficialRelease, SETRecDataModule, SyntheticWorld, TimestampSplit
+from setrec.data import Cleaning, LeaveOneOut, OfficialRelease, SETRecDataModule, Source, SyntheticWorld, TimestampSplit
 from setrec.errors import ConfigError, DataError
 from setrec.schemas import PAD, Batch
 from setrec.text import TextFile, TfidfSVD
@@ -194,3 +194,20 @@ def test_flags():
     assert parsed("--data.text=null", "--data.cf=[]").preparation[1:3] == (None, [])
     assert parsed().preparation.options() == SETRecDataModule().preparation.options()
     assert parsed("--data.text.width=9").preparation.text.width == 9
+
+
+def test_readers_by_flags():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SETRecDataModule, "data")
+
+    def reader(*flags: str):
+        return parser.instantiate(parser.parse_args([f"--data.{flag}" for flag in flags])).data.preparation.reader
+
+    amazon = reader("reader=AmazonReviews", "reader.edition=2023", "reader.text_fields=[title, brand]")
+    assert (amazon.edition, amazon.text_fields) == (2023, ["title", "brand"])
+    assert reader("reader=SteamReviews", "reader.max_bad_lines=7").max_bad_lines == 7
+    assert reader("reader=RecBoleFiles", "reader.max_bad_lines=0.5").max_bad_lines == 0.5
+    table = reader("reader=TableFiles", "reader.download=[{url: 'http://x/e.csv', sha256: ab}]")
+    assert table.public("x") == [Source("http://x/e.csv", sha256="ab")]
+    with pytest.raises(Exception, match="colour"):
+        reader("reader=AmazonReviews", "reader.text_fields=[colour]")

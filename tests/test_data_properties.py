@@ -197,6 +197,7 @@ def test_rubbish_in_a_csv(rows):
     assert len(log.events) + log.skipped["events.csv"] == len(rows) + 1 - empty
 
 
+@pytest.mark.process
 def test_prepared_data_does_not_depend_on_the_hash_seed(tmp_path):
     rng = random.Random(0)
     own = [f"{'é' * (i % 3)}{i * 7919 % 101}" for i in range(30)]

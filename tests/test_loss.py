@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from setrec.layers import loss as loss_module
-from setrec.layers.grounding import Index, fold, part_scores, user_row, weigh
+from setrec.layers.grounding import Index, part_scores, project_queries, user_vector, weigh
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.layers.tokens import ItemTokens
 
@@ -55,21 +55,21 @@ def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: i
     tokens = ItemTokens([E] * n_cf, F, n_sem, width=D, bottleneck=H, trunk=[12]).double()
     cf = [torch.randn(N, E, dtype=torch.float64) for _ in range(n_cf)]
     text = torch.randn(N, F, dtype=torch.float64)
-    answers = torch.randn(M, n_cf + n_sem, D, dtype=torch.float64, requires_grad=True)
+    outputs = torch.randn(M, n_cf + n_sem, D, dtype=torch.float64, requires_grad=True)
     target = torch.randint(N, (M,))
 
     codes = tokens.encode(text) if n_sem else None
     expanded = tokens(cf, codes)  # (N, K, D)
-    logits = torch.einsum("mkd,nkd->mkn", answers, expanded)  # (M, K, N)
+    logits = torch.einsum("mkd,nkd->mkn", outputs, expanded)  # (M, K, N)
     naive = sum(nn.functional.cross_entropy(logits[:, k], target, reduction="sum") for k in range(n_cf + n_sem))
 
-    folded = fold(answers, tokens)
-    ours = sum(catalogue_cross_entropy(q, table, target)[0] for q, table in zip(folded.cf, cf, strict=True))
-    if folded.sem is not None:
-        ours = ours + catalogue_cross_entropy(folded.sem.flatten(0, 1), codes, target.repeat_interleave(n_sem))[0]
+    projected = project_queries(outputs, tokens)
+    ours = sum(catalogue_cross_entropy(q, table, target)[0] for q, table in zip(projected.cf, cf, strict=True))
+    if projected.sem is not None:
+        ours = ours + catalogue_cross_entropy(projected.sem.flatten(0, 1), codes, target.repeat_interleave(n_sem))[0]
     torch.testing.assert_close(ours.double(), naive, rtol=1e-6, atol=1e-6)
 
-    named = [("answers", answers), *((n, p) for n, p in tokens.named_parameters() if not n.startswith("decoder"))]
+    named = [("outputs", outputs), *((n, p) for n, p in tokens.named_parameters() if not n.startswith("decoder"))]
     leaves = [leaf for _, leaf in named]
     theirs = torch.autograd.grad(naive, leaves, retain_graph=True, allow_unused=True)
     mine = torch.autograd.grad(ours, leaves, retain_graph=True, allow_unused=True)
@@ -81,7 +81,7 @@ def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: i
 
     nothing = torch.zeros(N, 0, dtype=torch.float64)
     index = Index(torch.cat([*cf, nothing], dim=1), *[nothing if codes is None else codes] * 2)
-    user = user_row(folded)
+    user = user_vector(projected)
     for beta in (0.0, 0.3, 1.0):
         slot_weight = torch.tensor([1 - beta] * n_cf + [beta] * n_sem, dtype=torch.float64)
         plain = torch.einsum("k,mkn->mn", slot_weight, logits)  # (M, N)

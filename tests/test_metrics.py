@@ -256,6 +256,7 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.process
 def test_one_two_and_three_processes_agree(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=3)
     for kind in (RankingMetrics, RandomTieMetrics):

@@ -62,7 +62,7 @@ def evaluation(rows: list[list[int]]) -> Batch:
 
 def scores(model: SETRec, rows: list[list[int]], beta: float = 0.4) -> Tensor:
     index = model.index()
-    cf, sem = part_scores(model.read(evaluation(rows), index), index)
+    cf, sem = part_scores(model.user_vectors(evaluation(rows), index), index)
     return ((1 - beta) * cf + beta * sem).detach()
 
 
@@ -94,8 +94,8 @@ def test_loss_equals_the_paper_written_out() -> None:
     expanded = model.tokens(model.cf, model.codes())  # (N, K, D)
     real = batch.history >= 0
     items = expanded[batch.history.clamp(min=0)]  # (B, L, K, D)
-    answers = model.backbone(items, real, batch.prefix, model.queries)[:, 0]  # (B, K, D)
-    logits = torch.einsum("bkd,nkd->bkn", answers, expanded)  # (B, K, N)
+    outputs = model.backbone(items, real, batch.prefix, model.queries)[:, 0]  # (B, K, D)
+    logits = torch.einsum("bkd,nkd->bkn", outputs, expanded)  # (B, K, N)
     slots = [nn.functional.cross_entropy(logits[:, k], batch.target[:, 0]) for k in range(5)]
     torch.testing.assert_close(sums.ranking / sums.n_prefix, torch.stack(slots).mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sums.slots / sums.n_prefix, torch.stack(slots).detach(), rtol=1e-5, atol=1e-6)
@@ -139,14 +139,14 @@ def test_an_empty_history_has_a_prior(model: SETRec) -> None:
 
 def test_one_forward_serves_every_beta(model: SETRec) -> None:
     index = model.index()
-    cf, sem = part_scores(model.read(evaluation(ROWS), index), index)
+    cf, sem = part_scores(model.user_vectors(evaluation(ROWS), index), index)
     torch.testing.assert_close(0.3 * cf + 0.7 * sem, scores(model, ROWS, beta=0.7))
 
 
 def test_zero_missing_cf_takes_the_cf_score_from_cold_items() -> None:
     model = build("two CF slots")
     index = model.index()
-    cf, _ = part_scores(model.read(evaluation(ROWS), index), index)
+    cf, _ = part_scores(model.user_vectors(evaluation(ROWS), index), index)
     assert cf[:, 25:].abs().max() == 0
     assert cf[:, :25].abs().min() > 0
 

@@ -54,11 +54,9 @@ def test_the_softmaxs_sum_is_estimated_without_bias(sampling: str) -> None:
     true = scores.exp().sum(1)  # (m,)
     estimates = []
     for _ in range(4000):
-        compared = negatives(target)
-        assert compared.items is not None
-        losses = catalogue_cross_entropy(queries, table[compared.items], compared.target, log_share=compared.log_share)[
-            1
-        ]
+        chosen = negatives(target)
+        assert chosen.items is not None
+        losses = catalogue_cross_entropy(queries, table[chosen.items], chosen.target, log_q=chosen.log_q)[1]
         estimates.append((losses + scores[range(m), target]).exp())
     drawn = torch.stack(estimates)  # (4000, m)
     error = drawn.std(0) / 4000**0.5

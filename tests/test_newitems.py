@@ -13,7 +13,7 @@ from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
 from setrec.errors import ConfigError, DataError
 from setrec.inference.answers import make_snapshot
 from setrec.inference.restore import rebuild
-from setrec.inference.versions import NONE, list_versions, newest
+from setrec.inference.versions import NO_CHANGES, list_versions, newest
 from setrec.text import TextFile, TfidfSVD
 from tests.conftest import TrainedRun, train_tiny
 
@@ -50,7 +50,7 @@ def test_added_items_are_what_they_would_have_been_from_the_start(
     whole = as_never_bought(catalogue, rows)
     from_the_start = rebuild(recommender._snapshot.restored, trained, whole)
     everyone = [[own] for own in catalogue.ids] + [catalogue.ids[i : i + 9] for i in range(0, 60, 5)]
-    expected = Recommender(trained, make_snapshot(from_the_start, whole, NONE, trained.max_history))
+    expected = Recommender(trained, make_snapshot(from_the_start, whole, NO_CHANGES, trained.max_history))
     expected_lists = expected.recommend(everyone, k=1000)
 
     held = [catalogue.ids[i] for i in rows]
@@ -113,7 +113,7 @@ def test_an_added_item_has_a_zero_cf_vector_under_either_choice(missing: str, ti
         ([{"id": "a", "title": "x"}, {"id": "b", "title": ""}], "row 2: item 'b' has neither"),
         ([{"id": "a", "title": "x", "vector": [1.0, 2.0]}], "list of .* finite numbers"),
         ([{"id": "a", "title": "x", "vector": ["1", "2"]}], "list of .* finite numbers"),
-        ([{"id": "a", "title": "x"}, 5], "no table"),
+        ([{"id": "a", "title": "x"}, 5], "not a table"),
     ],
 )
 def test_wrong_items_are_refused_whole(recommender: Recommender, items: list, said: str) -> None:
@@ -192,7 +192,7 @@ def test_a_damaged_version_is_refused(recommender: Recommender, tmp_path: Path) 
     with pytest.raises(ConfigError, match="damaged"):
         Recommender.load(folder)
     (folder / "version.json").write_text("{}")
-    with pytest.raises(ConfigError, match="no version of a catalogue"):
+    with pytest.raises(ConfigError, match="cannot be read as a version of a catalogue"):
         Recommender.load(folder)
 
 
@@ -249,5 +249,5 @@ def test_a_sasrec_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None:
     flags += [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=2", "--trainer.enable_progress_bar=false"]
     run(["fit", "--model=SASRecModule", "--model.width=8", "--data.cf=[]", *flags])
     checkpoint = next((tmp_path / "lightning_logs/version_0/checkpoints").glob("*.ckpt"))
-    with pytest.raises(ConfigError, match="SETRec checkpoints only"):
+    with pytest.raises(ConfigError, match="is a SASRec checkpoint, and this command takes SETRec checkpoints only"):
         Recommender.load(checkpoint)

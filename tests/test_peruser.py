@@ -12,7 +12,7 @@ import torch
 from setrec.cli import run
 from setrec.errors import SETRecError
 from setrec.evaluation.per_user import deciles, write_parts
-from setrec.evaluation.target_hits import TargetHits, expected_hits, hits_of_lists
+from setrec.evaluation.target_hits import TargetHits, expected_hits, list_hits
 from tests.test_cli import at, best, command, fitted, model  # noqa: F401  (a fixture among them)
 
 INF = float("inf")
@@ -27,10 +27,10 @@ def test_deciles_by_hand() -> None:
     assert deciles(np.zeros(3, np.int64)).tolist() == [0, 0, 0]
 
 
-def test_hits_of_lists_by_hand() -> None:
+def test_list_hits_by_hand() -> None:
     ranked = torch.tensor([[7, 3, 9, 1], [2, 5, -1, -1]])
     target = torch.tensor([[3, 1, 8], [5, -1, -1]])
-    hits = hits_of_lists(ranked, target, (1, 2, 4))
+    hits = list_hits(ranked, target, (1, 2, 4))
     assert hits[0].tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
     assert hits[1, 0].tolist() == [0, 1, 1]
 
@@ -49,14 +49,14 @@ def test_expected_hits_equal_the_mean_over_random_orders() -> None:
         order = torch.randperm(10, generator=draw)
         ranked = order[scores[0, order].argsort(descending=True, stable=True)][None, :5]
         ranked = ranked.masked_fill(scores.gather(1, ranked) == -INF, -1)
-        found += hits_of_lists(ranked, target[:, :5], (1, 2, 5))[0]
+        found += list_hits(ranked, target[:, :5], (1, 2, 5))[0]
     assert (found / 4000 - torch.tensor(got[:5])).abs().max() < 0.03
 
 
 def test_target_hits_counts_every_target_once() -> None:
     metric = TargetHits((1, 2))
     target = torch.tensor([[4, 2, 4], [3, -1, -1]])
-    hits = hits_of_lists(torch.tensor([[4, 9], [8, 3]]), target, (1, 2))
+    hits = list_hits(torch.tensor([[4, 9], [8, 3]]), target, (1, 2))
     metric.update(torch.tensor([11, 5]), target, hits)
     metric.update(torch.tensor([11, 5]), target, hits)  # a padded sampler shows users twice
     table = metric.compute()

@@ -1,5 +1,6 @@
 """predict --histories and add-items: files in, files out, on the command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from setrec import Recommender
 from setrec.cli import main
+from setrec.commands.predict_file import PredictFileOptions
 from setrec.errors import DataError
 from setrec.inference.history_file import read_history_file
+from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
 
 WANTED = {"u3": ["a", "b", "c"], "u1": ["c"], "u2": ["b", "a"]}
@@ -136,6 +139,31 @@ def test_other_files_say_the_same_with_reasons(
     assert first == pytest.approx(whole["parts"][0], abs=1e-5)
     sums = whole.select(sum=pl.sum_horizontal(pl.col("parts").struct.unnest()))["sum"]
     assert (sums - whole["score"]).abs().max() < 1e-4  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--processes=0", "--processes is 0"), ("--output=a.txt", "must end in .parquet"), ("--k=0", "k is 0")],
+)
+def test_wrong_options_are_refused_before_anything_is_read(
+    flag: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--ckpt_path=none.ckpt", "--histories=none.csv", flag])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the Recommender, too, whose words stand in another class."""
+    for command, options in (("predict --histories=x", PredictFileOptions), ("serve", ServeOptions)):
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for field in dataclasses.fields(options):
+            explained = text[text.rindex(f" --{field.name} ") :]  # the first place is in the usage line
+            assert explained[: explained.index("(type:")].count(" ") > 4, field.name
+            assert "default:" in explained
 
 
 def test_candidates_and_refused_ids(

@@ -14,6 +14,8 @@ from polars.testing import assert_frame_equal
 from setrec.cli import run
 from tests.test_cli import command, model
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 SAME_EVERYWHERE = ["--model.backbone.dropout=0", "--model.backbone.attention_dropout=0"]  # dropout differs by process
 

@@ -69,6 +69,7 @@ def test_it_is_the_same_model(published: Path, tiny_run: TrainedRun) -> None:
     assert two.recommend([["NEW"]]) == one.recommend([["NEW"]])
 
 
+@pytest.mark.process
 def test_it_loads_in_another_process_without_anything_else(published: Path, tmp_path: Path) -> None:
     """Elsewhere, with no network, no data and no checkpoint."""
     alone = shutil.copytree(published, tmp_path / "elsewhere/model")
@@ -102,7 +103,7 @@ def test_without_a_test_run_the_card_says_so(
     checkpoint = tmp_path / "model.ckpt"
     checkpoint.write_bytes(tiny_run.checkpoint.read_bytes())
     main(["publish", "--ckpt_path", str(checkpoint), f"--output={tmp_path / 'a'}"])
-    assert "nothing is known" in (tmp_path / "a/README.md").read_text()
+    assert "its quality is not known" in (tmp_path / "a/README.md").read_text()
     assert "--results" in capsys.readouterr().out
     results = tiny_run.folder / "lightning_logs/version_0/results.json"
     main(["publish", "--ckpt_path", str(checkpoint), f"--output={tmp_path / 'b'}", f"--results={results}"])
@@ -174,7 +175,7 @@ def test_a_changed_or_missing_file_is_refused(name: str, copy: Path) -> None:
     with pytest.raises(ConfigError, match=f"{name} is not the file that was published"):
         Recommender.load(copy)
     (copy / name).unlink()
-    with pytest.raises(ConfigError, match="no published model"):
+    with pytest.raises(ConfigError, match="cannot be read as a published model"):
         Recommender.load(copy)
 
 

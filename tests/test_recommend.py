@@ -1,5 +1,7 @@
 """The public API: answers in own ids, equal to the test step's, explained, from any number of threads."""
 
+import dataclasses
+import inspect
 import random
 import threading
 from pathlib import Path
@@ -12,9 +14,11 @@ from setrec import Recommender
 from setrec.data import Histories, SETRecDataModule, SyntheticWorld
 from setrec.data.clean import Cleaning
 from setrec.errors import ConfigError, DataError
+from setrec.inference.options import RecommendOptions
 from setrec.scoring.graphs import graph_parts
 from setrec.scoring.topk import mask_seen, top_groups
 from setrec.scoring.weights import Weights
+from setrec.serve.messages import RecommendBody
 from tests.conftest import TrainedRun, train_tiny
 
 
@@ -252,6 +256,21 @@ def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_pat
     recommender.remove_items(["NEW"])
     for one, two in zip(recommender.recommend(users), answers, strict=True):
         assert [item.id for item in one.items] == [item.id for item in two.items]
+
+
+def test_options_have_one_set_of_names_and_defaults() -> None:
+    """`recommend` spells its arguments out, for editors, and a request names them in JSON: both as in RecommendOptions."""
+    options = {field.name: field.default for field in dataclasses.fields(RecommendOptions)}
+    signature = inspect.signature(Recommender.recommend).parameters
+    assert {name: one.default for name, one in list(signature.items())[2:]} == options
+    body = {name: field.default for name, field in RecommendBody.model_fields.items() if name != "histories"}
+    assert body == options
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"beta": 1.5}, {"beta": float("nan")}])
+def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        RecommendOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_search_finds_titles_and_ids(recommender: Recommender) -> None:

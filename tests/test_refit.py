@@ -29,7 +29,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     fit = run(
         [
             "fit",
-            "--config=configs/toys_best.yaml",
+            "--config=toys_best",
             "--model.backbone.shape=nano",
             "--model.n_cf=1",
             "--data.reader=SyntheticWorld",

@@ -14,7 +14,7 @@ from scipy import stats
 from setrec.cli import main
 from setrec.commands.report import report
 from setrec.errors import ConfigError, DataError
-from setrec.report.runs import differences, flat
+from setrec.report.runs import flat_options, option_differences
 from setrec.report.study import buckets
 
 USERS = [f"u{i}" for i in range(8)]
@@ -213,13 +213,13 @@ def two(folder: Path, **change: Any) -> dict[str, list[str] | str]:
             {"users": [*USERS[:7], "stranger"], "targets": [*TARGETS[:8], ("v", "c", 2, 3), ("v", "d", 3, 5)]},
             "stranger",
         ),
-        ({"protocol": {"split": "validation"}}, "split is 'test' there and 'validation' here"),
+        ({"protocol": {"split": "validation"}}, "split is 'validation' in the first and 'test' in the second"),
         ({"protocol": {"dataset": "other", "candidates": {"all": 5}}}, r"\(other\).*candidates"),
         ({"targets": [*TARGETS[:9], ("u7", "z", 3, 5)]}, "targets"),
         ({"targets": [*TARGETS[:9], ("u7", "d", 4, 5)]}, "occur in training"),
     ],
 )
-def test_runs_that_answered_other_questions_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_runs_of_other_users_or_targets_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         report(two(tmp_path, **change), str(tmp_path / "out"))
     assert "\n" not in str(error.value)
@@ -262,7 +262,7 @@ def test_a_group_that_nobody_has_a_target_in(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(("which", "expected"), [("every", 3), ("first", 2), ("none", 1)])
 def test_fewer_tests(which: Any, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("setrec.commands.report.draw", lambda made, path: path)
+    monkeypatch.setattr("setrec.commands.report.draw_report", lambda made, path: path)
     path = report(two(tmp_path), str(tmp_path / "out"), against_baselines=which, resamples=100, permutations=100)
     tests = json.loads(path.read_text())["tests"]
     assert len({(row["run"], row["against"]) for row in tests}) == expected
@@ -285,7 +285,7 @@ def test_files_that_are_missing_or_of_another_run(tmp_path: Path) -> None:
 def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         report({"best": str(tmp_path / "nowhere*")})
-    with pytest.raises(ConfigError, match=r"no results\.json in it.*main\.py test"):
+    with pytest.raises(ConfigError, match=r"no results\.json in it.*setrec test"):
         report({"best": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"validate"):
         report({"best": str(tmp_path)}, split="validation")
@@ -306,10 +306,12 @@ def test_seeds_have_checkpoints_and_folders_of_their_own() -> None:
         }
         for seed in (1, 2)
     )
-    assert differences(flat(one), flat(two)) == {}
-    assert differences(flat(one), flat({**two, "model": {"start_from": None}})) == {"model.start_from": ("given", None)}
+    assert option_differences(flat_options(one), flat_options(two)) == {}
+    assert option_differences(flat_options(one), flat_options({**two, "model": {"start_from": None}})) == {
+        "model.start_from": ("given", None)
+    }
     other = {**two, "data": {"cf": [{"init_args": {"file": "others.npy"}}]}}
-    assert list(differences(flat(one), flat(other))) == ["data.cf"]
+    assert list(option_differences(flat_options(one), flat_options(other))) == ["data.cf"]
 
 
 def test_options_as_flags() -> None:
@@ -323,5 +325,9 @@ def test_options_as_flags() -> None:
     two = {
         "model": {"backbone": {"class_path": "setrec.backbones.T5Backbone", "init_args": {"mask": "other"}}, "lr": 1}
     }
-    assert flat(one) == {"model.backbone": "setrec.backbones.T5Backbone", "model.backbone.mask": "set", "model.lr": 1}
-    assert differences(flat(one), flat(two)) == {"model.backbone.mask": ("set", "other")}
+    assert flat_options(one) == {
+        "model.backbone": "setrec.backbones.T5Backbone",
+        "model.backbone.mask": "set",
+        "model.lr": 1,
+    }
+    assert option_differences(flat_options(one), flat_options(two)) == {"model.backbone.mask": ("set", "other")}

@@ -16,7 +16,7 @@ from setrec.data.batches import TrainRows
 from setrec.data.catalogue import read_manifest
 from setrec.errors import ConfigError, DataError
 from setrec.files.vectorfile import write_vectors
-from setrec.sasrec import SASRec, SASRecModule, window_items
+from setrec.sasrec import SASRec, SASRecModule, trained_items
 from setrec.schemas import PAD, Batch
 from tests.test_processes import launch, weights
 
@@ -105,7 +105,7 @@ def test_arguments_out_of_range(arguments):
 def test_items_that_training_never_shows_are_not_present():
     """Of a long history only the window is trained: 7 of the last user's items."""
     rows = TrainRows(Ragged.from_rows([[5, 6], [], [1, 2, 3, 4, 5, 7, 8]]), max_history=3)
-    assert window_items(rows).tolist() == [4, 5, 6, 7, 8]
+    assert trained_items(rows).tolist() == [4, 5, 6, 7, 8]
 
 
 # --------------------------------------------------------------------------------------------------------- learning
@@ -183,14 +183,11 @@ def command(sub: str, folder: Path, name: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-CONFIG = Path(__file__).parents[1] / "configs/toys_sasrec.yaml"
-
-
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> Path:
     """The run's folder after two epochs from the shipped configuration."""
     folder = tmp_path_factory.mktemp("sasrec")
-    run(command("fit", folder, "s", f"--config={CONFIG}", "--trainer.max_epochs=2", "--test_after_fit=true"))
+    run(command("fit", folder, "s", "--config=model/sasrec", "--trainer.max_epochs=2", "--test_after_fit=true"))
     return folder / "lightning_logs/version_0"
 
 
@@ -223,13 +220,6 @@ def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     assert flagged.model.width == 64
     run(["predict", f"--ckpt_path={best}", *quiet])
     assert list(tmp_path.rglob("predictions.parquet"))
-
-
-@pytest.mark.parametrize("name", ["beauty", "sports", "steam"])
-def test_the_other_configurations_fit(name, tmp_path):
-    config = CONFIG.with_name(f"{name}_sasrec.yaml")
-    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-    assert isinstance(run(command("fit", tmp_path, "s", f"--config={config}", *few)).model, SASRecModule)
 
 
 def test_resumes_to_the_bit(tmp_path):
@@ -271,7 +261,7 @@ def test_setrec_takes_the_vectors_by_one_option_beside_svd(fitted, tmp_path):
     taken = ["--data.cf=[CFFile]", f"--data.cf.file={file}"]
     run(command("fit", tmp_path, "one", *small, *taken))
     both = run(command("fit", tmp_path, "two", *small, *taken, "--data.cf+=CooccurrenceSVD", "--model.n_cf=2"))
-    assert both.model.n_cf == 2
+    assert both.model.recipe.n_cf == 2
     catalogue = Catalogue.load(tmp_path / "data/two")
     with safe_open(file, framework="pt") as stored:
         assert torch.equal(catalogue.cf[0], stored.get_tensor("vectors"))

@@ -1,7 +1,6 @@
-"""The OpenAPI document against the server: whatever it allows, and much that it doesn't, is answered as it says."""
+"""The server keeps to its OpenAPI document, for requests that the document allows and for others."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from setrec.serve.app import create_app
-from setrec.serve.journal import Journal
-from setrec.serve.models import Models
-from tests.serve_fake import FakeRecommender, listening, write_checkpoint
+from setrec.serve.options import ServeOptions
+from tests.serve_fake import TOKEN, holder_of, listening
 
-TOKEN = "s3cret"
 OPERATIONS = [
     ("POST", "/recommend"), ("GET", "/items"), ("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload"),
     ("GET", "/model"), ("GET", "/health"), ("GET", "/metrics"),
@@ -25,10 +22,8 @@ GUARDED = {("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload")}
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("served")
-    path: Path = write_checkpoint(folder / "model.ckpt")
-    models = Models(path, FakeRecommender.load, Journal(folder / "items.jsonl"), folder)
-    with listening(create_app(models, TOKEN, max_wait=0.0)) as url:
+    holder = holder_of(tmp_path_factory.mktemp("served"))
+    with listening(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0))) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
@@ -40,8 +35,8 @@ def test_every_operation_is_tried(document: Any) -> None:
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_the_server_keeps_to_its_document(document: Any, method: str, path: str, mode: GenerationMode) -> None:
-    """All checks of schemathesis, with what the document allows and with what it doesn't: no 5xx, no status or body that it
-    doesn't name, bad data refused, no call with the lock on let in without the token."""
+    """All checks of schemathesis, with valid and invalid requests: no status 5xx, no status or body that the document does not
+    name, invalid data refused, no change without the token."""
     operation = document[path][method]
     if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
         return  # nothing can be wrong with it
@@ -55,7 +50,7 @@ def test_the_server_keeps_to_its_document(document: Any, method: str, path: str,
         ):  # the HTTP parser's own word, to an address of 64 KiB and more
             assert answer.status_code == 400
             return
-        # excluded: data of the right form may still name what isn't there
+        # excluded: valid data may still name an item or a file that does not exist
         case.validate_response(answer, excluded_checks=[positive_data_acceptance])
         if (method, path) in GUARDED:
             assert case.call(timeout=60).status_code in (400, 401, 422)

@@ -15,12 +15,16 @@ from playwright import sync_api
 
 from setrec.serve.app import create_app
 from setrec.serve.journal import Journal
-from setrec.serve.models import Models
+from setrec.serve.model_holder import ModelHolder
+from setrec.serve.options import ServeOptions
 from tests.serve_fake import FakeRecommender, listening, write_checkpoint
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("SETREC_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; set SETREC_CHROMIUM to one")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; set SETREC_CHROMIUM to one"),
+]
 
 sync_api.expect.set_options(timeout=30_000)  # of a machine that may be busy with other tests
 
@@ -30,7 +34,7 @@ NASTY = "<img src=x onerror=\"window.hacked=1\"></script><script>window.hacked=1
 class Live(NamedTuple):
     """A server in a thread, and a page that shows it."""
 
-    models: Models
+    holder: ModelHolder
     page: Any
     asked: list[str]  # every address that the page asked for
     faults: list[str]  # what the browser complained of
@@ -55,16 +59,16 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def live(browser: Any, tmp_path: Path) -> Iterator[Live]:
     path = write_checkpoint(tmp_path / "model.ckpt", n_items=40)
-    models = Models(path, FakeRecommender.load, Journal(tmp_path / "items.jsonl"), tmp_path)
+    holder = ModelHolder(path, FakeRecommender.load, Journal(tmp_path / "items.jsonl"), tmp_path)
     page = browser.new_page(viewport={"width": 1180, "height": 900})
     asked: list[str] = []
     faults: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-    with listening(create_app(models)) as url:
+    with listening(create_app(holder, None, ServeOptions())) as url:
         page.goto(f"{url}/")
-        live = Live(models, page, asked, faults)
+        live = Live(holder, page, asked, faults)
         live.settled(10)
         yield live
         page.close()
@@ -98,10 +102,10 @@ def test_search_add_recommend_and_move_beta(live: Live) -> None:
     with page.expect_response("**/recommend"):
         page.get_by_label("Beta").fill("0.9")
     assert page.inner_text("#beta-now") == "0.90"
-    assert live.models.served.recommender.betas[-1] == 0.9
+    assert live.holder.current.recommender.betas[-1] == 0.9
     with page.expect_response("**/recommend"):
         page.get_by_role("button", name="As trained").click()
-    assert live.models.served.recommender.betas[-1] == 0.5
+    assert live.holder.current.recommender.betas[-1] == 0.5
     page.get_by_label("How many").select_option("20")
     live.settled(20)
     page.get_by_role("button", name="Clear").click()
@@ -163,7 +167,7 @@ def test_every_control_has_a_name(live: Live) -> None:
 
 
 def test_titles_are_text_whatever_they_hold(live: Live) -> None:
-    live.models.add([{"id": NASTY, "title": NASTY, "text": None}, {"id": "<b>bold</b>", "title": "nice", "text": None}])
+    live.holder.add([{"id": NASTY, "title": NASTY, "text": None}, {"id": "<b>bold</b>", "title": "nice", "text": None}])
     page = live.page
     page.get_by_label("Part of a title").fill("onerror")
     page.get_by_role("button", name=f"Add {NASTY}", exact=True).click()
@@ -171,7 +175,7 @@ def test_titles_are_text_whatever_they_hold(live: Live) -> None:
     live.settled(41)  # all but the one bought
     assert live.titles("history") == [NASTY]
     assert live.titles("found") == [NASTY]
-    live.models.remove([NASTY])
+    live.holder.remove([NASTY])
     with page.expect_response("**/recommend"):
         page.get_by_label("Beta").fill("0.1")
     sync_api.expect(page.locator("#answers-say")).to_have_text(f"41 recommended; no longer in the catalogue: {NASTY}")
@@ -193,7 +197,7 @@ def test_the_policy_lets_no_other_script_run(live: Live) -> None:
 
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_it_fits_a_phone(live: Live, width: int) -> None:
-    live.models.add([{"id": "L", "title": "averylongwordwithoutanyspace" * 8, "text": None}])
+    live.holder.add([{"id": "L", "title": "averylongwordwithoutanyspace" * 8, "text": None}])
     live.page.set_viewport_size({"width": width, "height": 800})
     live.page.get_by_label("Part of a title").fill("averylong")
     with live.page.expect_response("**/recommend"):
@@ -209,11 +213,11 @@ def test_it_fits_a_phone(live: Live, width: int) -> None:
 
 
 def test_an_error_is_shown_and_goes_away(live: Live) -> None:
-    fake = live.models.served.recommender
+    fake = live.holder.current.recommender
     fake.fault = "recommend"
     live.page.get_by_label("How many").select_option("5")
     sync_api.expect(live.page.locator("#answers-say")).to_have_text(
-        "The server failed at this request; its log says how."
+        "The server failed at this request; its log says why."
     )
     fake.fault = ""
     live.page.get_by_label("How many").select_option("20")
@@ -222,7 +226,7 @@ def test_an_error_is_shown_and_goes_away(live: Live) -> None:
 
 
 def test_the_newest_question_wins(live: Live) -> None:
-    fake = live.models.served.recommender
+    fake = live.holder.current.recommender
     fake.delay = 0.4
     live.page.get_by_label("How many").select_option("50")
     time.sleep(0.25)  # the first question is under way

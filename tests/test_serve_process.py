@@ -1,6 +1,5 @@
-"""`python main.py serve` as a process, on a real checkpoint: it answers as Recommender does, changes, ends and comes again."""
+"""`setrec serve` as a process, on a real checkpoint: answers of Recommender, changes, takeovers, the end and a new start."""
 
-import inspect
 import os
 import re
 import shutil
@@ -20,13 +19,14 @@ import pytest
 
 from setrec import Recommender
 from setrec.cli import main
-from setrec.commands.serve import serve
+from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
+from tests.serve_fake import TOKEN, WITH_TOKEN
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[1]
-TOKEN = "s3cret"
 WEB = httpx.Client(timeout=120)  # of a machine that may be busy with other tests
-HOLDER = {"authorization": f"Bearer {TOKEN}"}
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def test_a_life(folder: Path) -> None:
                 assert a["score"] == pytest.approx(b.score, abs=1e-5)
                 assert sum(a["why"]["parts"].values()) == pytest.approx(a["score"], abs=1e-4)
 
-        assert WEB.post(f"{url}/items", json={"items": new}, headers=HOLDER).status_code == 201
-        assert WEB.delete(f"{url}/items", params={"id": ["NEW2", own[0]]}, headers=HOLDER).status_code == 200
+        assert WEB.post(f"{url}/items", json={"items": new}, headers=WITH_TOKEN).status_code == 201
+        assert WEB.delete(f"{url}/items", params={"id": ["NEW2", own[0]]}, headers=WITH_TOKEN).status_code == 200
         only = {"histories": [[]], "candidates": ["NEW", "NEW2", own[0]]}
         (answer,) = WEB.post(f"{url}/recommend", json=only).json()["recommendations"]
         assert [item["id"] for item in answer["items"]] == ["NEW"]
@@ -105,8 +105,8 @@ def test_a_life(folder: Path) -> None:
         askers = [threading.Thread(target=ask) for _ in range(3)]
         for thread in askers:
             thread.start()
-        refused = WEB.post(f"{url}/model/reload", json={"path": "broken.ckpt"}, headers=HOLDER)
-        taken = WEB.post(f"{url}/model/reload", json={"path": "next.ckpt"}, headers=HOLDER)
+        refused = WEB.post(f"{url}/model/reload", json={"path": "broken.ckpt"}, headers=WITH_TOKEN)
+        taken = WEB.post(f"{url}/model/reload", json={"path": "next.ckpt"}, headers=WITH_TOKEN)
         time.sleep(0.2)
         stop.set()
         for thread in askers:
@@ -172,4 +172,4 @@ def test_wrong_options_end_with_one_sentence(
 
 
 def test_it_listens_on_this_machine_only_unless_told() -> None:
-    assert inspect.signature(serve).parameters["host"].default == "127.0.0.1"
+    assert ServeOptions().host == "127.0.0.1"

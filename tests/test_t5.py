@@ -55,12 +55,12 @@ def test_equals_stock_t5_under_plain_mask_and_positions(folder: Path) -> None:
 
 def test_set_mask_differs_from_bidirectional(folder: Path) -> None:
     items, query, real = torch.randn(2, 5, 2, 24), torch.randn(2, 24), torch.ones(2, 5, dtype=torch.bool)
-    answers = []
+    outputs = []
     for mask in ("set", "bidirectional"):
         backbone = T5Backbone(pretrained=str(folder), mask=mask)
         backbone.build()
-        answers.append(backbone.eval()(items, real, torch.tensor([[5], [5]]), query))
-    assert (answers[0] - answers[1]).abs().max() > 1e-3
+        outputs.append(backbone.eval()(items, real, torch.tensor([[5], [5]]), query))
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
 def test_queries_that_are_not_isolated_see_each_other(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_isolated_decoder_equals_self_attention_over_one_key(folder: Path) -> No
     alone = torch.full((3, 3), torch.finfo(torch.float32).min).fill_diagonal_(0)[None, None]
     stock, _, _ = layer(x, attention_mask=alone, position_bias=torch.zeros(1, 3, 3, 3))
     torch.testing.assert_close(
-        short._queries_among_themselves(short.decoder[0].layer[0], x, n_queries=3), stock, rtol=1e-5, atol=1e-6
+        short._self_attention(short.decoder[0].layer[0], x, n_queries=3), stock, rtol=1e-5, atol=1e-6
     )
 
 
@@ -92,7 +92,7 @@ def test_the_whole_mask_reaches_the_attention(folder: Path) -> None:
     backbone.build()
     history = torch.randn(1, 4 + 3, 24, requires_grad=True)
     backbone.prompt.data = backbone.prompt.data[:4]
-    backbone.eval()._answer(history, torch.tensor([[1]]), torch.randn(1, 24), n_items=3, n_slots=1).sum().backward()
+    backbone.eval()._decode(history, torch.tensor([[1]]), torch.randn(1, 24), n_items=3, n_slots=1).sum().backward()
     assert history.grad is not None
     assert history.grad[0, 5:].abs().max() == 0
     assert history.grad[0, :5].abs().min() > 0

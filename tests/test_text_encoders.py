@@ -146,7 +146,7 @@ def test_resumes_behind_the_finished_blocks(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Counting(3).encode(ids, texts, None, scratch=scratch)
     (blocks,) = scratch.iterdir()
-    (blocks / "000000024.new").write_bytes(b"half")  # what a kill in the middle of writing leaves
+    (blocks / ".000000024.npy.123").write_bytes(b"half")  # what a kill in the middle of writing leaves
     other = Counting(3)
     with pytest.raises(KeyboardInterrupt):  # other texts: other blocks
         other.encode(ids, ["x" + text for text in texts], None, scratch=scratch)
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch):
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         HiddenStatesText(str(folder)).encode(IDS, TEXTS, None)
-    monkeypatch.setattr(setrec.encoders, "hub_answers", lambda: False)
+    monkeypatch.setattr(setrec.encoders, "hub_is_reachable", lambda: False)
     with pytest.raises(
         ConfigError, match=r"text encoder 'no/model'.*cannot be reached.*--data.text.model DIR"
     ) as caught:

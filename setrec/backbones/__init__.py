@@ -1,6 +1,6 @@
-"""Backbones: read item tokens, answer K query vectors for every prefix.
+"""Backbones: they read item tokens and compute K query outputs for every prefix.
 
-Each name is imported when it is first asked for: transformers takes seconds.
+A name is imported when it is first used, because transformers takes seconds to import.
 """
 
 import importlib
@@ -23,7 +23,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

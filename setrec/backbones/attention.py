@@ -1,8 +1,8 @@
-"""Attention as two matrix products on a CPU, where torch's fused kernel is the slower one in training.
+"""Attention as two matrix products on a CPU, where training with torch's fused kernel is slower.
 
-The backward pass of the fused CPU kernel takes eight times as long as the products at SETRec's sizes (bfloat16, 57 x 4 heads x 45
-queries x 41 keys: 28 ms against 2.7 ms on one core, torch 2.13, 2026-11-23). On a GPU, and for rows so long that the weights
-would fill the memory, the fused kernel stays.
+At SETRec's sizes the backward pass of the fused CPU kernel takes ten times as long as that of the products (bfloat16, 57 x 4 heads
+x 45 queries x 41 keys: 28 ms against 2.7 ms on one core, torch 2.13, 2026-11-23). The fused kernel is still used on a GPU, and
+for rows so long that the attention weights would fill the memory.
 """
 
 from typing import Any
@@ -14,10 +14,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from setrec.backbones.dropout import drop
 
-NAME = "setrec"  # of this function among transformers' attention implementations
-MOST_WEIGHTS = (
-    1 << 24
-)  # attention weights held at a time: 64 MiB in float32; 10 are kept for the way back by a T5 of 2 + 2
+NAME = "setrec"  # the name of `attend` among transformers' attention implementations
+# attention weights of one layer: 64 MiB in float32; a T5 of 2 + 2 layers keeps about 10 such blocks for the backward pass
+MOST_WEIGHTS = 1 << 24
 
 
 def attend(
@@ -29,16 +28,23 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
-    **kwargs: Any,  # what transformers hands to every attention function, meant for other ones
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling + mask + bias) v.
+    """Compute softmax(q k^T * scaling + mask + bias) v.
 
     Args:
+        module: The attention layer, for the fused kernel.
         query: (B, heads, Q, d) float.
-        key, value: (B, fewer heads, T, d) float; a head of theirs serves several queries' heads, side by side.
-        attention_mask, position_bias: (B or 1, heads or 1, Q, T) float, added to the logits.
+        key: (B, fewer heads, T, d) float; a head of the keys serves several neighbouring heads of the queries.
+        value: As `key`.
+        attention_mask: (B or 1, heads or 1, Q, T) float, added to the logits.
+        dropout: Probability of dropout on the attention weights.
+        scaling: Factor of the products; None: d^-0.5.
+        position_bias: As `attention_mask`.
+        **kwargs: What transformers passes to every attention function.
 
-    Returns (B, Q, heads, d) float, and None for the weights.
+    Returns:
+        (B, Q, heads, d) float, and None in place of the weights.
     """
     bias = position_bias if attention_mask is None else attention_mask
     both = attention_mask is not None and position_bias is not None

@@ -1,11 +1,9 @@
-"""Any decoder-only language model as a backbone: Qwen2, Qwen2.5, Qwen3, Llama, SmolLM2, and what is built like them.
+"""A decoder-only language model as a backbone: Qwen2, Qwen2.5, Qwen3, Llama, SmolLM2, and models built like them.
 
-The model is Hugging Face's own, called with vectors, positions and a ready mask; nothing of its forward is copied here.
-All prefixes of a history are packed into one sequence, see `packed_mask` in setrec/sequence.py.
+The model is Hugging Face's own; it is called with vectors, positions and a complete mask. All prefixes of a history are packed
+into one sequence, see `packed_mask` in setrec/backbones/masks.py.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -19,12 +17,13 @@ from setrec.backbones.attention import NAME as ATTENTION
 from setrec.backbones.base import Backbone
 from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_frozen_out
 from setrec.backbones.masks import additive, packed_mask, packed_positions
-from setrec.backbones.pretrained import Source, load_decoder
+from setrec.backbones.pretrained import ModelSource, load_decoder
 from setrec.errors import ConfigError
+from setrec.files.whole import whole_folder
 
 
-class Shape(NamedTuple):
-    """The numbers that size a decoder-only model, by transformers' names."""
+class DecoderShape(NamedTuple):
+    """The sizes of a decoder-only model, named as in transformers."""
 
     hidden_size: int
     intermediate_size: int
@@ -35,12 +34,12 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "nano": Shape(32, 64, 2, 2, 1, 16),
-    "tiny": Shape(128, 384, 3, 4, 2, 32),
-    "135m": Shape(576, 1536, 30, 9, 3, 64),  # SmolLM2-135M
-    "0.6b": Shape(1024, 3072, 28, 16, 8, 128),  # Qwen3-0.6B
-    "1.5b": Shape(1536, 8960, 28, 12, 2, 128),  # Qwen2.5-1.5B
-    "7b": Shape(3584, 18944, 28, 28, 4, 128),  # Qwen2.5-7B
+    "nano": DecoderShape(32, 64, 2, 2, 1, 16),
+    "tiny": DecoderShape(128, 384, 3, 4, 2, 32),
+    "135m": DecoderShape(576, 1536, 30, 9, 3, 64),  # SmolLM2-135M
+    "0.6b": DecoderShape(1024, 3072, 28, 16, 8, 128),  # Qwen3-0.6B
+    "1.5b": DecoderShape(1536, 8960, 28, 12, 2, 128),  # Qwen2.5-1.5B
+    "7b": DecoderShape(3584, 18944, 28, 28, 4, 128),  # Qwen2.5-7B
 }
 
 
@@ -49,32 +48,31 @@ class DecoderBackbone(Backbone):
 
     Args:
         pretrained: A Hugging Face name or a local folder (paper: Qwen/Qwen2.5-1.5B). None: random weights of `shape`.
-        gguf_file: A GGUF file inside the folder or repository `pretrained`; its weights are unpacked to `dtype`.
-        revision: Branch, tag or commit of `pretrained` on the model hub; None: the newest.
+        gguf_file: A GGUF file in the folder or repository `pretrained`; its weights are unpacked to `dtype`.
+        revision: Branch, tag or commit of `pretrained` on the model hub; None: the newest one.
         family: Architecture of a model from random weights. Not used with `pretrained`.
         shape: Size of a model from random weights: nano (32 wide, for tests), tiny (128 wide, 3 layers, trains on two
-            CPU cores), or a published size without its vocabulary. Not used with `pretrained`.
-        mask: `set` is the paper's sparse mask (a history token sees the instruction, itself and earlier items). `items`: it sees
-            the other slots of its own item as well. `causal`: it sees everything before it, as the model was trained to; an
+            CPU cores), or the size of a published model without its vocabulary. Not used with `pretrained`.
+        mask: Which tokens a history token sees. set: the instruction, itself and earlier items (the paper's sparse mask).
+            items: also the other slots of its own item. causal: every token before it, as in the model's own training; an
             item's slots are then no set any more.
         isolate_queries: True: a query never sees another query (the paper). False: the K queries of a prefix see each other.
-        attention: How attention is computed; both read the same mask and agree. sdpa: torch's fused kernel, on a CPU two
-            matrix products; eager holds every weight in memory.
-        dtype: Precision of the model's weights. bfloat16 suits a frozen base; to train all of it, keep float32 and set
+        attention: How attention is computed; the results agree. sdpa: torch's fused kernel, or two matrix products on a CPU;
+            eager: all attention weights are held in memory.
+        dtype: Precision of the model's weights. Take bfloat16 for a frozen model. To train all weights, keep float32 and set
             --trainer.precision bf16-mixed.
-        lora: Train low-rank adapters and freeze the model (the paper's way for Qwen); None: train all of it.
-        quantize: Hold the frozen base in 4 or 8 bits (bitsandbytes; needs a GPU, `pretrained` and `lora`).
-        gradient_checkpointing: Keep only the layers' inputs for the backward pass and compute the rest anew: about a
-            third slower, a fraction of the memory, the same gradients.
-        token_dropout: Probability of dropout on the tokens that go into the model and on its answers; language models have
-            none of their own. For models from random weights.
-        instruction: Text before the history, tokenised with the pretrained tokenizer, with the token its texts begin
-            with, if any.
+        lora: Freeze the model and train low-rank adapters (as the paper does with Qwen); None: train all weights.
+        quantize: Hold the frozen model in 4 or 8 bits (bitsandbytes; needs a GPU, `pretrained` and `lora`).
+        gradient_checkpointing: Keep only the inputs of the layers for the backward pass and compute the rest again: about a
+            third slower, with much less memory and the same gradients.
+        token_dropout: Probability of dropout on the tokens that the model reads and on its query outputs. For models from
+            random weights; language models have no dropout of their own.
+        instruction: Text before the history, tokenised with the pretrained tokenizer, after its begin-of-text token, if any.
         response: Text between the history and the queries.
-        n_prompt: Learned tokens in place of the instruction when there is no tokenizer; at least 1.
-        n_response: Learned tokens in place of the response when there is no tokenizer. Every prefix carries its own
-            copy through the model.
-        train_prompt: Train the embedded texts too; off in the paper. Learned tokens always train.
+        n_prompt: Learned tokens in place of the instruction where there is no tokenizer; at least 1.
+        n_response: Learned tokens in place of the response where there is no tokenizer. The response is repeated for every
+            prefix.
+        train_prompt: Train the embedded texts too (paper: no). Learned tokens always train.
 
     Raises:
         ConfigError: options that don't go together.
@@ -103,13 +101,13 @@ class DecoderBackbone(Backbone):
     ) -> None:
         super().__init__()
         if n_prompt < 1 or n_response < 0:
-            raise ConfigError(
-                f"n_prompt is {n_prompt} and n_response {n_response}: they must be at least 1 and at least 0."
-            )
+            raise ConfigError(f"n_prompt is {n_prompt} and n_response {n_response}: give at least 1 and at least 0.")
         if quantize and (lora is None or pretrained is None or gguf_file):
-            raise ConfigError(f"quantize {quantize} needs `pretrained` (no GGUF) and lora: only a frozen base can be.")
+            raise ConfigError(
+                f"quantize {quantize} needs `pretrained`, no gguf_file, and lora: only a frozen base can be quantised."
+            )
         if gguf_file and not pretrained:
-            raise ConfigError(f"gguf_file {gguf_file!r} needs --model.backbone.pretrained: the folder that holds it.")
+            raise ConfigError(f"gguf_file {gguf_file!r} needs --model.backbone.pretrained, the folder that holds it.")
         self.pretrained = pretrained
         self.gguf_file = gguf_file
         self.revision = revision
@@ -119,7 +117,7 @@ class DecoderBackbone(Backbone):
         self.isolate_queries = isolate_queries
         self.attention = attention
         self.dtype = dtype
-        self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # plain types, as checkpoints keep them
+        self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # a dict, as checkpoints hold it
         self.quantize = quantize
         self.gradient_checkpointing = gradient_checkpointing
         self.token_dropout = token_dropout
@@ -132,8 +130,8 @@ class DecoderBackbone(Backbone):
     # ------------------------------------------------------------------------------------------------------- the layers
     def build(self) -> None:
         """Make the layers; see `Backbone.build`."""
-        if self.blueprint is not None:
-            base, instruction, response = self._copy(self.blueprint)
+        if self.saved_sizes is not None:
+            base, instruction, response = self._copy(self.saved_sizes)
         else:
             base, instruction, response = self._pretrained_parts() if self.pretrained else self._random_parts()
         self.width = base.config.hidden_size
@@ -142,7 +140,7 @@ class DecoderBackbone(Backbone):
         self.prompt.requires_grad = self.pretrained is None or self.train_prompt
         if self.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.set_input_embeddings(cast(nn.Module, None))  # items come as vectors: no word is ever looked up again
+        base.set_input_embeddings(cast(nn.Module, None))  # items come as vectors: no word is looked up any more
         self._origin: dict[str, Any] = {}
         if self.pretrained and self.lora:
             self._origin = {
@@ -157,18 +155,18 @@ class DecoderBackbone(Backbone):
             base.config._attn_implementation = ATTENTION
         self.base = base
         self.drop = nn.Dropout(self.token_dropout)
-        if self._origin:  # a random base can't be found again: it stays in the checkpoint
+        if self._origin:  # a random base is in the checkpoint, since it can't be loaded again
             leave_frozen_out(self, base)
         self.train()  # from_pretrained returns eval(), and Lightning would keep it
 
     def sizes(self) -> dict[str, Any] | None:
-        """What a pretrained model measures that was trained as a whole; see `Backbone.sizes`."""
+        """The sizes of a pretrained model whose weights are all trained; see `Backbone.sizes`."""
         if self.pretrained is None or self.lora:
             return None
         return {"config": self.base.config.to_dict(), "n_text": self.n_text, "n_announce": self.n_announce}
 
     def _copy(self, sizes: dict[str, Any]) -> tuple[PreTrainedModel, Tensor, Tensor]:
-        """Layers and texts (n_text, D) and (R, D) of these sizes, the weights without meaning yet."""
+        """Layers and texts, (n_text, D) and (R, D), of these sizes, for a checkpoint to fill."""
         blank = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         config = CONFIG_MAPPING[sizes["config"]["model_type"]].from_dict(sizes["config"] | blank)
         config.use_cache = False
@@ -180,7 +178,7 @@ class DecoderBackbone(Backbone):
         return base, texts[0], texts[1]  # (n_text, D), (R, D)
 
     def _random_parts(self) -> tuple[PreTrainedModel, Tensor, Tensor]:
-        """Random weights of the named shape, and random texts (n_prompt, D) and (n_response, D)."""
+        """Random weights of the named shape, and random texts, (n_prompt, D) and (n_response, D)."""
         config = AutoConfig.for_model(
             self.family, vocab_size=1, bos_token_id=None, eos_token_id=None, **SHAPES[self.shape]._asdict()
         )
@@ -194,7 +192,7 @@ class DecoderBackbone(Backbone):
         return base, instruction, response
 
     def _pretrained_parts(self) -> tuple[PreTrainedModel, Tensor, Tensor]:
-        """The pretrained weights, and the embedded texts (n_text, D) and (R, D), float32."""
+        """The pretrained weights, and the embedded texts, (n_text, D) and (R, D) float32."""
         tokenizer, base = self._load()
         words: list[int] = tokenizer(self.instruction, add_special_tokens=False).input_ids
         if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
@@ -208,22 +206,22 @@ class DecoderBackbone(Backbone):
         """Tokenizer and model; see `load_decoder`."""
         assert self.pretrained is not None
         return load_decoder(
-            Source(self.pretrained, self.gguf_file, self.revision), self.dtype, self.attention, self.quantize
+            ModelSource(self.pretrained, self.gguf_file, self.revision), self.dtype, self.attention, self.quantize
         )
 
     # ------------------------------------------------------------------------------------------------------ the forward
     def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
-        """Answer the queries of every prefix; see `Backbone.forward`.
+        """Compute the query outputs of every prefix; see `Backbone.forward`.
 
-        One call of the model on T = n_text + L * K + P * (R + K) tokens a row; the mask holds B * T * T numbers. With
-        one prefix a row, as in evaluation, P is 1 and both are small.
+        The model is called once, with T = n_text + L * K + P * (R + K) tokens a row; the mask holds B * T * T numbers. In
+        evaluation there is one prefix a row, so both are small.
         """
         n_batch, n_items, n_slots, _ = items.shape
         n_prefix = prefix.shape[1]
         text, response = self.prompt.split([self.n_text, self.n_announce])  # (n_text, D), (R, D)
-        answer = torch.cat([response, queries]).repeat(n_prefix, 1)  # (P * (R + K), D)
+        blocks = torch.cat([response, queries]).repeat(n_prefix, 1)  # (P * (R + K), D)
         x = torch.cat(
-            [text.expand(n_batch, -1, -1), items.flatten(1, 2), answer.expand(n_batch, -1, -1)], dim=1
+            [text.expand(n_batch, -1, -1), items.flatten(1, 2), blocks.expand(n_batch, -1, -1)], dim=1
         )  # (B, T, D)
         x = self.drop(x)
         if self.dtype == "bfloat16":
@@ -232,27 +230,28 @@ class DecoderBackbone(Backbone):
         see = packed_mask(prefix, *lengths, self.mask, self.isolate_queries)  # (B, T, T)
         device = x.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        # 4D floats pass untouched through transformers' own masks; without one, repeated positions would be taken for
-        # several packed texts
+        # transformers leaves a 4D mask of floats as it is; without a mask it would take repeated positions for several
+        # packed texts
         output = self.base(
             inputs_embeds=x,
             position_ids=packed_positions(prefix, *lengths),
             attention_mask=additive(see, precision)[:, None],  # (B, 1, T, T)
             use_cache=False,
         ).last_hidden_state  # (B, T, D)
-        answers = output[:, self.n_text + n_items * n_slots :].unflatten(1, (n_prefix, -1))  # (B, P, R + K, D)
-        return self.drop(answers[:, :, self.n_announce :].to(queries.dtype))  # (B, P, K, D)
+        blocks = output[:, self.n_text + n_items * n_slots :].unflatten(1, (n_prefix, -1))  # (B, P, R + K, D)
+        outputs: Tensor = self.drop(blocks[:, :, self.n_announce :].to(queries.dtype))  # (B, P, K, D)
+        return outputs
 
     # ---------------------------------------------------------------------------------------------- weights on the disk
     def origin(self) -> dict[str, Any]:
-        """Where the weights come from that checkpoints leave out; see `Backbone.origin`."""
+        """Where the frozen base comes from; see `Backbone.origin`."""
         return dict(self._origin)
 
     def check_origin(self, origin: dict[str, Any]) -> None:
-        """Refuse another base than the one the adapters were trained on; see `Backbone.check_origin`."""
+        """Check that this is the base that the adapters were trained on; see `Backbone.check_origin`."""
         here = self._origin
         if not origin or not here:
-            return  # strict loading says what is missing
+            return  # load_state_dict reports what is missing
         if origin["quantize"] == here["quantize"] and origin["fingerprint"] != here["fingerprint"]:
             revision = f" at revision {origin['revision']}" if origin["revision"] else ""
             raise ConfigError(
@@ -263,37 +262,35 @@ class DecoderBackbone(Backbone):
             )
 
     def merge(self, folder: str | Path) -> None:
-        """Write the language model as a plain Hugging Face folder, the adapters added into its weights.
+        """Write the language model as a plain Hugging Face folder, with the adapters added to its weights.
 
-        What `--model.backbone.pretrained FOLDER --model.backbone.lora null` then reads. The vocabulary comes from the
-        base; a trained prompt, the queries and the item tokenizers are SETRec's own and stay in the checkpoint.
+        `--model.backbone.pretrained FOLDER --model.backbone.lora null` reads it. The vocabulary comes from the base. A
+        trained prompt, the queries and the item tokenizers are not in the folder: they stay in the checkpoint.
 
         Raises:
             ConfigError: the model has no pretrained base, or the folder exists.
         """
         folder = Path(folder)
         if not self.pretrained:
-            raise ConfigError("There is no pretrained base to merge into: this model began with random weights.")
+            raise ConfigError(
+                "This model began with random weights: there is no pretrained base to merge the adapters into."
+            )
         if folder.exists():
-            raise ConfigError(f"{folder} exists already: name a new folder for the merged model.")
+            raise ConfigError(f"{folder} exists already: give a new folder for the merged model.")
         unquantized = DecoderBackbone(
             self.pretrained, self.gguf_file, self.revision, attention=self.attention, dtype=self.dtype
         )
-        tokenizer, plain = unquantized._load()
+        tokenizer, base = unquantized._load()
         with torch.no_grad():
             if self.lora:
                 for name, delta in deltas(self.base):
-                    weight = plain.get_parameter(f"{name}.weight")
+                    weight = base.get_parameter(f"{name}.weight")
                     weight.copy_(weight.float() + delta.to(weight.device))
             else:
-                plain.load_state_dict(self.base.state_dict(), strict=False)  # all but the vocabulary
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        try:
-            plain.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
-            os.replace(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+                base.load_state_dict(self.base.state_dict(), strict=False)  # all weights but the vocabulary
+        with whole_folder(folder) as hidden:
+            base.save_pretrained(hidden)
+            tokenizer.save_pretrained(hidden)
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Split every layer's weights over the processes; see `Backbone.shard`."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a frozen language model, and checkpoints that leave the frozen weights out."""
+"""LoRA: low-rank adapters on a frozen language model, and checkpoints without the frozen weights."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from transformers import PreTrainedModel
 
 from setrec.errors import ConfigError
 
-_SAMPLED = 64  # values of each weight that enter a fingerprint
+_SAMPLED = 64  # values of each weight that a fingerprint reads
 
 
 @dataclass
 class LoRA:
-    """Low-rank adaptation: a frozen weight W answers as W + alpha / r * B A, and only A and B train.
+    """Low-rank adaptation: a frozen weight W becomes W + alpha / r * B A, and only A and B train.
 
     Args:
         r: Rank of the adapters (paper: 8).
-        alpha: Scale; the adapter's output is multiplied by alpha / r (16 with r 8, as is usual; the paper doesn't say).
+        alpha: The adapter's output is multiplied by alpha / r (the paper gives no value; 16 with r 8 is usual).
         dropout: Probability of dropout on the adapters' input.
         target_modules: Layers that get an adapter, by the last part of their names (paper: the query, value and output
             projections of every attention).
@@ -35,7 +35,7 @@ class LoRA:
 
 
 def inject(base: PreTrainedModel, lora: LoRA) -> None:
-    """Freeze `base` and put adapters into its layers, in place. They start as zero: the answers don't change.
+    """Freeze `base` and put adapters into its layers, in place. They start at zero, so the outputs don't change.
 
     Raises:
         ConfigError: peft is not installed, or no layer has one of the names.
@@ -57,11 +57,11 @@ def inject(base: PreTrainedModel, lora: LoRA) -> None:
     for name, parameter in base.named_parameters():
         parameter.requires_grad = is_adapter(name)
         if is_adapter(name) and parameter.dtype == torch.bfloat16:
-            parameter.data = parameter.data.float()  # small steps vanish in half precision
+            parameter.data = parameter.data.float()  # half precision would round small steps away
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
+    """Whether the parameter with this name belongs to an adapter."""
     return ".lora_" in name
 
 
@@ -70,7 +70,7 @@ def _linear_names(base: nn.Module) -> set[str]:
 
 
 def deltas(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and change, alpha / r * B A of shape (out, in) float32, of every layer that has an adapter."""
+    """The change alpha / r * B A, (out, in) float32, of every layer with an adapter, by the layer's name."""
     for name, layer in adapted.named_modules():
         if hasattr(layer, "get_delta_weight"):
             yield name, layer.get_delta_weight("default").float()
@@ -78,24 +78,26 @@ def deltas(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 # ------------------------------------------------------------------------------------ frozen weights and checkpoints
 def leave_frozen_out(owner: nn.Module, base: nn.Module) -> None:
-    """From now on owner.state_dict() is without the frozen weights of `base`, and loading doesn't ask for them.
+    """Leave the frozen weights of `base` out of owner.state_dict(), and don't ask for them when it is loaded.
 
-    Everything else is saved and loaded as strictly as before. `base` must be the attribute `base` of `owner`.
+    All other weights are saved and loaded as strictly as before. `base` must be the attribute `base` of `owner`.
     """
 
-    def forget(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+    def remove_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
         for name in frozen_names(base):
             key = f"{prefix}base.{name}"
-            for extra in [k for k in state if k == key or k.startswith(f"{key}.")]:  # quantised weights have parts
+            for extra in [
+                k for k in state if k == key or k.startswith(f"{key}.")
+            ]:  # quantised weights have several tensors
                 del state[extra]
 
-    def remind(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    def add_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
         parameters = dict(base.named_parameters())
         for name in frozen_names(base):
-            state.setdefault(f"{prefix}base.{name}", parameters[name])  # copied onto itself
+            state.setdefault(f"{prefix}base.{name}", parameters[name])  # the weight that is there is copied onto itself
 
-    owner.register_state_dict_post_hook(forget)
-    owner.register_load_state_dict_pre_hook(remind)
+    owner.register_state_dict_post_hook(remove_frozen)
+    owner.register_load_state_dict_pre_hook(add_frozen)
 
 
 def frozen_names(base: nn.Module) -> list[str]:
@@ -104,10 +106,10 @@ def frozen_names(base: nn.Module) -> list[str]:
 
 
 def fingerprint(base: PreTrainedModel) -> str:
-    """A hash that tells one set of weights from another: names, shapes and some values of every weight.
+    """A hash of names, shapes and some values of every weight, which tells one model from another.
 
-    Values are read in bfloat16, so that a model loaded in half precision is the same model. Whole weights are not read:
-    seven billion would take a minute.
+    Values are rounded to bfloat16, so that a model has the same fingerprint in half precision. Not all values are read,
+    because seven billion would take a minute.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):

@@ -1,4 +1,4 @@
-"""A decoder-only language model and its tokenizer from a folder, a GGUF file or the model hub, every weight found."""
+"""Loads a decoder-only language model and its tokenizer from a folder, a GGUF file or the model hub."""
 
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
@@ -9,30 +9,30 @@ from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTraine
 from setrec.errors import ConfigError
 
 
-class Source(NamedTuple):
-    """Where a pretrained model lies."""
+class ModelSource(NamedTuple):
+    """Where a pretrained model is found."""
 
     name: str  # a local folder, or a name on the model hub
-    gguf_file: str | None  # a GGUF file in there; its weights are unpacked
+    gguf_file: str | None  # a GGUF file in it; its weights are unpacked
     revision: str | None  # branch, tag or commit on the hub; None: the newest
 
 
 def load_decoder(
-    source: Source,
+    source: ModelSource,
     dtype: Literal["float32", "bfloat16"],
     attention: Literal["sdpa", "eager"],
     quantize: Literal[4, 8] | None,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model, in eval mode.
+    """Load tokenizer and model, in eval mode.
 
     Args:
-        source: where they are.
-        dtype: of the weights.
-        attention: transformers' name of how it is computed.
-        quantize: bits that the weights are held in; None: as `dtype` says.
+        source: Where they are found.
+        dtype: Precision of the weights.
+        attention: transformers' name of the attention implementation.
+        quantize: Bits that each weight is held in; None: as `dtype` says.
 
     Raises:
-        ConfigError: one sentence saying what is missing.
+        ConfigError: the model or a package is not found, the model is no decoder-only one, or weights are missing.
     """
     if source.gguf_file and find_spec("gguf") is None:
         raise ConfigError('A GGUF file needs the package gguf, which is not installed: pip install "setrec[gguf]".')
@@ -61,14 +61,14 @@ def load_decoder(
     if found["missing_keys"]:
         raise ConfigError(
             f"{source.name!r} lacks {len(found['missing_keys'])} weights of a {type(base).__name__}, "
-            f"{sorted(found['missing_keys'])[0]} first: it is incomplete or of another architecture."
+            f"{sorted(found['missing_keys'])[0]} first: the folder is incomplete or holds another architecture."
         )
     base.config.use_cache = False
     return tokenizer, base
 
 
 def _quantization(quantize: Literal[4, 8] | None, dtype: str) -> dict[str, Any]:
-    """Arguments of from_pretrained for a base in 4 or 8 bits; {} without."""
+    """Arguments of from_pretrained for a model in 4 or 8 bits; {} without."""
     if not quantize:
         return {}
     if not torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""T5 of any size as a backbone: its encoder reads the history under the set mask, its decoder answers the queries.
+"""T5 of any size as a backbone: its encoder reads the history under the set mask, its decoder reads the queries.
 
-The blocks are transformers' own; this module hands them masks and position biases and skips what the method makes
-superfluous: a decoder whose queries see only themselves needs no self-attention (softmax over one key is 1).
+The blocks are transformers' own; this module passes them masks and position biases. It leaves out one part: queries that see
+only themselves need no self-attention in the decoder, since a softmax over one key is 1.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -18,8 +18,8 @@ from setrec.backbones.masks import additive, bidirectional_mask, history_mask, h
 from setrec.errors import ConfigError
 
 
-class Shape(NamedTuple):
-    """The numbers that size a T5."""
+class T5Shape(NamedTuple):
+    """The sizes of a T5."""
 
     d_model: int
     d_kv: int
@@ -29,11 +29,11 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "nano": Shape(d_model=32, d_kv=16, d_ff=64, layers=1, heads=2),
-    "tiny": Shape(d_model=128, d_kv=32, d_ff=512, layers=2, heads=4),
-    "small": Shape(d_model=512, d_kv=64, d_ff=2048, layers=6, heads=8),
-    "base": Shape(d_model=768, d_kv=64, d_ff=3072, layers=12, heads=12),
-    "large": Shape(d_model=1024, d_kv=64, d_ff=4096, layers=24, heads=16),
+    "nano": T5Shape(d_model=32, d_kv=16, d_ff=64, layers=1, heads=2),
+    "tiny": T5Shape(d_model=128, d_kv=32, d_ff=512, layers=2, heads=4),
+    "small": T5Shape(d_model=512, d_kv=64, d_ff=2048, layers=6, heads=8),
+    "base": T5Shape(d_model=768, d_kv=64, d_ff=3072, layers=12, heads=12),
+    "large": T5Shape(d_model=1024, d_kv=64, d_ff=4096, layers=24, heads=16),
 }
 
 
@@ -44,25 +44,23 @@ class T5Backbone(Backbone):
         pretrained: A Hugging Face name or a local folder of a T5 (paper: google-t5/t5-small). None: random weights of `shape`.
         shape: Size of a T5 from random weights: nano (32 wide, for tests), tiny (128 wide, 2 + 2 layers, trains on two CPU cores),
             small, base, large (the published sizes). Not used with `pretrained`.
-        mask: `set` is the paper's sparse mask (a history token sees the instruction, itself and earlier items). `items`: it sees
-            the other slots of its own item as well.
-            `bidirectional` is what the released code does (every history token sees every other); it leaks later items into
-            earlier prefixes, so it needs --data.prefix_parallel false.
+        mask: Which tokens a history token sees. set: the instruction, itself and earlier items (the paper's sparse mask).
+            items: also the other slots of its own item. bidirectional: every history token, as in the released code; this
+            shows later items to earlier prefixes, so it needs --data.prefix_parallel false.
         isolate_queries: True: a query never sees another query (the paper). False: the K queries of a prefix see each
-            other in the decoder's self-attention, as in effect they do in the released code.
-        recency_bias: Add a learned bias per head from the age of an item (prefix length minus its place) to the queries'
+            other in the decoder's self-attention, as they do in the released code.
+        recency_bias: Add a learned bias for each head and age of an item (prefix length minus its place) to the queries'
             cross-attention, which otherwise can't tell the last item from the first. Off in the paper.
-        max_recency: Ages above this share one bias; items.
-        dropout: Probability of dropout in every layer (paper: 0.1, T5's own). The prefixes of a row share what is dropped of their
-            history, so that with --data.prefix_parallel true less is better: docs/scaling.md.
-        attention_dropout: Probability of dropout on attention weights (paper: 0.1, T5's own). 0 trains faster on a CPU.
-            Isolated queries attend to one key only; there it is left out.
-        instruction: Text before the history; tokenised with the pretrained tokenizer. Without one, learned tokens stand
-            in its place.
-        response: Text after the instruction that announces the answer. It stands before the items so that its position
-            doesn't depend on the length of the history.
-        n_prompt: Learned always-visible tokens in place of the text when there is no tokenizer; at least 1, because an
-            empty history must see something.
+        max_recency: Ages above this share one bias; in items.
+        dropout: Probability of dropout in every layer (paper: 0.1, T5's own). All prefixes of a row read the same history after
+            dropout, so with --data.prefix_parallel true less dropout is better: docs/scaling.md.
+        attention_dropout: Probability of dropout on attention weights (paper: 0.1, T5's own). 0 trains faster on a CPU. It is
+            not applied between isolated queries, which attend to themselves only.
+        instruction: Text before the history, tokenised with the pretrained tokenizer; without a tokenizer, see `n_prompt`.
+        response: Text after the instruction. It stands before the items, so that its position doesn't depend on the length
+            of the history.
+        n_prompt: Learned tokens in place of the texts where there is no tokenizer; every token sees them. At least 1, because
+            an empty history must see something.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class T5Backbone(Backbone):
     ) -> None:
         super().__init__()
         if n_prompt < 1:
-            raise ConfigError(f"n_prompt is {n_prompt}: at least 1 token must be visible to an empty history.")
+            raise ConfigError(f"n_prompt is {n_prompt}: give at least 1 token for an empty history to see.")
         self.pretrained = pretrained
         self.shape = shape
         self.mask = mask
@@ -98,8 +96,8 @@ class T5Backbone(Backbone):
 
     def build(self) -> None:
         """Make the layers; see `Backbone.build`."""
-        if self.blueprint is not None:
-            model, prompt = self._copy(self.blueprint)
+        if self.saved_sizes is not None:
+            model, prompt = self._copy(self.saved_sizes)
         else:
             model, prompt = self._load() if self.pretrained else self._draw()
         config = model.config
@@ -130,20 +128,20 @@ class T5Backbone(Backbone):
         self.train()  # from_pretrained returns eval(), and Lightning would keep it
 
     def sizes(self) -> dict[str, Any] | None:
-        """What a pretrained T5 measures; see `Backbone.sizes`."""
+        """The sizes of a pretrained T5; see `Backbone.sizes`."""
         return self._sizes
 
     def _copy(self, sizes: dict[str, Any]) -> tuple[T5Model, Tensor]:
-        """Layers and a prompt (n_text, D) of these sizes, the weights without meaning yet."""
+        """Layers and a prompt, (n_text, D), of these sizes, for a checkpoint to fill."""
         config = T5Config.from_dict(sizes["config"] | {"vocab_size": 2})
         config._attn_implementation = "sdpa"
         return T5Model(config), torch.zeros(sizes["n_text"], config.d_model)  # (n_text, D)
 
     def _draw(self) -> tuple[T5Model, Tensor]:
-        """Random weights of the named shape, and a random prompt (n_prompt, D)."""
+        """Random weights of the named shape, and a random prompt, (n_prompt, D)."""
         size = SHAPES[self.shape]
         config = T5Config(
-            vocab_size=2,  # items come as vectors: no word is ever looked up
+            vocab_size=2,  # items come as vectors: no word is looked up
             d_model=size.d_model,
             d_kv=size.d_kv,
             d_ff=size.d_ff,
@@ -156,7 +154,7 @@ class T5Backbone(Backbone):
         return T5Model(config), torch.randn(self.n_prompt, size.d_model)  # (n_prompt, D)
 
     def _load(self) -> tuple[T5Model, Tensor]:
-        """The pretrained weights in float32, and the embedded text (n_text, D)."""
+        """The pretrained weights in float32, and the embedded text, (n_text, D)."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.pretrained)
             model = T5Model.from_pretrained(
@@ -173,12 +171,12 @@ class T5Backbone(Backbone):
             return model, model.shared(words.input_ids[0]).clone()  # (n_text, D)
 
     def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
-        """Answer the queries of every prefix; see `Backbone.forward`."""
+        """Compute the query outputs of every prefix; see `Backbone.forward`."""
         history = self._encode(items, real)  # (B, T, D)
-        return self._answer(history, prefix, queries, n_items=items.shape[1], n_slots=items.shape[2])  # (B, P, K, D)
+        return self._decode(history, prefix, queries, n_items=items.shape[1], n_slots=items.shape[2])  # (B, P, K, D)
 
     def _encode(self, items: Tensor, real: Tensor) -> Tensor:
-        """items (B, L, K, D), real (B, L) -> (B, T, D): the text, then the items' tokens, contextualised."""
+        """The encoder: items (B, L, K, D) and real (B, L) -> (B, T, D), the states of the text and of the items' tokens."""
         n_batch, n_items, n_slots, width = items.shape
         text = self.prompt.expand(n_batch, -1, -1)  # (B, n_text, D)
         x = torch.cat([text, items.reshape(n_batch, n_items * n_slots, width)], dim=1)  # (B, T, D)
@@ -191,17 +189,18 @@ class T5Backbone(Backbone):
         mask = additive(see, x.dtype)[:, None]  # (1 or B, 1, T, T)
         first = self.encoder[0].get_submodule("layer.0.SelfAttention")
         assert isinstance(first, T5Attention)
-        # T5's own bias for positions 0, 1, 2 ..., read at our positions, which the slots of an item share.
+        # T5's own bias for the positions 0, 1, 2 ..., read at our positions, which the slots of an item share
         bias = first.compute_bias(n_text + n_items, n_text + n_items, device=x.device)  # (1, heads, n_text+L, n_text+L)
         bias = bias[:, :, position][..., position].to(x.dtype)  # (1, heads, T, T)
-        bias = bias + mask  # (1 or B, heads, T, T): added once here, not anew in every layer
+        bias = bias + mask  # (1 or B, heads, T, T): added here once for all layers
         x = self.drop(x)
         for block in self.encoder:
             x, _, _ = block(x, position_bias=bias)  # (B, T, D)
-        return self.drop(self.encoder_norm(x))  # (B, T, D)
+        states: Tensor = self.drop(self.encoder_norm(x))  # (B, T, D)
+        return states
 
-    def _answer(self, history: Tensor, prefix: Tensor, queries: Tensor, n_items: int, n_slots: int) -> Tensor:
-        """history (B, T, D), prefix (B, P), queries (K, D) -> (B, P, K, D)."""
+    def _decode(self, history: Tensor, prefix: Tensor, queries: Tensor, n_items: int, n_slots: int) -> Tensor:
+        """The decoder: history (B, T, D), prefix (B, P) and queries (K, D) -> (B, P, K, D)."""
         n_batch, n_prefix = prefix.shape
         n_queries, width = queries.shape
         see = queries_see(prefix, self.prompt.shape[0], n_items, n_slots)  # (B, P, T)
@@ -209,32 +208,34 @@ class T5Backbone(Backbone):
         if self.recency_bias:
             bias = bias + self._recency(prefix, n_items, n_slots)  # (B, heads, P, T)
         bias = bias.repeat_interleave(n_queries, dim=2)  # (B, 1 or heads, P * K, T)
-        x = queries.to(history.dtype).expand(n_batch, n_prefix, n_queries, width)  # (B, P, K, D)
+        x: Tensor = queries.to(history.dtype).expand(n_batch, n_prefix, n_queries, width)  # (B, P, K, D)
         x = self.drop(x.reshape(n_batch, n_prefix * n_queries, width))  # (B, P * K, D)
         for block in self.decoder:
-            alone, cross, feed_forward = (block.get_submodule(f"layer.{i}") for i in range(3))
-            assert isinstance(alone, T5LayerSelfAttention)
-            x = self._queries_among_themselves(alone, x, n_queries)  # (B, P * K, D)
-            x, _, _ = cross(x, key_value_states=history, position_bias=bias)  # (B, P * K, D)
+            self_attention, cross_attention, feed_forward = (block.get_submodule(f"layer.{i}") for i in range(3))
+            assert isinstance(self_attention, T5LayerSelfAttention)
+            x = self._self_attention(self_attention, x, n_queries)  # (B, P * K, D)
+            x, _, _ = cross_attention(x, key_value_states=history, position_bias=bias)  # (B, P * K, D)
             x = feed_forward(x)  # (B, P * K, D)
         x = self.drop(self.decoder_norm(x))  # (B, P * K, D)
         return x.view(n_batch, n_prefix, n_queries, width)  # (B, P, K, D)
 
-    def _queries_among_themselves(self, layer: T5LayerSelfAttention, x: Tensor, n_queries: int) -> Tensor:
+    def _self_attention(self, layer: T5LayerSelfAttention, x: Tensor, n_queries: int) -> Tensor:
         """The decoder's self-attention. x and the result: (B, P * K, D).
 
-        Isolated queries attend to one key, themselves: the softmax is 1 whatever q and k are, so only the value path is left.
+        An isolated query attends to itself only. The softmax over this one key is 1, so only the value and output projections are
+        left to compute.
         """
         if self.isolate_queries:
             attention = layer.SelfAttention
-            return x + layer.dropout(attention.o(attention.v(layer.layer_norm(x))))  # (B, P * K, D)
-        sets = x.reshape(-1, n_queries, x.shape[-1])  # (B * P, K, D)
+            x = x + layer.dropout(attention.o(attention.v(layer.layer_norm(x))))  # (B, P * K, D)
+            return x
+        sets: Tensor = x.reshape(-1, n_queries, x.shape[-1])  # (B * P, K, D)
         zero = x.new_zeros(1, 1, 1, 1)
         sets, _, _ = layer(sets, attention_mask=zero, position_bias=zero)  # (B * P, K, D)
         return sets.reshape(x.shape)  # (B, P * K, D)
 
     def _recency(self, prefix: Tensor, n_items: int, n_slots: int) -> Tensor:
-        """A bias from an item's age, prefix[p] - its place. Returns (B, heads, P, T), zero for the text."""
+        """The bias of an item's age, prefix[p] - its place: (B, heads, P, T), zero for the text."""
         place = torch.arange(n_items, device=prefix.device)  # (L,)
         age = (prefix[..., None] - place).clamp(0, self.max_recency)  # (B, P, L)
         bias = self.recency(age).permute(0, 3, 1, 2)  # (B, heads, P, L)

@@ -1,9 +1,9 @@
-"""ablate: a configuration, and the same without one of its parts at a time, over several seeds; then the report.
+"""ablate: fit a configuration, and fit it again without each of its parts, over several seeds; then report.
 
-    setrec ablate --config configs/quickstart.yaml --output ablation -- --trainer.max_epochs 4
+    setrec ablate --config quickstart --output ablation -- --trainer.max_epochs 4
 
-What stands behind -- goes to every fit. Fits that are done stay done: the same command goes on after an interruption, and
-with more seeds or factors makes only what is missing. Everything runs in this one process.
+The flags after -- are passed to every fit. Finished fits are kept: the same command continues after an interruption, and with more
+seeds or factors it runs only the missing fits. All fits run in this one process.
 """
 
 import json
@@ -13,14 +13,16 @@ from typing import Any, Literal, get_args
 from jsonargparse import ArgumentParser
 
 from setrec.backbones.t5 import T5Backbone
+from setrec.commands.configurations import find_configuration
 from setrec.commands.fit import SETRecCLI, prepared, run, say
 from setrec.commands.report import report
+from setrec.commands.words import values_of, without
 from setrec.errors import ConfigError
 from setrec.evaluation.results import RESULTS, write_results
 from setrec.module import SETRecModule
 from setrec.schemas import EvalSplit
 
-WHOLE = "whole"  # the configuration as it is, what the others are compared with
+WHOLE = "whole"  # the unchanged configuration, with which the others are compared
 Factor = Literal[
     "without_cf",
     "without_semantic",
@@ -30,34 +32,34 @@ Factor = Literal[
     "without_memory",
     "without_neighbours",
 ]
-PARTS = {
+OPTIONS = {  # factor -> the option of the part that it takes away
     "without_cf": "n_cf",
     "without_semantic": "n_sem",
     "without_memory": "memory",
     "without_neighbours": "neighbours",
 }
 FACTORS: list[Factor] = list(get_args(Factor))
-PLAN = "ablation.json"
+PLAN = "ablation.json"  # what a folder's fits belong to
 
 
 def flags_of(factor: Factor, backbone: object) -> list[str]:
-    """What takes a factor away, as flags of fit."""
+    """The flags of fit that take a part away."""
     flags = {
         "without_cf": ["--model.n_cf=0"],
         "without_semantic": ["--model.n_sem=0"],
         "without_isolation": ["--model.backbone.isolate_queries=false"],  # queries see each other
         "without_item_mask": ["--model.backbone.mask=items"],  # an item's slots see each other
-        "without_mask": ["--model.backbone.mask=causal"],  # what a language model has without any
+        "without_mask": ["--model.backbone.mask=causal"],  # a language model's own mask
         "without_memory": ["--model.memory=false"],
         "without_neighbours": ["--model.neighbours=false"],
     }
-    if isinstance(backbone, T5Backbone) and factor == "without_mask":  # its encoder then sees everything
+    if isinstance(backbone, T5Backbone) and factor == "without_mask":  # its encoder then sees the whole history
         return ["--model.backbone.mask=bidirectional", "--data.prefix_parallel=false"]
     return flags[factor]
 
 
 def ablate(
-    config: str,
+    config: list[str] | str,
     output: str,
     seeds: list[int] = [2023, 2024, 2025],  # noqa: B006  (read only; shown by --help)
     factors: list[Factor] = FACTORS,
@@ -65,68 +67,74 @@ def ablate(
     split: Literal["validation", "test"] = "validation",
     fit: list[str] | None = None,
 ) -> Path:
-    """Fit a configuration and the same without each of its parts, seed by seed, and report what each part is worth.
+    """Fit a configuration, fit it without each of its parts, and report the difference that each part makes.
 
-    Flags behind -- go to every fit: setrec ablate --config C --output DIR -- --data.raw RAW --trainer.max_epochs 4
+    Flags after -- are passed to every fit: setrec ablate --config C --output DIR -- --data.raw RAW --trainer.max_epochs 4
 
     Args:
-        config: A configuration of fit with SETRec.
-        output: Folder for everything: a folder a factor and seed, report.json, report.png.
-        seeds: Of the weights and of the order of batches; every factor is fitted with each.
+        config: A configuration of fit with SETRec, a file or the name of a shipped one; several: --config A --config B, the later
+            wins.
+        output: Folder for all results: a folder for each factor and seed, report.json, report.png.
+        seeds: Seeds of the weights and of the order of batches; every factor is fitted with each seed.
         factors: Parts to take away: without_cf (no collaborative slots), without_semantic (no semantic slots),
             without_isolation (the queries see each other), without_item_mask (an item's slots see each other), without_mask (T5:
-            the encoder sees the whole history, which has to be trained one prefix a row; decoder-only: plainly causal),
-            without_memory, without_neighbours. What the configuration doesn't have isn't taken away.
+            the encoder sees the whole history, trained one prefix a row; decoder-only: a causal mask), without_memory,
+            without_neighbours. Parts that the configuration doesn't have are skipped.
         more: Factors of your own as flags of fit: --more.smaller="--model.bottleneck=32".
-        split: Where they are compared: validation, for decisions; test, to report what was decided before.
-        fit: The flags for every fit; what stands behind --.
+        split: The split that is compared: validation, to make decisions; test, to report decisions made before.
+        fit: The flags for every fit, those after --.
 
     Returns:
         The path of report.json.
 
     Raises:
-        ConfigError: another model than SETRec, several processes, or a folder that holds another ablation.
+        ConfigError: the model is not SETRec, there are several processes, or the folder holds another ablation.
     """
+    configs = [find_configuration(name) for name in ([config] if isinstance(config, str) else config)]
     words, folder = list(fit or []), Path(output)
-    cli = prepared(["--config", config, *words])
+    start = [f"--config={path}" for path in configs]
+    cli = prepared([*start, *words])
     if not isinstance(cli.model, SETRecModule):
-        raise ConfigError(f"{config} trains {cli.model.label}; ablate takes SETRec apart.")
+        raise ConfigError(f"{', '.join(configs)} trains {cli.model.label}; ablate takes SETRec apart.")
     if cli.trainer.world_size > 1:
         raise ConfigError(
-            "ablate fits in one process: set -- --trainer.devices 1, or run `fit` for every factor and seed and put them into "
-            "one `report`."
+            "ablate fits in one process: set -- --trainer.devices 1, or run `fit` for every factor and seed, then one "
+            "`report` over all."
         )
     wanted: dict[str, list[str]] = {WHOLE: []}
     backbone, options = cli.model.backbone_settings[0], cli.model.hparams
-    there = [factor for factor in factors if factor not in PARTS or options[PARTS[factor]]]
-    wanted |= {factor: flags_of(factor, backbone) for factor in there}
+    present = [factor for factor in factors if factor not in OPTIONS or options[OPTIONS[factor]]]
+    wanted |= {factor: flags_of(factor, backbone) for factor in present}
     wanted |= {name: [given] if isinstance(given, str) else given for name, given in (more or {}).items()}
-    check_plan(folder, Path(config).read_text(), words, wanted)
+    check_plan(folder, "\n".join(Path(path).read_text() for path in configs), words, wanted)
     runs: dict[str, list[str] | str] = {}
     for seed in seeds:  # seed by seed: an interrupted ablation is one with fewer seeds
         for name, flags in wanted.items():
             where = folder / name / f"seed_{seed}"
             if not list(where.rglob(RESULTS[split])):
                 say(f"ablate: {name}, seed {seed}")
-                fit_one(config, [*words, *flags], name, seed, where, split)
+                fit_one([*start, *words, *flags], name, seed, where, split)
             runs[name] = [str(folder / name / f"seed_{one}") for one in seeds]
     return report(runs, output, split, against_baselines="first")
 
 
 def from_words(words: list[str]) -> Path:
-    """`ablate` from a command line. (auto_cli would take --config for a file of its own arguments.)"""
+    """Run `ablate`; auto_cli would read --config as a file with arguments of ablate."""
     cut = words.index("--") if "--" in words else len(words)
     parser = ArgumentParser(prog="setrec ablate", description=(ablate.__doc__ or "").split("\n", 1)[0])
     parser.add_function_arguments(ablate, as_group=False)
-    given = parser.parse_args([*words[:cut], f"--fit={json.dumps(words[cut + 1 :])}"])
+    own = words[:cut]
+    if configs := values_of(own, "--config"):  # given once or more, it is one list
+        own = [*without(own, "--config"), f"--config={json.dumps(configs)}"]
+    given = parser.parse_args([*own, f"--fit={json.dumps(words[cut + 1 :])}"])
     return ablate(**given.as_dict())
 
 
 def check_plan(folder: Path, config: str, words: list[str], wanted: dict[str, list[str]]) -> None:
-    """Write down what is ablated, or check that the folder's fits are of this very ablation.
+    """Write the ablation's plan into the folder, or check that the folder's fits belong to this ablation.
 
     Raises:
-        ConfigError: they are of another.
+        ConfigError: they belong to another.
     """
     path = folder / PLAN
     plan: dict[str, Any] = {"config": config, "fit": words, "factors": {}}
@@ -145,16 +153,16 @@ def check_plan(folder: Path, config: str, words: list[str], wanted: dict[str, li
     write_results(path, plan)
 
 
-def fit_one(config: str, words: list[str], name: str, seed: int, where: Path, split: EvalSplit) -> None:
-    """One fit and its figures on the split, under its best checkpoint.
+def fit_one(words: list[str], name: str, seed: int, where: Path, split: EvalSplit) -> None:
+    """Run one fit, and evaluate its best checkpoint on the split.
 
     Raises:
-        ConfigError: the options don't go together, said with the factor's name.
+        ConfigError: the options don't go together; the message names the factor.
     """
     own = [f"--seed_everything={seed}", f"--data.seed={seed}", f"--trainer.default_root_dir={where}"]
     own.append(f"--test_after_fit={'true' if split == 'test' else 'false'}")
     try:
-        cli: SETRecCLI = run(["fit", "--config", config, *words, *own])
+        cli: SETRecCLI = run(["fit", *words, *own])
     except ConfigError as error:
         raise ConfigError(f"{name}: {error} (--factors leaves it out)") from error
     if split == "validation":

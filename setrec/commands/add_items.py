@@ -1,11 +1,12 @@
-"""add-items: a new version of a trained model's catalogue, from the command line."""
+"""add-items: write a new version of a trained model's catalogue."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
 from setrec.commands.words import call
 from setrec.errors import ConfigError
-from setrec.inference.new_items import read_table
+from setrec.files.tables import read_table
 from setrec.inference.versions import VERSION, newest
 from setrec.recommend import Recommender
 from setrec.text import TextVectors
@@ -20,21 +21,24 @@ def add_items(
     device: str = "cpu",
     data: str | None = None,
 ) -> Path:
-    """Write a new version of a model's catalogue, with more or fewer items; nothing is trained.
+    """Add items to a model's catalogue, or remove items, and write it as a new version. Nothing is trained.
 
     Args:
-        ckpt_path: A checkpoint of fit, or a published folder: goes on from the newest version beside it; or a version.
-        items: Table of new items: .parquet, JSON lines, or CSV with a header. Columns id, title, text (default: the title),
-            what the encoder's template names, or the ready text vector in `vector`.
-        remove: Ids of items to take out.
-        output: Folder to make; null: beside the checkpoint, with the next number.
-        encoder: What made the text vectors of the training, where the data has them from a file.
-        device: Where the model computes.
-        data: Folder of the prepared data, where it is not where the checkpoint says.
+        ckpt_path: The version to change; or a checkpoint that fit wrote, or a published folder, for the newest version beside it.
+        items: File of new items: .parquet, JSON lines, or CSV with a header. Columns id, title, text (default: the title), and what
+            the encoder's template names; or the text vector itself in `vector`.
+        remove: Ids of items to remove.
+        output: Folder to write; null: beside the checkpoint, with the next number.
+        encoder: Text encoder that made the vectors of the training, if the data got them from a file.
+        device: Where the model computes: cpu, cuda.
+        data: Folder of the prepared data, if it is not where the checkpoint says.
+
+    Returns:
+        The folder of the new version.
 
     Raises:
         DataError: an item is wrong; the message says which. Nothing is written.
-        ConfigError: there is nothing to do, or the checkpoint is wrong.
+        ConfigError: neither items nor remove is given, or the checkpoint is wrong.
     """
     if items is None and not remove:
         raise ConfigError("give --items FILE, or --remove with a list of ids, or both.")

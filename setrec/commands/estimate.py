@@ -1,10 +1,9 @@
-"""What a run will take, without running it: `setrec estimate --items 1000000 --sampled 2048`.
+"""estimate: the memory and time of training and evaluation, without running them: `setrec estimate --workload.items 1000000`.
 
-from collections.abc import Sequence
-One training step and one batch of evaluation go through the real model on fake tensors, which have shapes and no content. Every
-operation is counted: its floating-point operations, the bytes it reads and writes, and what is alive at the same time. Time is
-then operations / peak + bytes / bandwidth, and for the ranking of evaluation scores / scores ranked a second. The speeds are
-measured on this machine in a second, or given for another one. tests/benchmarks/estimates.py compares with what is measured.
+One training step and one batch of evaluation go through the real model on fake tensors, which have a shape and no content. For
+every operation it counts the floating-point operations, the bytes read and written, and the memory held. Time is then operations /
+speed + bytes / bandwidth; ranking in evaluation is scores / (scores ranked a second). The speeds are measured on this machine in a
+second, or given for another machine. tests/benchmarks/estimates.py compares the estimates with measurements.
 """
 
 import time
@@ -15,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse.typing import lazy_instance
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+import setrec.backbones.decoder  # noqa: F401  (--backbone DecoderBackbone is found by its name)
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
 from setrec.commands.words import call
@@ -30,7 +30,7 @@ from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
 from setrec.hparams import instantiate_default
-from setrec.layers.negatives import Compared
+from setrec.layers.negatives import SoftmaxItems
 from setrec.model import Recipe, SETRec
 from setrec.schemas import Batch
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups
@@ -53,45 +53,47 @@ _VIEWS = (
 
 
 class Estimate(NamedTuple):
-    """What one training step and one batch of evaluation take."""
+    """Sizes, operations and seconds of one training step and of one batch of evaluation."""
 
     parameters: int
     trainable: int
-    train_flops: float  # a step, forward and backward
+    train_flops: float  # of a step, forward and backward
     train_traffic: float  # bytes read and written in a step
-    train_bytes: int  # most memory held at once in training: tables, weights, optimiser, activations; the libraries not
-    prefixes: int  # in a step
+    train_bytes: int  # most memory held at once: tables, weights, optimiser, activations; without the libraries
+    prefixes: int  # of a step
     step_seconds: float
-    evaluation_flops: float  # a batch, all betas
+    evaluation_flops: float  # of a batch, for all betas
     evaluation_bytes: int
-    users: int  # in a batch of evaluation
+    users: int  # of a batch of evaluation
     batch_seconds: float
 
     @property
     def prefixes_per_second(self) -> float:
+        """Speed of training."""
         return self.prefixes / self.step_seconds
 
     @property
     def users_per_second(self) -> float:
+        """Speed of evaluation."""
         return self.users / self.batch_seconds
 
 
 class Speeds(NamedTuple):
-    """What a machine does in a second."""
+    """What a machine computes in a second."""
 
     flops: float  # operations of matrix products in the precision of training
     float32_flops: float  # the same in float32, which evaluation runs in
     bandwidth: float  # bytes read or written
-    ranked: float  # scores of one user under one beta put into the three groups' lists
+    ranked: float  # scores ranked into the lists of the three groups
 
 
 class StepCounter(TorchDispatchMode):
-    """Counts the operations and the bytes they touch, and follows the storages that are alive."""
+    """Counts the operations, the bytes that they read and write, and the memory that is held."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.flops, self.traffic, self.alive, self.most = 0, 0, 0, 0
-        self._known: set[int] = set()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops, self.traffic, self.held, self.most = 0, 0, 0, 0
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -106,48 +108,51 @@ class StepCounter(TorchDispatchMode):
         return out
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor's memory until nobody has it any more."""
+        """Count a tensor's memory for as long as the tensor is in use."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._known:
+        if key in self._storages:
             return
         size = storage.nbytes()
-        self._known.add(key)
-        self.alive += size
-        self.most = max(self.most, self.alive)
+        self._storages.add(key)
+        self.held += size
+        self.most = max(self.most, self.held)
         weakref.finalize(storage, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.alive -= size
+        self._storages.discard(key)
+        self.held -= size
 
 
-class _Fixed(nn.Module):
-    """In the place of `Negatives`: columns of the right number."""
+class _FixedNegatives(nn.Module):
+    """In place of `Negatives`: the right number of columns, without drawing."""
 
     def __init__(self, drawn: int) -> None:
         super().__init__()
         self.drawn = drawn
 
-    def forward(self, target: Tensor) -> Compared:
+    def forward(self, target: Tensor) -> SoftmaxItems:
+        """The targets, (M,) int64, and `drawn` other columns."""
         items = torch.cat([target, target.new_zeros(self.drawn)])  # (M + drawn,)
-        return Compared(items, torch.arange(len(target)), torch.zeros(len(items)))
+        return SoftmaxItems(items, torch.arange(len(target)), torch.zeros(len(items)))
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be run. Lengths are those of a typical user; longer ones take more.
+    """The sizes of data and batches. Lengths are those of a typical user; longer ones take more.
 
     Args:
-        items: N.
-        history: L, items in a training history.
-        n_cf, n_sem: slots; K is their sum.
-        cf_width, text_width: E and F.
-        batch_size: prefixes in a training step.
-        eval_batch_size: users in a batch of evaluation.
-        sampled: items drawn by the sampled softmax; None: the full one.
-        objective: see `Recipe`.
-        betas: weights that evaluation tries.
+        items: Items in the catalogue, N.
+        history: Items in a training history, L.
+        n_cf: Collaborative slots.
+        n_sem: Semantic slots.
+        cf_width: Width of a CF vector, E.
+        text_width: Width of a text vector, F.
+        batch_size: Prefixes in a training step.
+        eval_batch_size: Users in a batch of evaluation.
+        sampled: Items drawn by the sampled softmax; null: the softmax over all items.
+        objective: See the option of fit, --model.objective.
+        betas: Values of beta that evaluation tries.
     """
 
     items: int = 12_000
@@ -164,7 +169,11 @@ class Workload:
 
 
 def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds: Speeds) -> Estimate:
-    """The estimate for a backbone that is not built yet, at given speeds."""
+    """The estimate for a backbone that is not built yet, with the speeds of a machine.
+
+    Raises:
+        ConfigError: a size is below 1.
+    """
     w = workload
     if min(w.items, w.history, w.batch_size, w.eval_batch_size) < 1:
         raise ConfigError("items, history, batch_size and eval_batch_size must be 1 or more.")
@@ -172,7 +181,7 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
     model = _shapes_only(w, backbone)
     if w.sampled is not None:
         model.recipe = replace(model.recipe, sampled=w.sampled)
-        model.negatives = _Fixed(w.sampled)  # type: ignore[assignment]
+        model.negatives = _FixedNegatives(w.sampled)  # type: ignore[assignment]
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         for module in model.modules():
             for name, weight in module._parameters.items():
@@ -188,8 +197,8 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
         counter = StepCounter()
         for held in (*weights, *model.buffers()):
             counter.hold(held)
-        for parameter in trained:  # the two moments of AdamW stand beside every weight
-            counter.alive += 2 * parameter.numel() * 4
+        for parameter in trained:  # AdamW holds two moments for every weight
+            counter.held += 2 * parameter.numel() * 4
         with counter:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 sums = model.losses(batch)
@@ -199,20 +208,20 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
         most = counter.most
         model.zero_grad()
         model.eval()
-        reading = StepCounter()
+        eval_counter = StepCounter()
         for held in (*weights, *model.buffers()):
-            reading.hold(held)
+            eval_counter.hold(held)
         batch = Batch(*(fake.from_tensor(t) for t in evaluation))
         with torch.no_grad():
             index = model.index()
             for table in index:
-                reading.hold(table)
-            with reading:
-                user = model.read(batch, index)
+                eval_counter.hold(table)
+            with eval_counter:
+                user = model.user_vectors(batch, index)
                 cf, sem = user.cf @ index.cf.T, user.sem @ index.sem.T  # (B, N), (B, N)
                 for _ in range(w.betas):
-                    torch.lerp(cf, sem, 0.5).clone()  # (B, N), and masked; what ranking takes is measured as a whole
-    evaluation_flops = reading.flops
+                    torch.lerp(cf, sem, 0.5).clone()  # (B, N); the time of ranking comes from `Speeds.ranked`
+    evaluation_flops = eval_counter.flops
     ranking_seconds = w.eval_batch_size * w.items * w.betas / speeds.ranked
     return Estimate(
         parameters=sum(p.numel() for p in weights),
@@ -223,14 +232,16 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
         prefixes=len(train.valid),
         step_seconds=train_flops / speeds.flops + traffic / speeds.bandwidth,
         evaluation_flops=evaluation_flops,
-        evaluation_bytes=reading.most,
+        evaluation_bytes=eval_counter.most,
         users=len(evaluation.user),
-        batch_seconds=evaluation_flops / speeds.float32_flops + reading.traffic / speeds.bandwidth + ranking_seconds,
+        batch_seconds=evaluation_flops / speeds.float32_flops
+        + eval_counter.traffic / speeds.bandwidth
+        + ranking_seconds,
     )
 
 
 def _shapes_only(w: Workload, backbone: Backbone) -> SETRec:
-    """The model without any numbers in it."""
+    """The model on the meta device: shapes without content."""
     with torch.device("meta"):
         absent = torch.zeros(w.items, dtype=torch.bool)  # (N,)
         catalogue = Catalogue(
@@ -247,7 +258,7 @@ def _shapes_only(w: Workload, backbone: Backbone) -> SETRec:
 
 
 def _batches(w: Workload) -> tuple[Batch, Batch]:
-    """A training batch and one of evaluation, every history of the same length."""
+    """A training batch and a batch of evaluation, with histories of one length."""
     n_rows = max(1, round(w.batch_size / w.history))
     rng = np.random.default_rng(0)
 
@@ -260,12 +271,12 @@ def _batches(w: Workload) -> tuple[Batch, Batch]:
 
 
 def measured_speeds(device: str, bf16: bool) -> Speeds:
-    """The speeds of this machine, measured in about a second."""
+    """Measure the speeds of this machine, in about a second."""
     a = torch.randn(1024, 1024, device=device)
     narrow = a.to(torch.bfloat16 if bf16 else torch.float32)
     block = torch.randn(4 * 1024 * 1024, device=device)  # 16 MiB
     scores, seen = torch.randn(64, 12_000, device=device), torch.zeros(64, 8, dtype=torch.int64, device=device)
-    warm = torch.arange(12_000, device=device) < 11_400  # (N,) about as many as in Toys
+    warm = torch.arange(12_000, device=device) < 11_400  # (N,): about as many warm items as in Toys
 
     def best(work: Any, times: int = 12) -> float:
         shortest = float("inf")
@@ -297,18 +308,17 @@ def estimate(
     float32_tflops: float | None = None,
     gigabytes_per_second: float | None = None,
 ) -> None:
-    """Print what training and evaluation will take, without running them.
+    """Print the memory and time of training and evaluation, without running them.
 
     Args:
         workload: Sizes of the catalogue, the histories and the batches.
         backbone: T5Backbone or DecoderBackbone, from random weights of a shape.
-        device: Where it is to run; its speed is measured, unless given.
-        precision: Of training; evaluation is in float32.
-        tflops: Matrix products of another machine in the precision of training, in 10^12 operations a second; null: measure this
-            one.
-        float32_tflops: The same in float32; null: measure this one.
-        gigabytes_per_second: Memory bandwidth of another machine; null: measure this one. The speed of ranking, measured here, is
-            taken to grow with it.
+        device: Device of the run; its speeds are measured, unless they are given.
+        precision: Precision of training; evaluation is in float32.
+        tflops: Speed of matrix products in the precision of training, in 10^12 operations a second; null: measure this machine.
+        float32_tflops: The same in float32; null: measure this machine.
+        gigabytes_per_second: Memory bandwidth; null: measure this machine. The measured speed of ranking is scaled in proportion
+            to it.
     """
     bf16 = precision == "bf16-mixed"
     here = measured_speeds(device, bf16)
@@ -332,7 +342,7 @@ def estimate(
     )
     print(f"at              {speeds.flops / 1e9:.4g} GFLOP/s ({speeds.float32_flops / 1e9:.4g} in float32),")
     print(f"                {bandwidth / 1e9:.3g} GB/s and {speeds.ranked / 1e6:.3g} million scores ranked a second;")
-    print("                libraries and allocator take 0.2 to 0.8 GiB more")
+    print("                libraries and allocator need 0.2 to 0.8 GiB more")
 
 
 def from_words(words: Sequence[str]) -> None:

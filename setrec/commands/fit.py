@@ -1,6 +1,7 @@
 """fit, validate, test, predict: LightningCLI, told what SETRec's runs need.
 
-    setrec fit --config configs/quickstart.yaml
+    setrec fit --config quickstart
+    setrec fit --config data/toys --config model/best --data.raw DIR
     setrec test --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt
 
 A checkpoint carries the arguments of its model and its data: `--ckpt_path` alone restores both, flags given win.
@@ -20,9 +21,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+# importing these lets the command line name their classes without the module
+import setrec.backbones.decoder
 import setrec.data.readers
-import setrec.encoders  # noqa: F401
-from setrec.class_names import current_name, refuse_strangers
+import setrec.encoders
+import setrec.sasrec  # noqa: F401
+from setrec.class_names import check_class_names, current_name
+from setrec.commands.configurations import OPTIONS, find_configuration, with_configurations
 from setrec.commands.words import ckpt_path_of, values_of
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
@@ -135,9 +140,9 @@ def names_model(words: Sequence[str]) -> bool:
 def configs_of(words: Sequence[str]) -> list[dict[str, Any]]:
     """The content of the files that --config names; what can't be read is left to the parser, which says what is wrong."""
     found = []
-    for value in values_of(words, "--config", "-c"):
+    for value in values_of(words, *OPTIONS):
         try:
-            config = yaml.safe_load(Path(value).read_text())
+            config = yaml.safe_load(Path(find_configuration(value)).read_text())
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(config, dict):
@@ -167,13 +172,13 @@ def checkpoint_arguments(path: Path, with_class: bool = False, named: Iterable[s
         named: classes that the user names; a checkpoint may hold these beside those of this project.
 
     Raises:
-        ConfigError: see `read_checkpoint` and `refuse_strangers`.
+        ConfigError: see `read_checkpoint` and `check_class_names`.
     """
     checkpoint = read_checkpoint(path)
     model, data = checkpoint.model, checkpoint.data
     if with_class:
         model = {"class_path": checkpoint.model_class, "init_args": model}
-    refuse_strangers([model, data], named)
+    check_class_names([model, data], named)
     return {"model": model, "data": data}
 
 
@@ -190,12 +195,13 @@ def prepared(args: Sequence[str]) -> SETRecCLI:
 
 def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
     """LightningCLI with this project's classes and defaults."""
-    named = names_model(sys.argv[1:] if args is None else args)
+    words = with_configurations(sys.argv[1:] if args is None else args)
+    named = names_model(words)
     return SETRecCLI(
         RankingModule if named else SETRecModule,
         SETRecDataModule,
         subclass_mode_model=named,
-        args=args,
+        args=words,
         run=run,
         seed_everything_default=SEED,
         save_config_kwargs={"overwrite": True},

@@ -1,4 +1,4 @@
-"""merge: the adapters of a checkpoint added into their language model, as a plain Hugging Face folder."""
+"""merge: add a checkpoint's adapters to their language model, and write it as a plain Hugging Face folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from setrec.hparams import instantiate
 
 
 def merge(ckpt_path: str, output: str) -> None:
-    """Write the language model of a checkpoint, LoRA merged, as a plain model folder.
+    """Write the language model of a checkpoint, with LoRA merged, as a plain Hugging Face folder.
 
     Args:
         ckpt_path: A checkpoint of a run with a pretrained DecoderBackbone.
-        output: The folder to make; it must not exist. `--model.backbone.pretrained FOLDER` reads it.
+        output: The folder to write; it must not exist. `--model.backbone.pretrained FOLDER` reads it.
 
     Raises:
         ConfigError: the checkpoint has another backbone, or the folder exists.
@@ -24,7 +24,7 @@ def merge(ckpt_path: str, output: str) -> None:
     checkpoint = read_checkpoint(Path(ckpt_path))
     backbone = instantiate(checkpoint.model.get("backbone"), Backbone)
     if not isinstance(backbone, DecoderBackbone):
-        raise ConfigError(f"{ckpt_path} has no decoder-only backbone: there are no adapters to merge.")
+        raise ConfigError(f"{ckpt_path} has no decoder-only backbone, so it has no adapters to merge.")
     backbone.build()
     backbone.check_origin(checkpoint.origin)
     prefix = "model.backbone."

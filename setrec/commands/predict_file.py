@@ -1,120 +1,111 @@
-"""predict --histories: recommendations for the users of a file, by any number of processes, each user once."""
+"""predict --histories: recommendations for the users of a file, computed by one process or several."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
 from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.tables import read_table
+from setrec.files.whole import whole_file
 from setrec.inference.answers import Recommendation
 from setrec.inference.history_file import HistoryFile, read_history_file
-from setrec.inference.new_items import read_table
+from setrec.inference.options import RecommendOptions
 from setrec.recommend import Recommender
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True)
+class PredictFileOptions(RecommendOptions):
+    """The options of `setrec predict --histories`.
+
+    Args:
+        candidates: File with a column `id`: recommend only these items (in stock, in a region); null: the whole catalogue.
+        output: File to write: .parquet, .csv or .jsonl. Columns user_id, rank (from 1), item_id, score, title; with explain also
+            parts, nearest_text, nearest_cf.
+        user: Column with the user's id.
+        item: Column with the item's id.
+        time: Column with the time, if there is one.
+        history: Column with the whole history.
+        processes: Number of processes that share the work; the output does not depend on it.
+        device: Where the model computes: cpu, cuda (each process takes the next GPU), cuda:1.
+        data: Folder of the prepared data, if it is not where the checkpoint says.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    candidates: str | None = None
+    output: str = "predictions.parquet"
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    history: str = "history"
+    processes: int = 1
+    device: str = "cpu"
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.processes < 1:
+            raise ConfigError(f"--processes is {self.processes}; it must be 1 or more.")
+        if Path(self.output).suffix not in (".parquet", ".csv", ".jsonl"):
+            raise ConfigError(f"--output {self.output}: the name must end in .parquet, .csv or .jsonl.")
+
+    def for_recommender(self) -> RecommendOptions:
+        """The part of the options that the Recommender takes, with the candidates read from their file."""
+        given = {field.name: getattr(self, field.name) for field in fields(RecommendOptions)}
+        return RecommendOptions(**given | {"candidates": _read_candidates(self.candidates)})
+
+
+class Task(NamedTuple):
     """What every process needs to know."""
 
     ckpt_path: str
-    data: str | None
     file: HistoryFile
-    k: int
-    explain: bool
-    exclude_seen: bool
-    candidates: list[str] | None
-    beta: float | None
-    unknown: Literal["skip", "refuse"]
-    device: str
-    processes: int
-    parts: Path
+    options: PredictFileOptions
+    for_recommender: RecommendOptions
+    parts: Path  # the folder for the results of all processes
 
 
-def predict_file(
-    ckpt_path: str,
-    histories: str,
-    output: str = "predictions.parquet",
-    k: int = 10,
-    explain: bool = False,
-    exclude_seen: bool = True,
-    candidates: str | None = None,
-    beta: float | None = None,
-    unknown: Literal["skip", "refuse"] = "skip",
-    user: str = "user_id",
-    item: str = "item_id",
-    time: str = "timestamp",
-    history: str = "history",
-    processes: int = 1,
-    device: str = "cpu",
-    data: str | None = None,
-) -> None:
-    """Recommend to the users of a file, whether the model knows them or not.
+def predict_file(ckpt_path: str, histories: str, **options: Any) -> None:
+    """Recommend items to the users of a file. The users need not be in the training data.
 
     Args:
-        ckpt_path: A checkpoint of fit, a version of its catalogue, or a published folder.
-        histories: File of histories: .parquet, JSON lines, or CSV with a header. One row a user with a column `history` (a
-            list), or one row an event with user and item, and a time where rows are not in order.
-        output: File to write: .parquet, .csv or .jsonl. Columns user_id, rank (from 1), item_id, score, title.
-        k: Items for each user.
-        explain: Add why: what each slot contributes (parts), and the history items closest by text and by CF vectors.
-        exclude_seen: Leave the history's own items out.
-        candidates: File with a column `id`: recommend only these items (in stock, in a region); null: all.
-        beta: Weight of the semantic slots, 0 to 1; null: as chosen on validation.
-        unknown: Items of a history that the catalogue doesn't have: skip them and say so, or refuse the file.
-        user: Column of the user's id.
-        item: Column of the item's id.
-        time: Column of the time, where there is one.
-        history: Column of the whole history.
-        processes: Processes that share the work; the output is the same whatever their number.
-        device: Where the model computes: cpu, cuda (one GPU for each process, in turn), cuda:1.
-        data: Folder of the prepared data, where it is not where the checkpoint says.
+        ckpt_path: A checkpoint that fit wrote, a version of its catalogue, or a published folder.
+        histories: File of histories: .parquet, JSON lines, or CSV with a header. Either one row a user, with a list in the column
+            `history`; or one row an event, with user and item, and a time if rows are not in order.
+        options: see `PredictFileOptions`.
 
     Raises:
-        DataError: the file has a row that makes no sense; the message says which.
+        DataError: a row of the file is wrong; the message names the row.
         ConfigError: the checkpoint or an option is wrong.
     """
-    if processes < 1:
-        raise ConfigError(f"--processes is {processes}; it must be 1 or more.")
-    final = Path(output)
-    if final.suffix not in (".parquet", ".csv", ".jsonl"):
-        raise ConfigError(f"--output {output}: the name must end in .parquet, .csv or .jsonl.")
-    file = read_history_file(histories, user, item, time, history)
-    parts = final.with_name(f".{final.name}.{os.getpid()}")
-    wanted = Wanted(
-        ckpt_path,
-        data,
-        file,
-        k,
-        explain,
-        exclude_seen,
-        _candidates(candidates),
-        beta,
-        unknown,
-        device,
-        processes,
-        parts,
-    )
+    chosen = PredictFileOptions(**options)
+    final = Path(chosen.output)
+    file = read_history_file(histories, chosen.user, chosen.item, chosen.time, chosen.history)
+    for_recommender = chosen.for_recommender()
     try:
-        parts.mkdir(parents=True)
-        strange = _shared(wanted)
-        _join(parts, final, file.users)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
+            unknown = run_processes(Task(ckpt_path, file, chosen, for_recommender, Path(folder)))
+            _join(Path(folder), final, file.users)
     except OSError as error:
         raise DataError(f"{final} cannot be written ({error}).") from None
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
-    if strange:
-        shown = ", ".join(sorted(strange)[:5]) + (", ..." if len(strange) > 5 else "")
-        print(f"{len(strange):,} ids of the histories are not in the catalogue and were skipped: {shown}")
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
+        print(f"{len(unknown):,} ids of the histories are not in the catalogue and were skipped: {shown}")
     print(f"predictions: {final} ({len(file.users):,} users)")
 
 
-def _candidates(path: str | None) -> list[str] | None:
+def _read_candidates(path: str | None) -> list[str] | None:
     if path is None:
         return None
     table = read_table(path)
@@ -123,46 +114,38 @@ def _candidates(path: str | None) -> list[str] | None:
     return table["id"].cast(pl.String).to_list()
 
 
-def _shared(wanted: Wanted) -> set[str]:
-    """Do the work, here or in processes of its own; returns the unknown ids."""
-    if wanted.processes == 1:
-        return work(wanted, 0)
-    with ProcessPoolExecutor(wanted.processes, mp_context=get_context("spawn")) as pool:
-        return set().union(*pool.map(work, [wanted] * wanted.processes, range(wanted.processes)))
+def run_processes(task: Task) -> set[str]:
+    """Do the task, in this process or in several new ones; returns the unknown ids."""
+    n = task.options.processes
+    if n == 1:
+        return predict_share(task, 0)
+    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+        return set().union(*pool.map(predict_share, [task] * n, range(n)))
 
 
-def work(wanted: Wanted, rank: int) -> set[str]:
-    """One process's share, every processes-th block of users, as a file; returns the unknown ids among them."""
-    device = wanted.device
-    if wanted.processes > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // wanted.processes))
+def predict_share(task: Task, rank: int) -> set[str]:
+    """Do the share of one process, every n-th batch of users, and write it to files; returns the unknown ids of its users."""
+    n, device = task.options.processes, task.options.device
+    if n > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // n))
         if device == "cuda":
             device = f"cuda:{rank % torch.cuda.device_count()}"
-    recommender = Recommender.load(wanted.ckpt_path, device, wanted.data)
-    blocks = recommender.stream(
-        wanted.file.histories,
-        wanted.k,
-        wanted.exclude_seen,
-        wanted.candidates,
-        wanted.explain,
-        wanted.beta,
-        wanted.unknown,
-        share=(rank, wanted.processes),
-    )
-    strange: set[str] = set()
-    everyone = len(wanted.file.users) if wanted.processes == 1 else None  # shares are whole blocks, not equal
-    with tqdm(total=everyone, desc=f"users of process {rank}", unit="user", delay=2, disable=rank > 0) as bar:
-        for number, (places, answers) in enumerate(blocks):
-            strange.update(*(answer.unknown for answer in answers))
-            frame = rows(places, answers, wanted.explain)
+    recommender = Recommender.load(task.ckpt_path, device, task.options.data)
+    unknown: set[str] = set()
+    total = len(task.file.users) if n == 1 else None  # a share is a number of batches, which differ in size
+    with tqdm(total=total, desc=f"users of process {rank}", unit="user", delay=2, disable=rank > 0) as bar:
+        batches = recommender.stream(task.file.histories, task.for_recommender, share=(rank, n))
+        for number, (places, answers) in enumerate(batches):
+            unknown.update(*(answer.unknown for answer in answers))
+            frame = rows(places, answers, task.options.explain)
             if len(frame):
-                frame.write_parquet(wanted.parts / f"{rank:04d}-{number:08d}.parquet")
+                frame.write_parquet(task.parts / f"{rank:04d}-{number:08d}.parquet")
             bar.update(len(places))
-    return strange
+    return unknown
 
 
 def rows(places: Sequence[int], answers: Sequence[Recommendation], explain: bool) -> pl.DataFrame:
-    """Answers as rows: user (its place in the file), rank, item_id, score, title; with `explain` parts and nearest items."""
+    """Make a table of answers: user (its place in the file), rank, item_id, score, title; with `explain` also the reasons."""
     flat = [
         (place, rank, item)
         for place, answer in zip(places, answers, strict=True)
@@ -179,13 +162,13 @@ def rows(places: Sequence[int], answers: Sequence[Recommendation], explain: bool
         whys = [item.why for _, _, item in flat if item.why is not None]
         columns["parts"] = pl.Series([why.parts for why in whys])
         for name in ("nearest_text", "nearest_cf"):
-            near = [[own for own, _ in getattr(why, name)] for why in whys]
-            columns[name] = pl.Series(near, dtype=pl.List(pl.String))
+            ids = [[own for own, _ in getattr(why, name)] for why in whys]
+            columns[name] = pl.Series(ids, dtype=pl.List(pl.String))
     return pl.DataFrame(columns)
 
 
 def _join(parts: Path, final: Path, users: list[str]) -> None:
-    """All blocks -> one file, users in the file's order; written beside, then renamed."""
+    """Join the files of all batches into one, users in the order of the input."""
     files = sorted(parts.glob("*.parquet"))
     names = pl.LazyFrame(
         {"user": pl.Series(range(len(users)), dtype=pl.Int64), "user_id": pl.Series(users, dtype=pl.String)}
@@ -194,15 +177,13 @@ def _join(parts: Path, final: Path, users: list[str]) -> None:
     found = pl.scan_parquet(files) if files else empty
     table = found.join(names, "user", how="left").sort("user", "rank")
     table = table.select("user_id", pl.exclude("user", "user_id"))
-    beside = parts / f"whole{final.suffix}"
-    if final.suffix == ".parquet":
-        table.sink_parquet(beside)
-    elif final.suffix == ".jsonl":
-        table.sink_ndjson(beside)
-    else:
-        schema = table.collect_schema()
-        nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
-        nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
-        table.with_columns(nested).sink_csv(beside)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(beside, final)
+    with whole_file(final) as hidden:
+        if final.suffix == ".parquet":
+            table.sink_parquet(hidden)
+        elif final.suffix == ".jsonl":
+            table.sink_ndjson(hidden)
+        else:
+            schema = table.collect_schema()
+            nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
+            nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
+            table.with_columns(nested).sink_csv(hidden)

@@ -7,9 +7,9 @@ from typing import Literal
 from setrec.commands.words import call
 from setrec.errors import ConfigError
 from setrec.evaluation.results import write_results
-from setrec.report.figure import draw
-from setrec.report.runs import load
-from setrec.report.study import Settings, study
+from setrec.report.figure import draw_report
+from setrec.report.runs import load_runs
+from setrec.report.study import ReportSettings, make_report
 from setrec.report.table import print_report
 
 
@@ -28,47 +28,47 @@ def report(
     permutations: int = 100_000,
     seed: int = 2023,
 ) -> Path:
-    """Put runs side by side: means over seeds, intervals over users, paired tests, breakdowns, ablations.
+    """Compare runs: means over seeds, intervals over users, paired tests, breakdowns, ablations.
 
     Prints tables and writes report.json and report.png.
 
     Args:
-        runs: Names and where their results lie: --runs.best "folder" --runs.paper "[folder, folder]". A folder is searched for
-            results files, * stands for anything (keep the quotes); each results file is a seed. Later runs are compared with
-            the first, and with the baselines.
-        output: Folder for report.json and report.png; made if it isn't there.
+        runs: Names of runs and the folders of their results: --runs.best "folder" --runs.paper "[folder, folder]". A folder is
+            searched for results files, and * matches any name (keep the quotes); each results file is a seed. Later runs are
+            compared with the first, and runs with the baselines.
+        output: Folder for report.json and report.png; it is made if it does not exist.
         split: test reads results.json, which `test` writes; validation reads validation_results.json, which `validate` writes.
-        filter_seen: Tests and breakdowns are of the ranking without the user's own items; false: with them. The table of
-            means shows both.
+        filter_seen: Tests and breakdowns use the ranking without the user's own items; false: with them. The tables of means show
+            both.
         metrics: Columns of the tables; recall, ndcg, precision or mrr at 5, 10 or 20.
         tested: The metric of the paired tests.
-        against_baselines: Runs that are tested against the baselines; later runs are tested against the first all the same. Fewer
-            tests leave more power to each.
+        against_baselines: Which runs are tested against the baselines; later runs are always tested against the first. With fewer
+            tests, each has more power.
         k: Length of the list in which a target counts as found, in the breakdown by popularity; 5, 10 or 20.
-        history_edges: Longest history of each bucket, in items, ascending; one more bucket holds what is longer.
-        confidence: Of the intervals.
-        resamples: Of the bootstrap.
-        permutations: Random flips of sign in a paired test; its p is never below 1 / (permutations + 1), before Holm.
-        seed: Of everything that is drawn.
+        history_edges: The longest history of each bucket, in items, ascending; one more bucket holds longer histories.
+        confidence: Confidence of the intervals.
+        resamples: Resamples of the bootstrap.
+        permutations: Random sign flips in a paired test; p is never below 1 / (permutations + 1), before Holm.
+        seed: Seed of all random draws.
 
     Returns:
         The path of report.json.
 
     Raises:
-        ConfigError: options that don't fit, or runs that answered different questions.
-        DataError: a missing or damaged file.
+        ConfigError: an option is not valid, or the runs were not evaluated on the same users and targets.
+        DataError: a file is missing or damaged.
     """
     if not 0 < confidence < 1 or min(resamples, permutations) < 100:
         raise ConfigError(
             f"confidence is {confidence}, resamples {resamples}, permutations {permutations}: give a confidence between 0 "
-            "and 1, and at least 100 of the others."
+            "and 1, and at least 100 for the others."
         )
     if sorted(set(history_edges)) != history_edges:
-        raise ConfigError(f"history_edges is {history_edges}: the edges must ascend.")
+        raise ConfigError(f"history_edges is {history_edges}: give the edges in ascending order.")
     shown = tuple(dict.fromkeys([*metrics, tested]))
     wanted = {name: [where] if isinstance(where, str) else where for name, where in runs.items()}
-    methods, questions = load(wanted, split, list(shown), k)
-    settings = Settings(
+    methods, evaluated = load_runs(wanted, split, list(shown), k)
+    settings = ReportSettings(
         split,
         filter_seen,
         shown,
@@ -81,11 +81,11 @@ def report(
         permutations,
         seed,
     )
-    made = study(methods, questions, settings)
+    content = make_report(methods, evaluated, settings)
     folder = Path(output)
-    print_report(made)
-    draw(made, folder / "report.png")
-    path = write_results(folder / "report.json", made)
+    print_report(content)
+    draw_report(content, folder / "report.png")
+    path = write_results(folder / "report.json", content)
     print(f"report: {path}, {folder / 'report.png'}")
     return path
 

@@ -1,7 +1,6 @@
-"""The words of a command line, before a parser reads them."""
+"""The words of a command line: functions that read or change them before a parser does."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +10,44 @@ from setrec.errors import ConfigError
 
 
 def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> None:
-    """Call a function with the arguments of a command line; its docstring is the help.
+    """Call a function with the options of a command line.
 
     Args:
-        function: what does the work; its parameters are the options.
-        name: of the command.
-        words: what follows the name.
+        function: does the work; its parameters are the options, its docstring is the help.
+        name: the name of the command.
+        words: the words after the name.
     """
     auto_cli(function, args=list(words), as_positional=False, prog=f"setrec {name}")
 
 
 def values_of(words: Sequence[str], *options: str) -> list[str]:
     """What a command line gives for an option, in order: `--option value` or `--option=value`."""
-    found = [after for word, after in pairwise(words) if word in options]
-    return found + [value for word in words for name, _, value in [word.partition("=")] if value and name in options]
+    found = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in options:
+            found.append(value if equals else after)
+    return [value for value in found if value]
 
 
 def with_value(words: Sequence[str], flag: str) -> list[str]:
-    """A command line in which a flag that stands alone means true."""
+    """Give the value true to a flag that has none."""
     after = [*words[1:], ""]
     alone = [word == flag and follows not in ("true", "false") for word, follows in zip(words, after, strict=True)]
     return [f"{word}=true" if bare else word for word, bare in zip(words, alone, strict=True)]
 
 
 def without(words: Sequence[str], option: str) -> list[str]:
-    """A command line with an option and its value left out."""
+    """Leave out an option and its value."""
     keep = [word for place, word in enumerate(words) if word != option and (place == 0 or words[place - 1] != option)]
     return [word for word in keep if not word.startswith(f"{option}=")]
 
 
 def ckpt_path_of(words: Sequence[str]) -> Path | None:
-    """The file that `--ckpt_path` names, or None where there is none or it is a keyword such as `best`.
+    """The file that `--ckpt_path` names; None if the option is missing, or has a keyword such as `best`.
 
     Raises:
-        ConfigError: it looks like a path and isn't there.
+        ConfigError: the file does not exist.
     """
     for value in values_of(words, "--ckpt_path"):
         if value in ("best", "last", "hpc", "registry", "null"):

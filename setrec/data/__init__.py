@@ -1,7 +1,7 @@
-"""Raw files in, batches out: readers, cleaning, splits, the prepared format and the data module.
+"""From raw files to batches: readers, cleaning, splits, prepared data and the data module.
 
-The names below are public. Each is imported when it is first asked for: serving reads prepared data and needs neither a reader of
-raw files nor Lightning.
+The names below are public. Each is imported when it is first used, because serving reads prepared data and needs neither a reader
+of raw files nor Lightning.
 """
 
 import importlib
@@ -68,7 +68,7 @@ _MODULES = {  # name -> the module that defines it
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,7 +1,7 @@
-"""Which users or prefixes stand together in a batch, and the batch as tensors.
+"""Batches: which users or prefixes a batch holds, and the batch as tensors.
 
-Three parts: rows (`TrainRows`, `EvalRows`) turn row numbers into a `Batch`; plans (`TrainPlan`, `EvalPlan`) say which
-rows every batch holds, on every process; `BatchLoader` walks through a plan and can go on in the middle of an epoch.
+Three parts: rows (`TrainRows`, `EvalRows`) turn row numbers into a `Batch`; plans (`TrainPlan`, `EvalPlan`) say which rows each
+batch holds, on every process; `BatchLoader` yields the batches of a plan and can resume in the middle of an epoch.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from setrec.schemas import PAD, Batch
 
 
 def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0) -> np.ndarray:
-    """Slices of the flat items as rows of one width, PAD at the end.
+    """Return slices of the flat items as rows of one width, with PAD at the end.
 
     Args:
-        ragged: only its flat items are read.
-        first: (B,) where each slice begins in the flat items.
-        length: (B,) how long it is.
-        least: the width is at least this.
+        ragged: the flat items; its own rows are not looked at.
+        first: (B,) int64, where each slice begins in the flat items.
+        length: (B,) int64, the length of each slice.
+        least: the least width.
 
     Returns:
         (B, max(longest, least)) int64.
@@ -35,18 +35,25 @@ def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0
     return out
 
 
-class TrainRows(Dataset):
+class TrainRows(Dataset[Batch]):
     """Training prefixes as rows of batches.
 
-    Each user's training items are cut to the last max_history + 1, the window. Its prefix t shows window[:t] and is
-    asked for window[t]. Prefix 0, the empty history, is there only where the window begins at the user's beginning.
+    The window is the last max_history + 1 training items of a user. Its prefix t shows window[:t], and its target is
+    window[t]. Prefix 0, the empty history, exists only if the window begins with the user's first item.
 
     Args:
         train: each user's training items.
-        max_history: most history items a prefix shows.
-        prefix_parallel: True: a row is a user, with all prefixes of the window. A number: they are shared out evenly to so many
-            rows. False: a row is one prefix, as in the paper. The same prefixes in all.
-        since: (users,) the first item of each user that is asked for, counted from the user's beginning; None: all are.
+        max_history: the most history items of a prefix.
+        prefix_parallel: True: a row is a user, with all prefixes of the window. A number: they are spread evenly over this many
+            rows. False: a row is one prefix, as in the paper. The prefixes are always the same.
+        since: (users,) int64, the place in each user's items of the first item that can be a target; None: 0 for all.
+
+    Attributes:
+        user: (rows,) int64, the user of each row.
+        begin: (rows,) int64, where the user's window begins in the flat items.
+        first: (rows,) int64, the row's shortest prefix.
+        prefixes: (rows,) int64, the number of prefixes of the row.
+        history: (rows,) int64, history items of the row's longest prefix.
     """
 
     def __init__(
@@ -54,7 +61,7 @@ class TrainRows(Dataset):
     ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
-        begin = train.offsets[1:] - window  # (users,) where the window stands in the flat items
+        begin = train.offsets[1:] - window  # (users,) where the window begins in the flat items
         least = (length > window).astype(np.int64)  # (users,) the first prefix: 0, or 1 in a cut window
         if since is not None:
             least = np.maximum(least, since - (length - window))  # (users,)
@@ -73,7 +80,7 @@ class TrainRows(Dataset):
         return len(self.user)
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
-        """The batch of these rows. target is (B, P), seen (B, 0)."""
+        """Return the batch of these row numbers, (B,) int64. target is (B, P), seen (B, 0)."""
         begin, first, count = self.begin[rows], self.first[rows], self.prefixes[rows]  # each (B,)
         history = padded(self.train, begin, self.history[rows], least=1)  # (B, L)
         target = padded(self.train, begin + first, count)  # (B, P)
@@ -82,13 +89,16 @@ class TrainRows(Dataset):
         return _batch(self.user[rows], history, prefix, target, seen)
 
 
-class EvalRows(Dataset):
-    """Users with their whole history and all their targets.
+class EvalRows(Dataset[Batch]):
+    """Users with their history and all their targets. Row u is user u.
 
     Args:
-        history: each user's history, uncut; what is shown is its last max_history items, `seen` is all of it.
+        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it.
         targets: each user's targets.
-        max_history: most history items that are shown.
+        max_history: the most history items of a row.
+
+    Attributes:
+        shown: (users,) int64, history items of each row.
     """
 
     def __init__(self, history: Ragged, targets: Ragged, max_history: int) -> None:
@@ -99,7 +109,7 @@ class EvalRows(Dataset):
         return len(self.whole)
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
-        """The batch of these users. prefix is (B, 1), target and seen as wide as their longest row."""
+        """Return the batch of these users, (B,) int64. prefix is (B, 1); target and seen are as wide as their longest row."""
         shown = self.shown[rows]  # (B,)
         history = padded(self.whole, self.whole.offsets[rows + 1] - shown, shown, least=1)  # (B, L)
         target = padded(self.targets, self.targets.offsets[rows], self.targets.lengths[rows], least=1)  # (B, any)
@@ -108,17 +118,17 @@ class EvalRows(Dataset):
 
 
 def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np.ndarray, seen: np.ndarray) -> Batch:
-    """Add what follows from the rest. A row's prefixes are consecutive: those beyond place i are a subtraction."""
+    """Make a batch: add the fields that follow from these. A row's prefixes are consecutive, so counting them is a subtraction."""
     real = history != PAD  # (B, L)
     unique, inverse = np.unique(history[real], return_inverse=True)  # (U,), (real items,)
-    if not len(unique):  # only empty histories: item 0, with weight 0, so that `position` always points somewhere
+    if not len(unique):  # only empty histories: item 0 with weight 0, so that `position` always points to an item
         unique = np.zeros(1, np.int64)
     position = np.zeros_like(history)
     position[real] = inverse
     last = prefix.max(1, keepdims=True)  # (B, 1) the longest prefix
     shortest = np.where(prefix != PAD, prefix, np.iinfo(np.int64).max).min(1, keepdims=True)  # (B, 1)
-    beyond = last - np.maximum(np.arange(history.shape[1]), shortest - 1)  # (B, L) prefixes that see place i
-    weight = np.bincount(inverse, np.maximum(beyond, 0)[real], len(unique))  # (U,)
+    seeing = last - np.maximum(np.arange(history.shape[1]), shortest - 1)  # (B, L) prefixes that see place i
+    weight = np.bincount(inverse, np.maximum(seeing, 0)[real], len(unique))  # (U,)
     valid = np.flatnonzero(prefix != PAD)  # (M,)
     return Batch(
         user=_tensor(user),
@@ -137,60 +147,61 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.int64))
 
 
-def _place() -> tuple[int, int]:
-    """Rank and world size of this process: the one place of the project that asks."""
+def _rank_and_world_size() -> tuple[int, int]:
+    """Rank and world size of this process. Nothing else in the project asks for them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
 class TrainPlan:
-    """Batches of one epoch: about batch_size prefixes each, rows of like length together, order from (seed, epoch).
+    """The batches of an epoch: about batch_size prefixes each, rows of similar length together, in an order from (seed, epoch).
 
-    Their number is that of the prefixes / batch_size, rounded up, in every epoch: Lightning counts batches once and validates
-    after as many, so an epoch of fewer would go without validation and one of more would lose the rest. A batch ends at
-    the row that is nearest to its share.
+    Every epoch has the same number of batches: prefixes / batch_size, rounded up. Lightning counts batches once and validates
+    after that many: an epoch with fewer would get no validation, and one with more would lose the rest. A batch ends at the
+    row that brings it nearest to its share of the prefixes.
 
-    The global batches do not depend on the number of processes: process r of w takes rows r, r + w, ... of each, so
-    that 1 and 2 processes take the same optimiser steps.
+    The global batches do not depend on the number of processes: process r of w takes rows r, r + w, ... of each. So 1 and 2
+    processes take the same optimiser steps.
 
     Args:
-        prefixes: (rows,) prefixes of each row.
-        length: (rows,) history items of each row.
+        prefixes: (rows,) int64, prefixes of each row.
+        length: (rows,) int64, history items of each row.
         batch_size: prefixes in a global batch (paper: 512).
-        seed: with the epoch, decides everything.
-        chunk: batches' worth of rows that are sorted by length among themselves.
+        seed: decides the batches, together with the epoch.
+        chunk: rows are sorted by length within chunks of this many batches.
     """
 
     def __init__(self, prefixes: np.ndarray, length: np.ndarray, batch_size: int, seed: int, chunk: int = 32) -> None:
         self.prefixes, self.length = prefixes, length
         self.batch_size, self.seed, self.chunk, self.epoch = batch_size, seed, chunk, 0
-        self._made: tuple[int, list[np.ndarray]] = (-1, [])
+        self._cached: tuple[int, list[np.ndarray]] = (-1, [])  # an epoch and its batches
 
     @property
     def sampler(self) -> "TrainPlan":
-        """Lightning calls set_epoch on batch_sampler.sampler."""
+        """The plan itself: Lightning calls set_epoch on batch_sampler.sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches come next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.global_batches())
 
     def global_batches(self) -> list[np.ndarray]:
-        """This epoch's batches, all processes together: arrays of row numbers."""
-        if self._made[0] != self.epoch:
-            self._made = (self.epoch, self._make(np.random.default_rng((self.seed, self.epoch))))
-        return self._made[1]
+        """Return this epoch's batches for all processes together: arrays of row numbers, int64."""
+        if self._cached[0] != self.epoch:
+            self._cached = (self.epoch, self._make_batches(np.random.default_rng((self.seed, self.epoch))))
+        return self._cached[1]
 
     def batches(self) -> list[np.ndarray]:
-        """This process's share of every batch.
+        """Return this process's share of every batch: arrays of row numbers, int64.
 
         Raises:
             ConfigError: a batch has fewer rows than there are processes.
         """
-        rank, world = _place()
+        rank, world = _rank_and_world_size()
         whole = self.global_batches()
         smallest = min(map(len, whole), default=world)
         if smallest < world:
@@ -200,15 +211,15 @@ class TrainPlan:
             )
         return [rows[rank::world] for rows in whole]
 
-    def _make(self, rng: np.random.Generator) -> list[np.ndarray]:
+    def _make_batches(self, rng: np.random.Generator) -> list[np.ndarray]:
         order = rng.permutation(len(self.prefixes))
         if not len(order):
             return []
         n_chunks = max(1, round(self.prefixes.sum() / (self.batch_size * self.chunk)))
         chunks = [part[np.argsort(self.length[part], kind="stable")] for part in np.array_split(order, n_chunks)]
-        # up, down, up: at the seam of two chunks the lengths are alike, so no batch mixes the longest with the shortest
+        # up, down, up: lengths are similar where two chunks meet, so no batch mixes the longest rows with the shortest
         order = np.concatenate([part[::-1] if i % 2 else part for i, part in enumerate(chunks)])
-        end = np.cumsum(self.prefixes[order])  # (rows,) prefixes up to and with each row
+        end = np.cumsum(self.prefixes[order])  # (rows,) prefixes of all rows up to and including this one
         n = min(-(-int(end[-1]) // self.batch_size), len(order))
         share = np.arange(1, n) * (end[-1] / n)  # (n - 1,) where one batch should end and the next begin
         nearest = np.searchsorted(end - self.prefixes[order] / 2, share)  # (n - 1,) in rows
@@ -221,14 +232,14 @@ class TrainPlan:
 
 
 class EvalPlan:
-    """Users in fixed batches, by length of history; batch i goes whole to process i mod w.
+    """Fixed batches of users, in order of history length. Batch i goes to process i mod w.
 
-    A batch looks the same on any number of processes, so scores agree to the bit. Where the batches do not come out
-    even, the last processes repeat the first batches: metrics count every user once.
+    A batch is the same for any number of processes, so scores agree to the bit. If the batches do not divide evenly, the last
+    processes repeat the first batches. Metrics count every user once.
 
     Args:
-        users: (users,) row numbers of those who are evaluated.
-        length: (users,) their history lengths.
+        users: (users,) int64, row numbers of the users who are evaluated.
+        length: (users,) int64, their history lengths.
         batch_size: users in a batch.
     """
 
@@ -237,24 +248,24 @@ class EvalPlan:
         self._batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def __len__(self) -> int:
-        _, world = _place()
+        _, world = _rank_and_world_size()
         return -(-len(self._batches) // world)
 
     def batches(self) -> list[np.ndarray]:
-        """This process's batches."""
-        rank, world = _place()
+        """Return this process's batches: arrays of row numbers, int64."""
+        rank, world = _rank_and_world_size()
         return [self._batches[(i * world + rank) % len(self._batches)] for i in range(len(self))]
 
 
 class BatchLoader:
-    """Batches of a plan, one after the other; Stateful in Lightning's sense: a run resumes in the middle of an epoch.
+    """Yields the batches of a plan. A run can resume in the middle of an epoch (it is Stateful in Lightning's sense).
 
-    Not a torch DataLoader on purpose: Lightning takes those apart and puts its own samplers in.
+    It is not a torch DataLoader, because Lightning puts its own samplers into those.
 
     Args:
         rows: makes the batch of an array of row numbers.
         plan: which rows each batch holds.
-        num_workers: processes that collate ahead; 0 is fast enough.
+        num_workers: processes that make batches ahead; 0 is fast enough.
         pin_memory: page-locked tensors, for a GPU.
     """
 
@@ -263,7 +274,7 @@ class BatchLoader:
     ) -> None:
         self.rows, self.batch_sampler = rows, plan
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self._handed, self._handed_in = 0, 0  # batches given out, and the epoch they belong to
+        self._yielded, self._yielded_epoch = 0, 0  # batches of this epoch so far, and the epoch
         self._resume: tuple[int, int] | None = None
 
     def __len__(self) -> int:
@@ -271,29 +282,30 @@ class BatchLoader:
 
     @property
     def epoch(self) -> int:
+        """The plan's epoch; 0 for a plan without epochs."""
         return getattr(self.batch_sampler, "epoch", 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: this runs at the first next(), when Lightning has set the epoch (it makes iterators before that).
+        # A generator, so this runs at the first next(): Lightning makes iterators before it sets the epoch.
         done = 0
         if self._resume is not None:
-            epoch, handed = self._resume
-            done = handed if epoch == self.epoch and handed < len(self) else 0
+            epoch, batches = self._resume
+            done = batches if epoch == self.epoch and batches < len(self) else 0
             self._resume = None
-        self._handed, self._handed_in = done, self.epoch
+        self._yielded, self._yielded_epoch = done, self.epoch
         rest: Any = self.batch_sampler.batches()[done:]
         workers, pin = self.num_workers, self.pin_memory
         loader = DataLoader(self.rows, None, sampler=rest, collate_fn=_as_is, num_workers=workers, pin_memory=pin)
         for batch in loader:
-            self._handed += 1
+            self._yielded += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How far this epoch is: plain numbers."""
-        return {"epoch": self._handed_in, "batches": self._handed}
+        """Return how far this epoch is: {"epoch": ..., "batches": ...}."""
+        return {"epoch": self._yielded_epoch, "batches": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass, if it is over the same epoch, leaves out the batches that were given out already."""
+        """Let the next pass, if it is over the same epoch, leave out the batches that were yielded before."""
         self._resume = (state["epoch"], state["batches"])
 
 

@@ -1,9 +1,10 @@
-"""What is recommended, and what users did: the prepared data as it lives in memory."""
+"""The prepared data in memory: the items that can be recommended, and the users' histories."""
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,18 +22,18 @@ TEXT, CF, ENCODER = "text.safetensors", "cf.safetensors", "encoder.safetensors"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every item that can be recommended; row i of everything here is item id i.
+    """Every item that can be recommended. Row i of everything here is item id i.
 
     Attributes:
         name: the data set's name.
-        ids: the items' own ids (ASINs and the like), N of them.
+        ids: the items' own ids (such as ASINs), N of them.
         titles: N titles, "" where none is known.
-        text: (N, F) float32 text vectors, None for a data set without text.
-        cf: one (N, E) float32 matrix of collaborative vectors per CF slot.
-        present: per CF slot, (N,) bool: rows that the CF model really learned.
+        text: (N, F) float32 text vectors; None: a data set without text.
+        cf: for each CF slot, (N, E) float32 CF vectors.
+        present: for each CF slot, (N,) bool: the rows that the CF model learned.
         count: (N,) int64, occurrences in the training split.
-        fingerprint: sha256 over ids, counts and the origin of every vector; a checkpoint refuses another one.
-        texts: N texts, "" where none is known; None where nobody kept them.
+        fingerprint: sha256 of the ids, the counts and the origin of every vector. A checkpoint accepts no other.
+        texts: N texts, "" where none is known; None: they were not kept.
     """
 
     name: str
@@ -47,24 +48,25 @@ class Catalogue:
 
     @property
     def n_items(self) -> int:
+        """The number of items, N."""
         return len(self.ids)
 
     @property
     def warm(self) -> Tensor:
-        """(N,) bool: seen in training; the others are the cold items."""
+        """(N,) bool: the items that occur in training. The others are cold."""
         return self.count > 0
 
     def group_sizes(self) -> dict[str, int]:
-        """Items of each group: {"all": N, "warm": ..., "cold": ...}."""
+        """The number of items in each group: {"all": N, "warm": ..., "cold": ...}."""
         n_warm = int(self.warm.sum())
         return {"all": self.n_items, "warm": n_warm, "cold": self.n_items - n_warm}
 
     @classmethod
     def load(cls, folder: str | Path) -> "Catalogue":
-        """Read a prepared data set.
+        """Read the items of a prepared data set.
 
         Raises:
-            DataError: not a prepared folder, a damaged file, or a matrix made for other items.
+            DataError: the folder is not prepared, a file is damaged, or a matrix was made for other items.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -96,11 +98,13 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Histories:
-    """What each user did, in order; row u of everything here is user u.
+    """The items of each user, in order. Row u of everything here is user u.
 
     Attributes:
         ids: the users' own ids.
-        train, validation, test: item ids of each split, oldest first.
+        train: item ids of the training split, oldest first.
+        validation: item ids of the validation split, oldest first.
+        test: item ids of the test split, oldest first.
     """
 
     ids: list[str]
@@ -110,10 +114,10 @@ class Histories:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Histories":
-        """Read a prepared data set.
+        """Read the users of a prepared data set.
 
         Raises:
-            DataError: a missing or damaged file.
+            DataError: a file is missing or damaged.
         """
         try:
             users = pl.read_parquet(Path(folder) / USERS)
@@ -123,8 +127,8 @@ class Histories:
         return cls(users["id"].to_list(), train, validation, test)
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a prepared folder, None where there is no readable one."""
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read the manifest of a prepared folder; None: there is none that can be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -133,7 +137,7 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def _load_tensors(path: Path, ids: list[str]) -> dict[str, Tensor]:
-    """Every tensor of a file after checking that it was made for `ids`; {} where the file does not exist."""
+    """Read all tensors of a file that was made for `ids`; {}: there is no file."""
     if not path.exists():
         return {}
     try:

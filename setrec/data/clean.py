@@ -1,4 +1,4 @@
-"""Cleaning a log of events before it is split."""
+"""Cleaning of events before they are split."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,16 +10,15 @@ from setrec.errors import DataError
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What happens to raw events before the split; it applies to event logs, not to releases that come split.
+    """What happens to raw events before the split. A data set that comes with its splits is not cleaned.
 
     Args:
-        min_rating: drop events rated lower than this (paper: null, every review counts).
-        drop_duplicates: of events that agree in user, item and second keep the first.
-        repeats: what becomes of a user's further events with the same item: keep them, or keep the pair's first or last
-            only (paper: last, with the first one's place among events of the same second; its raw files have none).
-        k_core: keep only users and items with at least this many events each, repeated until it holds (paper: 5; 0 is
-            off).
-        max_user_events: keep only each user's last events, this many, before the k-core (paper: null, all).
+        min_rating: drop events with a lower rating (paper: null, keep all).
+        drop_duplicates: of events with the same user, item and second, keep the first.
+        repeats: what to do if a user has several events with the same item: keep all, or only the first or the last (paper:
+            last; it takes the first one's place among events of the same second. The paper's raw files have no repeats).
+        k_core: drop users and items with fewer events than this, again and again until none is left (paper: 5; 0: off).
+        max_user_events: keep only each user's last events, this many, before the k-core (paper: null, keep all).
     """
 
     min_rating: float | None = None
@@ -32,13 +31,13 @@ class Cleaning:
         """Clean events.
 
         Args:
-            events: user, item (any type), time int64, row (place in the raw file), optionally rating.
+            events: user and item (any type), time int64, row (place in the raw file), optionally rating.
 
         Returns:
-            The rows that stay, in the order they came.
+            The rows that stay, in the same order.
 
         Raises:
-            DataError: a rating is asked for and not there, or nothing is left.
+            DataError: min_rating is set and there are no ratings, or no event is left.
         """
         before = len(events)
         if self.min_rating is not None:
@@ -46,7 +45,9 @@ class Cleaning:
                 raise DataError("cleaning.min_rating is set but the events have no rating; leave it null.")
             events = events.filter(pl.col("rating") >= self.min_rating)
         if self.drop_duplicates:
-            ordered = events.sort("time", "user", "item", "row")  # repeats stand together: less memory than hashing
+            ordered = events.sort(
+                "time", "user", "item", "row"
+            )  # equal rows become neighbours: takes less memory than hashing
             repeated = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in ("time", "user", "item"))
             events = ordered.filter(~repeated.fill_null(False)).sort("row")
         if self.repeats == "first":

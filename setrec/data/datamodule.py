@@ -1,10 +1,10 @@
-"""The data of one run: prepared once, then batches for training, validation, test and prediction."""
+"""The data of a run: prepared once, then read in batches for training, validation, test and prediction."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse.typing import lazy_instance
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -23,41 +23,40 @@ from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.schemas import EvalSplit, FitOn
 from setrec.text import TextVectors, TfidfSVD
 
-# Defaults that the command line can show and override field by field; `made` turns them into instances.
+# Defaults that the command line can show and change field by field; `instantiate_default` makes the instances.
 _OFFICIAL, _TFIDF, _BY_TIME = lazy_instance(OfficialRelease), lazy_instance(TfidfSVD), lazy_instance(TimeRatioSplit)
 _CLEANING = Cleaning()
 
 
 class SETRecDataModule(LightningDataModule):
-    """Prepared data and its batches. After setup(): `catalogue` and `histories`.
+    """Prepared data and its batches. After setup() it has a `catalogue` and `histories`.
 
     Args:
-        name: name of the data set; its prepared data goes to <root>/<name>.
+        name: name of the data set. Its prepared data is in <root>/<name>.
         reader: what reads the raw files: TableFiles, AmazonReviews, SteamReviews, RecBoleFiles, OfficialRelease, or
             SyntheticWorld, which makes its own data.
-        text: text vectors of the items: TextFile for a file of the release, TfidfSVD without any download; null for a
-            data set without text (the model then needs n_sem 0).
-        cf: collaborative vectors, one entry per CF slot (paper: one, the released SASRec: CFFile). null means one
-            CooccurrenceSVD, [] none (the model then needs n_cf 0).
-        cleaning: what happens to raw events before the split; a release that comes split is not touched.
-        split: how raw events are split; a release that comes split keeps its own.
-        paper_ids: give ids as the official release does (items shuffled with seed 2023, users by first appearance),
-            which depends on the order of the raw rows; otherwise by the own ids, which does not.
-        raw: folder of the raw files; null to use what is prepared already, or else to download what the reader knows a
-            public source of, to <root>/raw/<name>. Files of 64 MiB and more count as unchanged while size and time of
-            change are the same.
+        text: what makes the text vectors of the items: TextFile for a file of the release, TfidfSVD without any download;
+            null: a data set without text (the model then needs n_sem 0).
+        cf: what makes the CF vectors, one entry per CF slot (paper: one, CFFile with the released SASRec); null: one
+            CooccurrenceSVD; []: none (the model then needs n_cf 0).
+        cleaning: what happens to raw events before the split. A data set that comes with its splits is not cleaned.
+        split: how raw events are split. A data set that comes with its splits keeps them.
+        paper_ids: give ids as the official release does (items shuffled with seed 2023, users by first appearance), which
+            depends on the order of the raw rows. Otherwise ids are in order of the own ids, which does not.
+        raw: folder of the raw files; null: use what is prepared, or download what the reader knows a public source of, to
+            <root>/raw/<name>. A file of 64 MiB or more counts as unchanged while its size and time of change are the same.
         root: folder for prepared data.
-        max_history: most history items the model sees, the last ones (paper: 50).
+        max_history: the model sees this many items of a history at most, the last ones (paper: 50).
         batch_size: prefixes in a training batch, all processes together (paper: 512).
-        eval_batch_size: users in a batch of validation, test and prediction; scores depend on it by rounding only.
-        prefix_parallel: train all prefixes of a history in one row, the fastest; a number: share them out to so many rows, so
-            that a batch holds prefixes of more users and says more, at most (number + 1) / 2 times the work; false: one row
-            per prefix, as the paper does. The loss of a prefix is the same in all (docs/scaling.md).
-        fit_on: what a model is fitted to: train; validation, the validation items, each after the user's training items, for
-            a model that has been fitted to train (see the command `refit`).
+        eval_batch_size: users in a batch of validation, test and prediction. It changes scores by rounding only.
+        prefix_parallel: true: train all prefixes of a history in one row, the fastest; a number: spread them over this many
+            rows, so that a batch holds prefixes of more users, for at most (number + 1) / 2 times the work; false: one row per
+            prefix, as in the paper. The loss of a prefix is always the same (docs/scaling.md).
+        fit_on: what a model is fitted to. train: the training items; validation: the validation items, each after the user's
+            training items, for a model that was fitted to train before (see the command `refit`).
         seed: of the order of training batches.
-        num_workers: processes that make batches ahead; 0 makes them in the main process, which is fast enough.
-        pin_memory: page-locked batches, which go to a GPU without waiting; null: where there is one.
+        num_workers: processes that make batches ahead; 0: the main process makes them, which is fast enough.
+        pin_memory: page-locked batches, which go to a GPU without waiting; null: if there is a GPU.
     """
 
     catalogue: Catalogue
@@ -112,11 +111,11 @@ class SETRecDataModule(LightningDataModule):
 
     @property
     def folder(self) -> Path:
-        """Where the prepared data is: <root>/<name>."""
+        """The folder of the prepared data: <root>/<name>."""
         return Path(self.root) / str(self.name)
 
     def prepare_data(self) -> None:
-        """Prepare the data, unless it is. Safe when several processes call it at once.
+        """Prepare the data, if needed. Several processes may call it at once.
 
         Raises:
             DataError: see `setrec.data.prepare.prepare`.
@@ -124,16 +123,16 @@ class SETRecDataModule(LightningDataModule):
         prepare(str(self.name), self.folder, self.preparation, Path(self.raw) if self.raw is not None else None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what is prepared, once.
+        """Load the prepared data, once.
 
         Raises:
-            DataError: it is not prepared, or damaged.
+            DataError: the data is not prepared, or damaged.
         """
         if not hasattr(self, "catalogue"):
             self.catalogue, self.histories = Catalogue.load(self.folder), Histories.load(self.folder)
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches with every prefix of the training histories once per epoch, or of what came after: see `fit_on`."""
+        """Batches that hold every training prefix once per epoch. `fit_on` says which prefixes those are."""
         h = self.histories
         if self.fit_on == "train":
             rows = TrainRows(h.train, self.max_history, self.prefix_parallel)
@@ -150,21 +149,21 @@ class SETRecDataModule(LightningDataModule):
         return [self._evaluate(h.train, h.validation) for _ in range(self.validation_passes)]
 
     def test_dataloader(self) -> BatchLoader:
-        """Users with test items: the history is train + validation, the targets are test."""
+        """Batches of users with test items: the history is train + validation, the targets are test."""
         return self._evaluate(self.histories.train.joined(self.histories.validation), self.histories.test)
 
     def predict_dataloader(self) -> BatchLoader:
-        """All users with the history of test_dataloader; the targets of those without test items are padding."""
+        """Batches of all users, with the history of test_dataloader. Users without test items have only padding as targets."""
         h = self.histories
         return self._evaluate(h.train.joined(h.validation), h.test, everyone=True)
 
     def past_events(self, split: EvalSplit) -> PastEvents:
-        """What may be counted when a split is answered."""
+        """Return what may be counted when a split is evaluated."""
         return past_events(self.histories, self.catalogue.n_items, split)
 
     @property
     def targets(self) -> Tensor:
-        """(N,) bool: items that can be a target in training."""
+        """(N,) bool: the items that can be a target in training."""
         warm = self.catalogue.warm  # (N,)
         if self.fit_on == "train":
             return warm

@@ -1,4 +1,4 @@
-"""What the histories hold before a split is answered: all that may be counted then."""
+"""The events before a split: everything that may be counted when the split is evaluated."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,22 @@ from setrec.schemas import EvalSplit
 
 
 class PastEvents(NamedTuple):
-    """What may be counted when a split is answered."""
+    """What may be counted when a split is evaluated."""
 
-    sequences: Ragged  # everybody's items, oldest first
-    newest: Tensor  # (N,) float32: users whose newest item it is
+    sequences: Ragged  # each user's items, oldest first
+    newest: Tensor  # (N,) float32: the number of users whose newest item it is
 
 
 def past_events(histories: Histories, n_items: int, split: EvalSplit) -> PastEvents:
-    """Everything before the split: training for validation, training and validation for test.
+    """Return the events before a split: training for validation; training and validation for test.
 
-    Prepared data keeps the order of a user's items and no times, so what is recent among all users is what stands at the
-    end of their histories.
+    Prepared data keeps the order of a user's items but not their times. So the recent items are those at the end of the
+    users' histories.
+
+    Args:
+        histories: all users.
+        n_items: the number of items, N.
+        split: the split that is evaluated.
     """
     h = histories
     sequences = h.train if split == "validation" else h.train.joined(h.validation)

@@ -1,11 +1,11 @@
-"""Raw files -> prepared data: read, clean, split, give ids, make vectors, store. Done once per data set."""
+"""From raw files to prepared data: read, clean, split, give ids, make vectors, write. Done once per data set."""
 
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from rich.console import Console
@@ -17,18 +17,18 @@ from setrec.data.clean import Cleaning
 from setrec.data.readers.base import EventLog, Reader, SplitLog
 from setrec.data.readers.download import fetch
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
-from setrec.data.store import FORMAT, Prepared, amend, intact, locked, write
+from setrec.data.store import FORMAT, Prepared, files_match, locked, update_manifest, write
 from setrec.errors import DataError
 from setrec.files.hashes import file_hash
 from setrec.files.ragged import Ragged
 from setrec.hparams import to_plain
 from setrec.text import TextVectors
 
-_BIG = 1 << 26  # bytes: from this size on, a raw file of unchanged size and time of change is not hashed again
+_BIG = 1 << 26  # bytes: a raw file of this size or more is hashed again only if its size or time of change is another
 
 
 class Preparation(NamedTuple):
-    """Everything that decides what the prepared data looks like, apart from the raw files."""
+    """Everything that decides what the prepared data looks like, except the raw files."""
 
     reader: Reader
     text: TextVectors | None
@@ -37,17 +37,17 @@ class Preparation(NamedTuple):
     split: Split
     paper_ids: bool
 
-    def options(self) -> dict:
-        """The preparation in plain types, without what this reader has no use for and where it would be fetched from."""
+    def options(self) -> dict[str, Any]:
+        """Return the preparation in plain types, without the options that this reader does not use and its downloads."""
         used: dict[str, object] = {"reader": self.reader, "text": self.text, "cf": self.cf}
         if not self.reader.gives_splits:
             used |= {"cleaning": self.cleaning, "split": self.split, "paper_ids": self.paper_ids}
-        plain = json.loads(json.dumps(to_plain(used)))
-        plain["reader"]["init_args"].pop("download", None)
-        return plain
+        options: dict[str, Any] = json.loads(json.dumps(to_plain(used)))  # as it comes back from the manifest
+        options["reader"]["init_args"].pop("download", None)
+        return options
 
     def sources(self, raw: Path | None) -> dict[str, Path]:
-        """Every file that would be read, by the name that the manifest knows it by."""
+        """Return every file that would be read, under its name in the manifest."""
         makers: list[Reader | CFVectors | TextVectors] = [
             self.reader,
             *self.cf,
@@ -60,54 +60,54 @@ class Preparation(NamedTuple):
 
 
 def prepare(name: str, folder: Path, preparation: Preparation, raw: Path | None) -> bool:
-    """Make `folder` hold the data set that `preparation` describes.
+    """Prepare the data set that `preparation` describes, unless `folder` holds it already.
 
-    Nothing happens where the manifest has the same options, the prepared files still have their hashes and so have the
-    raw files (as far as they are given; a raw file of 64 MiB or more is taken for unchanged while its size and its time
-    of change are). Two processes may call this at once: one works, the other waits.
+    It holds it if the manifest has the same options, and the prepared files and the raw files (if they are given) have the
+    hashes in the manifest. A raw file of 64 MiB or more counts as unchanged while its size and its time of change are the
+    same. Two processes may call this at once: one works, the other waits.
 
-    Where no raw folder is given and the reader knows a public source, it is fetched to <root>/raw/<name>.
+    If no raw folder is given and the reader knows a public source, that is downloaded to <root>/raw/<name>.
 
     Args:
         name: the data set's name.
         folder: <root>/<name>.
         preparation: what to make.
-        raw: the folder of raw files; None to use what is prepared, to download, or for a reader that makes its own data.
+        raw: the folder of raw files. None: use what is prepared, or download, or the reader makes its own data.
 
     Returns:
         Whether anything was done.
 
     Raises:
-        DataError: raw files are needed and not there, something is wrong with them, or the disk refuses.
+        DataError: raw files are missing or wrong, or the disk refuses.
     """
     if raw is not None and not raw.is_dir():
         raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
     with locked(folder):
         options = preparation.options()
-        if _holds(folder, options, preparation, raw):
+        if _is_current(folder, options, preparation, raw):
             return False
         if raw is None and preparation.reader.needs_raw:
-            raw = _fetched(name, folder, preparation)
-        with _told(f"data set {name}: reading raw files"):
+            raw = _download(name, folder, preparation)
+        with _progress(f"data set {name}: reading raw files"):
             sources, stamps = _hashes(preparation, raw, {})
             log, skipped = _read(preparation.reader, raw)
-        if isinstance(log, _Coded):
-            with _told(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
-                log = _split(log, preparation)
+        if isinstance(log, _NumberedLog):
+            with _progress(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
+                log = _split_log(log, preparation)
         scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
-        prepared, about = _with_vectors(name, log, preparation, raw, sources, scratch)
+        prepared, about = _add_vectors(name, log, preparation, raw, sources, scratch)
         about |= {"skipped_lines": skipped}
         about |= {"reader": options["reader"], "options": options, "sources": sources, "stamps": stamps}
-        with _told(f"data set {name}: writing {folder}"):
+        with _progress(f"data set {name}: writing {folder}"):
             write(folder, prepared, about)
         return True
 
 
-def _fetched(name: str, folder: Path, preparation: Preparation) -> Path:
-    """The folder of raw files that were downloaded, now or earlier.
+def _download(name: str, folder: Path, preparation: Preparation) -> Path:
+    """Download the raw files, unless they are there. Returns their folder.
 
     Raises:
-        DataError: nothing is known to download, or it cannot be.
+        DataError: the reader knows no public source, or the download fails.
     """
     public = preparation.reader.public(name)
     if not public:
@@ -121,23 +121,26 @@ def _fetched(name: str, folder: Path, preparation: Preparation) -> Path:
     return raw
 
 
-def _holds(folder: Path, options: dict, preparation: Preparation, raw: Path | None) -> bool:
+def _is_current(folder: Path, options: dict[str, Any], preparation: Preparation, raw: Path | None) -> bool:
+    """Whether the folder holds the data set of these options and raw files."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.get("format") != FORMAT or current_names(manifest.get("options")) != options:
         return False
-    if not intact(folder, manifest):
+    if not files_match(folder, manifest):
         return False
     if raw is not None:
         sources, stamps = _hashes(preparation, raw, manifest)
         if sources != manifest.get("sources"):
             return False
-        if stamps != manifest.get("stamps"):  # the same content, copied or touched: know it by its new times
-            amend(folder, manifest | {"stamps": stamps})
+        if stamps != manifest.get("stamps"):  # the same content under new times, as after a copy
+            update_manifest(folder, manifest | {"stamps": stamps})
     return True
 
 
-def _hashes(preparation: Preparation, raw: Path | None, manifest: dict) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """sha256 of every raw file, and its size and time of change (in ns), by which big files are known again."""
+def _hashes(
+    preparation: Preparation, raw: Path | None, manifest: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Return the sha256 of every raw file, and its size and time of change (in ns). Known big files are not read again."""
     hashes, stamps = {}, {}
     for label, path in preparation.sources(raw).items():
         if path.is_file():
@@ -149,14 +152,16 @@ def _hashes(preparation: Preparation, raw: Path | None, manifest: dict) -> tuple
     return hashes, stamps
 
 
-def _with_vectors(
+def _add_vectors(
     name: str, log: SplitLog, preparation: Preparation, raw: Path | None, sources: dict[str, str], scratch: Path
-) -> tuple[Prepared, dict]:
-    """The data set with its matrices, and what the manifest says of them."""
+) -> tuple[Prepared, dict[str, Any]]:
+    """Make the vectors of the items. Returns the whole data set, and what the manifest says of the vectors."""
     ids, texts = log.items["id"].to_list(), log.items["text"].to_list()
     text, about_text = None, None
     if preparation.text is not None:
-        with _told(f"data set {name}: text vectors of {len(ids):,} items", spinner=not preparation.text.shows_progress):
+        with _progress(
+            f"data set {name}: text vectors of {len(ids):,} items", spinner=not preparation.text.shows_progress
+        ):
             text = preparation.text.encode(ids, texts, raw, log.items, scratch)  # (N, F)
         hashes = [
             sources[label] for label, path in preparation.sources(raw).items() if path in preparation.text.sources(raw)
@@ -164,7 +169,7 @@ def _with_vectors(
         about_text = preparation.text.describe() | {"width": text.shape[1], "files": hashes}
     cf, about_cf = [], []
     for maker in preparation.cf:
-        with _told(f"data set {name}: CF vectors by {type(maker).__name__}"):
+        with _progress(f"data set {name}: CF vectors by {type(maker).__name__}"):
             vectors, present = maker.vectors(ids, log.train, raw)  # (N, E), (N,)
         hashes = [sources[label] for label, path in preparation.sources(raw).items() if path in maker.sources(raw)]
         cf.append((vectors, present))
@@ -174,44 +179,44 @@ def _with_vectors(
     return prepared, {"text": about_text, "cf": about_cf}
 
 
-class _Coded(NamedTuple):
-    """A log of events in numbers: 20 million of them fit in memory, as strings they hardly would."""
+class _NumberedLog(NamedTuple):
+    """A log of events with numbers in place of ids, so that 20 million events fit in memory."""
 
     events: pl.DataFrame  # user u32, item u32, time i64, optionally rating, in file order
     users: pl.DataFrame  # user u32 (by first appearance), id str
     items: pl.DataFrame  # item u32, id str
     table: pl.DataFrame  # the reader's table of items
     ticks: int
-    extra: list[str]  # own ids of items that enter the catalogue without any event
+    extra: list[str]  # own ids of items without any event that enter the catalogue
 
 
-def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _Coded, dict[str, int]]:
-    """The reader's log, of an event log only the numbers; and how many lines of each file were skipped."""
+def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _NumberedLog, dict[str, int]]:
+    """Read the raw files. Returns the log, and the number of skipped lines of each file."""
     log = reader.read(raw)
-    return (_coded(log), log.skipped or {}) if isinstance(log, EventLog) else (log, {})
+    return (_number_ids(log), log.skipped or {}) if isinstance(log, EventLog) else (log, {})
 
 
-def _coded(log: EventLog) -> _Coded:
-    """Only the numbers, so that the strings are gone before the work begins."""
+def _number_ids(log: EventLog) -> _NumberedLog:
+    """Replace ids by numbers, so that the memory of the strings is free before the work begins."""
     if log.items["id"].is_duplicated().any():
         own = log.items.filter(pl.col("id").is_duplicated())["id"][0]
         raise DataError(f"item {own!r} is there twice in the table of items; keep one row per item.")
     numbers, tables = {}, {}
     for column in ("user", "item"):
         ids = log.events.select(id=column).unique(maintain_order=True).with_row_index(column)
-        coded = log.events.select(id=column).join(ids, "id", how="left", maintain_order="left")
-        numbers[column], tables[column] = coded[column], ids.with_columns(pl.col("id").cast(pl.String))
+        numbered = log.events.select(id=column).join(ids, "id", how="left", maintain_order="left")
+        numbers[column], tables[column] = numbered[column], ids.with_columns(pl.col("id").cast(pl.String))
     events = log.events.select(pl.exclude("user", "item")).with_columns(**numbers)
     never = log.items.join(tables["item"], "id", how="anti")["id"].to_list() if log.keep_unreviewed else []
-    return _Coded(events, tables["user"], tables["item"], log.items, log.ticks, never)
+    return _NumberedLog(events, tables["user"], tables["item"], log.items, log.ticks, never)
 
 
-def _split(log: _Coded, preparation: Preparation) -> SplitLog:
+def _split_log(log: _NumberedLog, preparation: Preparation) -> SplitLog:
     """Clean, split, drop users, give ids.
 
-    Ids: with preparation.paper_ids as in the official release (`paper_item_ids`; users in order of first appearance; events
-    of one user at the same time stay in file order). Otherwise nothing depends on the order of the raw rows: items and
-    users by their own ids, events by (time, item).
+    With preparation.paper_ids, ids are given as in the official release: items by `paper_item_ids`, users in order of first
+    appearance; events of a user at the same time stay in the order of the file. Otherwise nothing depends on the order of the
+    raw rows: items and users are in order of their own ids, events in order of (time, item).
     """
     events = log.events
     if not preparation.paper_ids:
@@ -219,7 +224,7 @@ def _split(log: _Coded, preparation: Preparation) -> SplitLog:
         events = events.join(by_id, "item", how="left", maintain_order="left").sort("time", "new").drop("new")
     elif log.ticks > 1:
         events = events.sort("time", maintain_order=True)
-    if log.ticks > 1:  # from here on whole seconds; the finer order is in the rows
+    if log.ticks > 1:  # from here on whole seconds; the order of the rows keeps what is finer
         events = events.with_columns(pl.col("time") // log.ticks)
     events = preparation.split.apply(preparation.cleaning.apply(events.with_row_index("row")))
 
@@ -246,8 +251,8 @@ def _ragged(events: pl.DataFrame, n_users: int) -> Ragged:
 
 
 @contextmanager
-def _told(what: str, spinner: bool = True) -> Iterator[None]:
-    """Say what is being done; a spinner on a terminal, and one line with the time once it took 2 seconds."""
+def _progress(what: str, spinner: bool = True) -> Iterator[None]:
+    """Show a spinner while the block runs, and print one line with the time if it took 2 seconds or more."""
     console, start = Console(stderr=True, highlight=False), time.monotonic()
     with console.status(what) if spinner else nullcontext():
         yield

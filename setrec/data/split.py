@@ -1,9 +1,8 @@
-"""Which events train, which validate, which test; and who gets which id.
+"""Splits of events into training, validation and test, and the official order of item ids.
 
-What happens to the items of dropped users: a user with fewer than `min_train` training items is dropped with all
-events, and ids are given after that. So an item that only dropped users touched is not in the catalogue, and an item
-that kept users touch only after training is in it and is cold. That is how the official release comes out: each of its
-items is in some kept user's history.
+A user with fewer than `min_train` training items is dropped with all events, before ids are given. So an item that only
+dropped users have is not in the catalogue. An item that the other users have only after training is in the catalogue and is cold.
+The official release is made this way: each of its items is in the history of a user who was kept.
 """
 
 import math
@@ -24,17 +23,17 @@ class Split(ABC):
 
     @abstractmethod
     def parts(self, events: pl.DataFrame) -> pl.Expr:
-        """An expression over `events` (user, item, time, row) giving TRAIN, VALIDATION or TEST per event.
+        """Return an expression over `events` (user, item, time, row) that gives TRAIN, VALIDATION or TEST for each event.
 
         Raises:
             DataError: the events cannot be split this way.
         """
 
     def apply(self, events: pl.DataFrame) -> pl.DataFrame:
-        """`events` with a column part, without the users that have too few training items.
+        """Add a column `part` to events, and drop the users with too few training items.
 
         Raises:
-            DataError: no user is left, or the events cannot be split.
+            DataError: no user is left, or the events cannot be split this way.
         """
         events = events.with_columns(self.parts(events).cast(pl.UInt8).alias("part"))
         kept = events.filter((pl.col("part") == TRAIN).sum().over("user") >= self.min_train)
@@ -44,14 +43,15 @@ class Split(ABC):
 
 
 class TimeRatioSplit(Split):
-    """Global time split by shares, the paper's recipe to the letter.
+    """Global time split by shares, exactly as in the paper.
 
-    With the times of all n events sorted as t and test_num = int(test_share * n), an event tests from time
-    t[-test_num] on, validates from t[-ceil(validation_factor * test_num)] on and trains before that.
+    Let t be the sorted times of all n events, and test_num = int(test_share * n). Events from time t[-test_num] on are test
+    events. Of the events before, those from t[-ceil(validation_factor * test_num)] on are validation events. The rest are
+    training events.
 
     Args:
-        test_share: share of all events that test (paper: 0.17).
-        validation_factor: validation and test together, in units of test (paper: 1.8).
+        test_share: share of all events that become test events (paper: 0.17).
+        validation_factor: validation and test events together, as a multiple of the test events (paper: 1.8).
         min_train: users with fewer training items are dropped (paper: 2).
     """
 
@@ -59,6 +59,7 @@ class TimeRatioSplit(Split):
         self.test_share, self.validation_factor, self.min_train = test_share, validation_factor, min_train
 
     def parts(self, events: pl.DataFrame) -> pl.Expr:
+        """See `Split.parts`."""
         times = events["time"].sort()
         test_num = int(self.test_share * len(times))
         later_num = math.ceil(self.validation_factor * test_num)
@@ -74,8 +75,8 @@ class TimestampSplit(Split):
     """Global time split at two given times.
 
     Args:
-        validation_from: events train before this time (Unix seconds), validate from it on.
-        test_from: events test from this time on.
+        validation_from: events before this time (Unix seconds) are training events, events from it on validation events.
+        test_from: events from this time on are test events.
         min_train: users with fewer training items are dropped.
     """
 
@@ -83,6 +84,7 @@ class TimestampSplit(Split):
         self.validation_from, self.test_from, self.min_train = validation_from, test_from, min_train
 
     def parts(self, events: pl.DataFrame) -> pl.Expr:
+        """See `Split.parts`."""
         if self.validation_from > self.test_from:
             raise DataError(
                 f"validation_from ({self.validation_from}) is after test_from ({self.test_from}); swap them."
@@ -91,7 +93,9 @@ class TimestampSplit(Split):
 
 
 class LeaveOneOut(Split):
-    """Each user's last event tests, the one before validates, the rest train. Looks into the future of other users.
+    """Each user's last event is for test, the one before for validation, the rest for training.
+
+    Training then holds events of other users that happened after a user's test event.
 
     Args:
         min_train: users with fewer training items are dropped.
@@ -101,6 +105,7 @@ class LeaveOneOut(Split):
         self.min_train = min_train
 
     def parts(self, events: pl.DataFrame) -> pl.Expr:
+        """See `Split.parts`."""
         from_end = pl.struct("time", "row").rank("ordinal", descending=True).over("user")  # 1 is the user's last
         return pl.when(from_end == 1).then(TEST).when(from_end == 2).then(VALIDATION).otherwise(TRAIN)
 
@@ -111,7 +116,7 @@ def _by_time(validation_from: int, test_from: int) -> pl.Expr:
 
 
 def paper_item_ids(own_ids: list[str], seed: int = 2023) -> list[str]:
-    """The official order of items: own ids sorted, then shuffled by Python's random with this seed; place = item id."""
+    """Return own ids in the official order: sorted, then shuffled by Python's random with this seed. The place is the item id."""
     order = sorted(own_ids)
     random.Random(seed).shuffle(order)  # the same stream as random.seed(seed); random.shuffle(order)
     return order

@@ -1,23 +1,19 @@
-"""The canonical format on disk: one folder per data set, written whole or not at all.
+"""Prepared data on the disk: one folder per data set, written whole or not at all.
 
-    <root>/<name>/items.parquet       row i is item id i: item_id, id, title, text, ..., count, warm
-                  users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
-                  text.safetensors    vectors (N, F) float32; absent without text
-                  cf.safetensors      vectors_0 (N, E) float32, present_0 (N,) bool, vectors_1, ...; absent without CF
-                  encoder.safetensors what the text encoder learned from the texts; absent where it learns nothing
-                  manifest.json       counts, options, where everything came from, sha256 of every file
-
-A data set is written to a hidden folder beside its place and moved there when it is complete.
+<root>/<name>/items.parquet       row i is item id i: item_id, id, title, text, ..., count, warm
+              users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
+              text.safetensors    vectors (N, F) float32; absent without text
+              cf.safetensors      vectors_0 (N, E) float32, present_0 (N,) bool, vectors_1, ...; absent without CF
+              encoder.safetensors what the text encoder learned from the texts; absent if it learns nothing
+              manifest.json       counts, options, the origin of everything, sha256 of every file
 """
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,36 +25,37 @@ from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS
 from setrec.errors import DataError
 from setrec.files.hashes import file_hash, ids_hash
 from setrec.files.ragged import Ragged
+from setrec.files.whole import clear_leftovers, whole_file, whole_folder
 
 FORMAT = 1
 
 
 class Prepared(NamedTuple):
-    """A whole data set on its way to the disk."""
+    """A data set that is ready to be written."""
 
     name: str
-    items: pl.DataFrame  # row i is item id i: id, title, text and anything else that is worth keeping
+    items: pl.DataFrame  # row i is item id i: id, title, text and any further columns
     user_ids: list[str]
     train: Ragged
     validation: Ragged
     test: Ragged
     text: np.ndarray | None  # (N, F) float32
-    cf: list[tuple[np.ndarray, np.ndarray]]  # per slot (N, E) float32 and (N,) bool
+    cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 and present (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
 
 
-def intact(folder: Path, manifest: dict) -> bool:
-    """Whether every prepared file is there with the hash that the manifest holds for it."""
+def files_match(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every prepared file exists and has the hash that the manifest holds for it."""
     files = manifest.get("files", {})
     return bool(files) and all((folder / n).is_file() and file_hash(folder / n) == h for n, h in files.items())
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone with `folder`: a second process waits here. Also clears what a killed process left behind.
+    """Lock `folder`, so that a second process waits here, and clear what a killed process left behind.
 
     Raises:
-        DataError: the root cannot be written to.
+        DataError: the folder above cannot be written to.
     """
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
@@ -69,60 +66,45 @@ def locked(folder: Path) -> Iterator[None]:
             f"cannot write to {folder.parent} ({error}); choose another place with --data.root DIR."
         ) from None
     try:
-        old = _beside(folder, "old")
-        if old.exists() and not folder.exists():  # killed between the two renames of `write`
-            old.rename(folder)
-        for left in (old, _beside(folder, "new")):
-            shutil.rmtree(left, ignore_errors=True)
+        clear_leftovers(folder)
         yield
     finally:
         lock.release()
 
 
-def write(folder: Path, prepared: Prepared, about: dict) -> None:
-    """Write a data set beside its place, then move it there. Call under `locked`.
+def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
+    """Write a data set, whole or not at all. Only under `locked`.
 
     Args:
         folder: <root>/<name>.
         prepared: the data.
-        about: further entries of the manifest (options, sources, descriptions of the vectors).
+        about: further entries of the manifest: options, sources, descriptions of the vectors.
 
     Raises:
-        DataError: the disk is full or refuses; nothing is left behind and an older version stays as it was.
+        DataError: the disk is full or refuses. Nothing is left behind, and an older version stays as it was.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise DataError(
             f"{folder} is not a prepared data set and would be replaced; move it away or change --data.name."
         )
-    new, old = _beside(folder, "new"), _beside(folder, "old")
     try:
-        new.mkdir()
-        _write_files(new, prepared)
-        files = {path.name: file_hash(path) for path in sorted(new.iterdir())}
-        manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
-        manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
+        with whole_folder(folder, replace=True) as hidden:
+            _write_files(hidden, prepared)
+            files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
+            manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
+            manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+            (hidden / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise DataError(
             f"writing {folder} failed ({str(error).splitlines()[0]}); nothing was changed: free some space or choose "
             "another place with --data.root DIR."
         ) from None
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
-def amend(folder: Path, manifest: dict) -> None:
-    """Put a changed manifest in its place, whole or not at all. Call under `locked`."""
-    beside = folder / f".{MANIFEST}"
-    with contextlib.suppress(OSError):  # a read-only folder keeps the old one, which still holds
-        beside.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        os.replace(beside, folder / MANIFEST)
+def update_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a changed manifest, whole or not at all. A read-only folder keeps the old one. Only under `locked`."""
+    with contextlib.suppress(OSError), whole_file(folder / MANIFEST) as hidden:
+        hidden.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_files(folder: Path, prepared: Prepared) -> None:
@@ -167,7 +149,3 @@ def _counts(prepared: Prepared) -> dict[str, int]:
         "validation": len(prepared.validation.items),
         "test": len(prepared.test.items),
     }
-
-
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.parent / f".{folder.name}.{kind}"

@@ -1,1 +1,1 @@
-"""The protocol: figures of rankings, baselines, results on the disk."""
+"""The evaluation protocol: metrics of rankings, baselines, and results files."""

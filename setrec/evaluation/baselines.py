@@ -1,17 +1,16 @@
-"""Simple baselines that a model has to beat, counted honestly and shown beside it in every table.
+"""Simple baselines, which every table shows: a model must beat them.
 
-    popularity      occurrences in training; ties, all cold items among them, count at their expected value under random
-                    order (metrics.RandomTieMetrics)
-    item_cf         cosine of co-occurrence: a user's score is the sum of 0.9^age S(i, .) over the last 10 items
+    popularity      occurrences in training; tied items, such as all cold ones, are reported at their expected value under
+                    random order (metrics.RandomTieMetrics)
+    item_cf         cosine of co-occurrence: an item's score is the sum of 0.9^age * cosine over the last 10 items
     text            mean cosine of the text vectors with the last 10 items
     item_cf_text    item_cf + weight * text, where text is that mean or `sharpened`, the sum of 0.85^age max(cosine, 0)^6
-                    over the last 10 items; weight and kind are those with the best Recall@10 over all items on
-                    validation (seen masked)
-    item_cf_ngrams  the same with text = sharpened + similarity of character n-grams / 2; where texts are kept
+                    over the last 10 items; validation chooses weight and kind by Recall@10 over all items (seen masked)
+    item_cf_ngrams  the same with text = sharpened + similarity of char n-grams / 2, where the data set holds the texts
 
-The similarities are those of scoring/similarity.py. A baseline may know what the histories hold before the split that is answered:
-co-occurrence is counted in train + validation when test is answered, in train alone when validation is. Popularity counts training
-only, as the catalogue does: its cold items stay those without a count. Nothing here looks at test. All work is on the CPU.
+The similarities are those of scoring/similarity.py. Co-occurrence is counted in what the histories hold before the evaluated split:
+train + validation for test, train for validation. Popularity is counted in train only, like the catalogue's counts, so that cold
+items have none. No baseline reads the targets of test. All work is on the CPU.
 """
 
 from abc import ABC, abstractmethod
@@ -34,16 +33,16 @@ from setrec.scoring.similarity import BLOCK, WINDOW, TextCosine, cooccurrence_co
 from setrec.scoring.topk import mask_seen, top_items
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
-LAST = 10  # items of a history that score
-CF_DECAY, TEXT_DECAY = 0.9, 0.85  # a step back from the newest item
+LAST = 10  # items of a history that are scored from
+CF_DECAY, TEXT_DECAY = 0.9, 0.85  # factor of each step back from the newest item
 
 
 class Baseline(ABC):
-    """Scores items from a history alone."""
+    """Scores items from a history, without a trained model."""
 
     @abstractmethod
     def score(self, history: Tensor) -> Tensor:
-        """history: (B, L) int64 on the CPU, oldest first, padded at the end; returns (B, N) float32, no -inf."""
+        """Score all items: history (B, L) int64 on the CPU, oldest first, padded at the end -> (B, N) float32, no -inf."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -51,15 +50,17 @@ class Baseline(ABC):
 
 
 class Popularity(Baseline):
-    """Everyone gets the items that occur most. count: (N,) occurrences in training."""
+    """Scores items by their occurrences in training. count: (N,) int64."""
 
     def __init__(self, count: Tensor) -> None:
         self.count = count.to(torch.float32)  # (N,), exact up to 2^24
 
     def score(self, history: Tensor) -> Tensor:
+        """See `Baseline.score`."""
         return self.count.expand(len(history), -1)  # (B, N)
 
     def describe(self) -> str:
+        """See `Baseline.describe`."""
         return "occurrences in train; tied items at their expected value under random order"
 
 
@@ -69,7 +70,7 @@ class ItemCF(Baseline):
     Args:
         sequences: Histories to count in, oldest item first.
         n_items: N.
-        counted: Which splits these are, for the protocol.
+        counted: The splits that the histories hold, for the protocol.
     """
 
     def __init__(self, sequences: Ragged, n_items: int, counted: str = "train") -> None:
@@ -78,9 +79,9 @@ class ItemCF(Baseline):
 
     def score(self, history: Tensor) -> Tensor:
         """See `Baseline.score`."""
-        items, there = last_items(history, LAST)  # (B, last)
+        items, real = last_items(history, LAST)  # (B, last)
         weight = CF_DECAY ** np.arange(LAST, dtype=np.float32)  # (last,)
-        user, age = np.nonzero(there.numpy())
+        user, age = np.nonzero(real.numpy())
         shape = (len(history), self.similarity.shape[0])
         profile = sp.csr_matrix((weight[age], (user, items.numpy()[user, age])), shape=shape)  # (B, N)
         return torch.from_numpy((profile @ self.similarity).toarray())  # (B, N)
@@ -97,7 +98,7 @@ class TextSimilarity(Baseline):
     """Cosine of text vectors with the last items of the history: their mean, or a sharpened, decayed sum.
 
     Args:
-        cosine: of the text vectors.
+        cosine: Cosines of the text vectors.
         kind: mean | sharpened.
     """
 
@@ -107,8 +108,8 @@ class TextSimilarity(Baseline):
     def score(self, history: Tensor) -> Tensor:
         """See `Baseline.score`."""
         if self.kind == "mean":
-            items, there = last_items(history, LAST)  # (B, last)
-            weight = there / there.sum(1, keepdim=True).clamp(min=1)  # (B, last)
+            items, real = last_items(history, LAST)  # (B, last)
+            weight = real / real.sum(1, keepdim=True).clamp(min=1)  # (B, last)
             return self.cosine.cosines((self.cosine.vectors[items] * weight[..., None]).sum(1))  # (B, N)
         return self.cosine.sharpened_sum(*faded_items(history, LAST, TEXT_DECAY))  # (B, N)
 
@@ -123,7 +124,7 @@ class TextSimilarity(Baseline):
 
 
 class NgramSimilarity(Baseline):
-    """Sharpened cosine of the text vectors, and half the similarity of character n-grams, with the last items."""
+    """Sharpened cosine of the text vectors, plus half the similarity of char n-grams, with the last items."""
 
     def __init__(self, sharpened: TextSimilarity, ngrams: CharNgrams) -> None:
         self.sharpened, self.ngrams = sharpened, ngrams
@@ -139,35 +140,37 @@ class NgramSimilarity(Baseline):
 
 
 class ItemCFText(Baseline):
-    """item_cf + weight * text."""
+    """The sum item_cf + weight * text."""
 
     def __init__(self, cf: ItemCF, text: Baseline, weight: float) -> None:
         self.cf, self.text, self.weight = cf, text, weight
 
     def score(self, history: Tensor) -> Tensor:
+        """See `Baseline.score`."""
         return self.cf.score(history).add_(self.text.score(history), alpha=self.weight)  # (B, N)
 
     def describe(self) -> str:
+        """See `Baseline.describe`."""
         chosen = "weight and kind by validation Recall@10 (All), seen masked"
         return f"item CF + {self.weight:g} x ({self.text.describe()}); {chosen}"
 
 
-class Choice(NamedTuple):
-    """What validation chose for a hybrid."""
+class HybridChoice(NamedTuple):
+    """The weight and the kind of text that validation chose."""
 
     weight: float
     kind: str
-    recall: dict[tuple[str, float], float]  # Recall@10 over all items of everything tried
+    recall: dict[tuple[str, float], float]  # (kind, weight) -> Recall@10 over all items, for everything tried
 
     @classmethod
-    def best(cls, recall: dict[tuple[str, float], float]) -> "Choice":
-        """The weight and kind with the highest recall; of equals the first."""
+    def best(cls, recall: dict[tuple[str, float], float]) -> "HybridChoice":
+        """The weight and kind with the highest recall; the first one of equals."""
         kind, weight = max(recall, key=lambda option: recall[option])
         return cls(weight, kind, recall)
 
-    def among(self, kinds: tuple[str, ...]) -> "Choice":
-        """What it would have been from some of the kinds."""
-        return Choice.best({option: value for option, value in self.recall.items() if option[0] in kinds})
+    def among(self, kinds: tuple[str, ...]) -> "HybridChoice":
+        """The choice from some of the kinds only."""
+        return HybridChoice.best({option: value for option, value in self.recall.items() if option[0] in kinds})
 
 
 def choose_weight(
@@ -176,14 +179,14 @@ def choose_weight(
     histories: Histories,
     weights: tuple[float, ...] = WEIGHTS,
     batch_size: int = BLOCK,
-) -> Choice:
-    """Weight and kind of text with the best Recall@10 over all items on validation, seen items masked.
+) -> HybridChoice:
+    """Choose weight and kind of text by Recall@10 over all items on validation, seen items masked.
 
     Args:
         cf: Counted in train only.
         texts: The kinds to try.
-        histories: Users; those with a validation item are used. Without any the first weight and kind win.
-        weights: Grid; of equals the first wins.
+        histories: The users; those with a validation item count. Without any, the first weight and kind are chosen.
+        weights: The weights to try; the first one of equals is chosen.
         batch_size: Users scored at once.
     """
     every = torch.ones(cf.similarity.shape[0], dtype=torch.bool)  # (N,)
@@ -194,7 +197,7 @@ def choose_weight(
         history = padded(histories.train, part)  # (B, L)
         target = padded(histories.validation, part)  # (B, R)
         target, (real, *_) = group_targets(target, every)  # (B, R) twice
-        target = target.masked_fill(~real, PAD - 1)  # (B, R): equal to nothing in a list
+        target = target.masked_fill(~real, PAD - 1)  # (B, R): an id that no list holds
         base = mask_seen(cf.score(history), history)  # (B, N)
         for kind, text in texts.items():
             similar = text.score(history)  # (B, N)
@@ -202,19 +205,16 @@ def choose_weight(
                 top = top_items(torch.add(base, similar, alpha=weight), 10)  # (B, 10)
                 hits = (top[:, :, None] == target[:, None]).sum((1, 2))  # (B,)
                 recall[kind, weight] += float((hits.double() / real.sum(1)).sum()) / len(users)
-    return Choice.best(recall)
+    return HybridChoice.best(recall)
 
 
 def padded(rows: Ragged, which: np.ndarray) -> Tensor:
-    """The rows `which` (B,) as one matrix: (B, longest) int64, padded with -1 at the end."""
+    """Some rows as one matrix: `which` (B,) -> (B, longest) int64, padded with -1 at the end."""
     return torch.from_numpy(batches.padded(rows, rows.offsets[which], rows.lengths[which]))  # (B, longest)
 
 
 def fit_baselines(catalogue: Catalogue, histories: Histories, split: EvalSplit = "test") -> dict[str, Baseline]:
-    """All baselines for answering a split, by name, in the order of the table.
-
-    Those that read text are left out when the catalogue has none.
-    """
+    """All baselines for a split, by name, in the order of the table; without those that need text the catalogue lacks."""
     n = catalogue.n_items
     in_train = ItemCF(histories.train, n)
     cf = in_train

@@ -1,4 +1,4 @@
-"""The model beside the baselines: every method's figures over one split, with and without the items already seen."""
+"""Compares the model with the baselines on one split, with seen items masked and not masked."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from setrec.evaluation.baselines import Popularity, fit_baselines
 from setrec.evaluation.metrics import RandomTieMetrics, RankingMetrics
 from setrec.evaluation.ranking_table import RankingTable
 from setrec.evaluation.results import MODEL
-from setrec.evaluation.target_hits import TargetHits, TargetTable, expected_hits, hits_of_lists
+from setrec.evaluation.target_hits import TargetHits, TargetTable, expected_hits, list_hits
 from setrec.schemas import Batch, EvalSplit
 from setrec.scoring.topk import mask_seen, top_groups
 
 
-class Figures(NamedTuple):
-    """What is known of one method under one filter."""
+class MethodFigures(NamedTuple):
+    """What one method reached under one filter."""
 
     table: RankingTable
     targets: TargetTable
@@ -27,11 +27,11 @@ class Comparison:
 
     Args:
         catalogue: The items.
-        histories: What the baselines count in.
-        split: "test" or "validation", what is answered.
-        beta: Label of the model's figures.
+        histories: The histories that baselines count in.
+        split: The split that is evaluated.
+        beta: The model's beta, which labels its figures.
         cutoffs: Lengths of the lists.
-        device: Where the scores are.
+        device: Device of the scores.
     """
 
     def __init__(
@@ -49,38 +49,37 @@ class Comparison:
         self.metrics: dict[tuple[bool, str], tuple[RankingMetrics, TargetHits]] = {}
         for filtered in (True, False):
             for name in (MODEL, *self.baselines):
-                # popularity ties everywhere on cold items: its expected value under random order is reported
                 kind = RandomTieMetrics if self.random_ties(name) else RankingMetrics
                 labels = (beta if name == MODEL else 0.0,)
                 self.metrics[filtered, name] = kind(labels, cutoffs).to(device), TargetHits(cutoffs).to(device)
 
     def random_ties(self, name: str) -> bool:
-        """Whether a method's ties are counted at their expected value."""
+        """Whether a method is reported at its expected value under random ties: popularity, which ties all cold items."""
         return isinstance(self.baselines.get(name), Popularity)
 
     def update(self, batch: Batch, scores: Tensor) -> None:
-        """Add a batch of users with the model's scores (B, N); the baselines score the same histories."""
+        """Add a batch of users with the model's scores, (B, N); the baselines score the same histories."""
         self._add(MODEL, batch, scores)
         for name, baseline in self.baselines.items():
             self._add(name, batch, baseline.score(batch.history.cpu()).to(scores.device))
 
     def _add(self, name: str, batch: Batch, scores: Tensor) -> None:
-        """Add one method's scores (B, N), with and without the seen items."""
+        """Add one method's scores, (B, N), with seen items masked and not masked."""
         for filtered in (True, False):
-            left = mask_seen(scores, batch.seen) if filtered else scores  # (B, N)
+            ranking = mask_seen(scores, batch.seen) if filtered else scores  # (B, N)
             metric, targets = self.metrics[filtered, name]
             if self.random_ties(name):
-                metric.update(batch.user, left, batch.target, self.warm)
-                hits = expected_hits(left, batch.target, self.cutoffs)  # (B, R, C)
+                metric.update(batch.user, ranking, batch.target, self.warm)
+                hits = expected_hits(ranking, batch.target, self.cutoffs)  # (B, R, C)
             else:
-                ranked = top_groups(left, self.warm, max(self.cutoffs))  # (G, B, k)
+                ranked = top_groups(ranking, self.warm, max(self.cutoffs))  # (G, B, k)
                 metric.update(batch.user, ranked[None], batch.target, self.warm)
-                hits = hits_of_lists(ranked[0], batch.target, self.cutoffs)  # (B, R, C)
+                hits = list_hits(ranked[0], batch.target, self.cutoffs)  # (B, R, C)
             targets.update(batch.user, batch.target, hits)
 
-    def compute(self) -> dict[bool, dict[str, Figures]]:
-        """Under filter_seen: the figures of the model and of each baseline, by name, over the users of all processes."""
-        made = {key: Figures(metric.compute(), hits.compute()) for key, (metric, hits) in self.metrics.items()}
+    def compute(self) -> dict[bool, dict[str, MethodFigures]]:
+        """The figures over the users of all processes: filter_seen -> name of the model or baseline -> figures."""
+        figures = {key: MethodFigures(metric.compute(), hits.compute()) for key, (metric, hits) in self.metrics.items()}
         return {
-            filtered: {name: made[filtered, name] for name in (MODEL, *self.baselines)} for filtered in (True, False)
+            filtered: {name: figures[filtered, name] for name in (MODEL, *self.baselines)} for filtered in (True, False)
         }

@@ -1,4 +1,4 @@
-"""A metric whose states are rows of users, put together from any number of processes, those without a user included."""
+"""A metric that keeps rows of users; every process adds its rows, and a process may have none."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -15,18 +15,18 @@ class DistributedMetric(Metric):
     is_differentiable = False
 
     @abstractmethod
-    def no_rows(self) -> dict[str, Tensor]:
-        """Every state as it is without any row: the shape and dtype that the other processes' rows have."""
+    def empty_states(self) -> dict[str, Tensor]:
+        """Every state with 0 rows, in the shape and dtype that rows have."""
 
     def sync(
         self,
-        dist_sync_fn: Callable | None = None,
+        dist_sync_fn: Callable[..., Any] | None = None,
         process_group: Any | None = None,
         should_sync: bool = True,
-        distributed_available: Callable | None = None,
+        distributed_available: Callable[..., Any] | None = None,
     ) -> None:
-        """As torchmetrics', but a process that saw no user still takes part, with empty states of the right shape."""
-        for name, empty in self.no_rows().items():
+        """As in torchmetrics, but a process without users takes part, with empty states of the right shape."""
+        for name, empty in self.empty_states().items():
             if not getattr(self, name):
                 getattr(self, name).append(empty)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)

@@ -1,14 +1,14 @@
-"""What a table of means leaves out: the figures of every user, and the fate of every target, beside results.json.
+"""Two files beside results.json: the metrics of every user, and which targets were found.
 
     per_user.parquet   one row for each user, method, filter and group in which the user has a target
-    hits.parquet       one row for each target, method and filter: was it among the first 5, 10, 20 of all items?
+    hits.parquet       one row for each target, method and filter: whether it is among the first 5, 10, 20 of all items
 
-They are what confidence intervals, paired tests and breakdowns are made from (`python main.py report`). Both are written
-part by part, so that memory holds one method at a time.
+`report` computes confidence intervals, paired tests and breakdowns from them. Both are written part by part, so that memory
+holds one method at a time.
 """
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +17,28 @@ import pyarrow.parquet as pq
 
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import SETRecError
-from setrec.evaluation.comparison import Figures
+from setrec.evaluation.comparison import MethodFigures
+from setrec.files.whole import whole_file
 from setrec.schemas import GROUPS
 
-DECILES = 10
+DECILES = 10  # groups of warm items by popularity
 
 
-def write_per_user(path: Path, figures: dict[bool, dict[str, Figures]], histories: Histories, split: str) -> Path:
-    """Write the figures of every user in the users' own ids.
+def write_per_user(path: Path, figures: dict[bool, dict[str, MethodFigures]], histories: Histories, split: str) -> Path:
+    """Write the metrics of every user, with the users' own ids.
 
-    Columns: user_id, method ("model" or a baseline), filter_seen, group (all, warm, cold), history (items the user had,
-    all of them), targets (distinct ones in the group), then a column a figure: recall@5 ... mrr@20, float64. Their mean over
-    the rows of a method, filter and group is the figure in results.json.
+    Columns: user_id, method ("model" or a baseline), filter_seen, group (all, warm, cold), history (all items the user had),
+    targets (distinct ones in the group), then one column a metric: recall@5 ... mrr@20, float64. The mean of a metric over the
+    rows of a method, filter and group is the figure in results.json.
 
     Args:
-        path: The file; written beside, then renamed.
-        figures: Under filter_seen and method, see `Comparison.compute`.
+        path: The file to write.
+        figures: filter_seen -> method -> figures, see `Comparison.compute`.
         histories: The users.
-        split: "test" or "validation", what was answered.
+        split: The split that was evaluated.
 
     Raises:
-        SETRecError: the disk refuses.
+        SETRecError: the file can't be written.
     """
     length = histories.train.lengths  # (users,)
     if split == "test":
@@ -63,16 +64,22 @@ def write_per_user(path: Path, figures: dict[bool, dict[str, Figures]], historie
     return write_parts(path, parts())
 
 
-def write_hits(path: Path, figures: dict[bool, dict[str, Figures]], histories: Histories, catalogue: Catalogue) -> Path:
-    """Write the fate of every target in the ranking of all items, in own ids.
+def write_hits(
+    path: Path, figures: dict[bool, dict[str, MethodFigures]], histories: Histories, catalogue: Catalogue
+) -> Path:
+    """Write which targets were found in the ranking of all items, with the users' and items' own ids.
 
     Columns: user_id, item_id, count (of the item in training), decile (see `deciles`), method, filter_seen, then hit@5 ...,
-    float32: 1 where the list of that length holds the target; for popularity, whose ties are many, the probability.
+    float32: 1 where the list of that length holds the target; for popularity, which ties many items, the probability.
 
-    Args: see `write_per_user`.
+    Args:
+        path: The file to write.
+        figures: See `write_per_user`.
+        histories: The users.
+        catalogue: The items.
 
     Raises:
-        SETRecError: the disk refuses.
+        SETRecError: the file can't be written.
     """
     users, items = pl.Series(histories.ids, dtype=pl.String), pl.Series(catalogue.ids, dtype=pl.String)
     count = catalogue.count.numpy()  # (N,)
@@ -95,9 +102,9 @@ def write_hits(path: Path, figures: dict[bool, dict[str, Figures]], histories: H
 
 
 def deciles(count: np.ndarray) -> np.ndarray:
-    """Popularity decile of every item: 1, the least bought tenth of the warm items, to 10; 0 for a cold item.
+    """Popularity decile of every item: from 1, the tenth of the warm items that occur least, to 10; 0 for a cold item.
 
-    Items of equal count share the decile of their middle place, so that no order by id decides; a decile may be empty.
+    Items with the same count have the same decile, that of their middle place; so a decile may be empty.
 
     Args:
         count: (N,) occurrences in training.
@@ -107,41 +114,33 @@ def deciles(count: np.ndarray) -> np.ndarray:
     """
     warm = np.sort(count[count > 0])  # (n,)
     before = np.searchsorted(warm, count, side="left")  # (N,)
-    middle = (
-        before + np.searchsorted(warm, count, side="right")
-    ) / 2  # (N,): 0.5 for the first place, n - 0.5 for the last
+    after = np.searchsorted(warm, count, side="right")  # (N,)
+    middle = (before + after) / 2  # (N,): 0.5 for the first place, n - 0.5 for the last
     return np.where(count > 0, np.floor(middle / max(len(warm), 1) * DECILES).astype(np.int64) + 1, 0)
 
 
 def write_parts(path: Path, parts: Iterator[pl.DataFrame]) -> Path:
-    """Write frames of one form as one parquet file: beside its place first, then renamed.
+    """Write frames with the same columns as one parquet file: to a temporary file, then renamed.
 
     Raises:
-        SETRecError: the disk refuses; nothing is left, and an older file under that name stays.
+        SETRecError: the file can't be written; an older file with that name is kept.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as hidden, ExitStack() as stack:
+            writer = None
             for part in parts:
                 rows = part.to_arrow()
                 if writer is None:
-                    writer = pq.ParquetWriter(beside, rows.schema, compression="zstd")
+                    writer = stack.enter_context(pq.ParquetWriter(hidden, rows.schema, compression="zstd"))
                 writer.write_table(rows)
-        finally:
-            if writer is not None:
-                writer.close()
-        os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SETRecError(
             f"{path} can't be written ({error.strerror or error}): free some space or choose another folder."
         ) from None
     return path
 
 
-def beside_results(results: Path) -> tuple[Path, Path]:
-    """Where the figures of users and targets lie: results.json -> per_user.parquet, hits.parquet; a prefix is kept."""
+def per_user_paths(results: Path) -> tuple[Path, Path]:
+    """The files beside a results file: results.json -> per_user.parquet, hits.parquet; a prefix of the name is kept."""
     prefix = results.name.removesuffix("results.json")
     return results.with_name(f"{prefix}per_user.parquet"), results.with_name(f"{prefix}hits.parquet")

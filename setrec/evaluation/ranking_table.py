@@ -1,20 +1,20 @@
-"""Figures of rankings: recall, NDCG, precision and MRR over users, for three groups of items.
+"""Metrics of rankings: recall, NDCG, precision and MRR over users, for three groups of items.
 
-The protocol (design of the evaluation):
+The groups:
 
     all    every item is a candidate, every target counts
     warm   candidates AND targets are the items seen in training
     cold   candidates AND targets are the items absent from training
 
-A group's figure is the mean over the users with at least one target in it. Lists are those of setrec/topk.py. With h_j = 1
-if the item at rank j is a target, and R = number of the user's targets in the group:
+A metric is the mean over the users with at least one target in the group. The ranked lists come from setrec/scoring/topk.py. With
+h_j = 1 if the item at rank j is a target, and R = number of the user's targets in the group:
 
     recall@k = sum_{j<=k} h_j / R                          precision@k = sum_{j<=k} h_j / k
     ndcg@k   = sum_{j<=k} h_j / log2(j+1)  /  sum_{j<=min(R,k)} 1 / log2(j+1)
     mrr@k    = 1 / (rank of the first hit), 0 if there is none within k
 
-A target that a user has more than once (bought again within the test period) counts once: a list can hit it only once,
-so counting it twice would put recall 1 out of reach. A target that is masked as already seen stays in R: it is a miss.
+A target that a user has twice (bought again within the test period) counts once: a list can hit it only once, so recall could
+not reach 1 otherwise. A target that is masked as already seen still counts in R, as a miss.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,12 @@ KINDS = ("recall", "ndcg", "precision", "mrr")
 def group_targets(target: Tensor, warm: Tensor) -> tuple[Tensor, Tensor]:
     """Each user's distinct targets in ascending order, and which of them belong to each group.
 
-    target: (B, R) int64, padded with -1; warm: (N,) bool; returns (B, R) int64 and (G, B, R) bool, False at padding.
+    Args:
+        target: (B, R) int64, padded with -1.
+        warm: (N,) bool.
+
+    Returns:
+        (B, R) int64, and (G, B, R) bool, False at padding and at repeated targets.
     """
     target = target.sort(dim=1).values  # (B, R), padding first
     real = mask_of(target)  # (B, R)
@@ -41,17 +46,17 @@ def group_targets(target: Tensor, warm: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RankingTable(NamedTuple):
-    """Hits of every user at every rank, and all figures made of them. Users ascending, each once; on the CPU."""
+    """Hits of every user at every rank, and the metrics computed from them. Users ascending, each once; on the CPU."""
 
-    user: np.ndarray  # (n,) int64; no tensor, as torchmetrics squeezes the results of a single user to a scalar
-    hits: Tensor  # (n, V, G, k): 1 where the item at a rank is a target (or its probability under random ties)
-    first: Tensor | None  # (n, V, G, k): probability that it is the first hit under random ties; None: hits say it
+    user: np.ndarray  # (n,) int64; not a tensor, since torchmetrics turns a tensor of one user into a scalar
+    hits: Tensor  # (n, V, G, k): 1 where the item at a rank is a target, or the probability of it under random ties
+    first: Tensor | None  # (n, V, G, k): probability of the first hit under random ties; None: take it from `hits`
     targets: Tensor  # (n, G) int32: distinct targets in the group
     cutoffs: tuple[int, ...]
     variants: tuple[float, ...]  # V labels, e.g. values of beta
 
     def metrics(self) -> list[str]:
-        """Names of all figures: recall@5, recall@10, ..."""
+        """Names of all metrics: recall@5, recall@10, ..."""
         return [f"{kind}@{k}" for kind in KINDS for k in self.cutoffs]
 
     def n_users(self) -> dict[str, int]:
@@ -59,9 +64,13 @@ class RankingTable(NamedTuple):
         return {group: int((self.targets[:, g] > 0).sum()) for g, group in enumerate(GROUPS)}
 
     def per_user(self, metric: str, group: str = "all", variant: int = 0) -> tuple[Tensor, Tensor]:
-        """Users (n',) int64 with a target in the group, and their values (n',) float64: for intervals and paired tests.
+        """One metric of every user, for intervals and paired tests.
 
-        Raises ValueError for a metric beyond the longest cutoff or of an unknown kind.
+        Returns:
+            The users with a target in the group, (n',) int64, and their values, (n',) float64.
+
+        Raises:
+            ValueError: an unknown metric, or a cutoff beyond the longest one.
         """
         kind, _, text = metric.partition("@")
         if kind not in KINDS or not text.isdigit() or not 0 < int(text) <= max(self.cutoffs):
@@ -76,10 +85,8 @@ class RankingTable(NamedTuple):
         elif kind == "precision":
             values = hits.sum(1) / k  # (n',)
         elif kind == "mrr":
-            hit_first = (
-                hits * (hits.cumsum(1) == 1) if self.first is None else self.first[has, variant, g, :k]
-            )  # (n', k)
-            values = (hit_first / rank).sum(1)  # (n',)
+            first = hits * (hits.cumsum(1) == 1) if self.first is None else self.first[has, variant, g, :k]  # (n', k)
+            values = (first / rank).sum(1)  # (n',)
         else:
             discount = 1 / (rank + 1).log2()  # (k,)
             ideal = discount.cumsum(0)[n_targets.clamp(max=k).long() - 1]  # (n',)
@@ -87,7 +94,7 @@ class RankingTable(NamedTuple):
         return torch.from_numpy(self.user)[has], values
 
     def value(self, metric: str, group: str = "all", variant: int = 0) -> float:
-        """Mean over the users with a target in the group; 0 where there is no such user (n_users says so)."""
+        """Mean over the users with a target in the group; 0 where there is no such user (see `n_users`)."""
         values = self.per_user(metric, group, variant)[1]
         return float(values.mean()) if len(values) else 0.0
 
@@ -96,10 +103,10 @@ class RankingTable(NamedTuple):
         return {group: {name: self.value(name, group, variant) for name in self.metrics()} for group in GROUPS}
 
     def curve(self, metric: str, group: str = "all") -> list[float]:
-        """The figure of every variant, in their order."""
+        """The metric of every variant, in order."""
         return [self.value(metric, group, variant) for variant in range(len(self.variants))]
 
     def best(self, metric: str = "recall@10", group: str = "all") -> int:
-        """Place of the best variant; of equals the first."""
+        """Place of the best variant; the first one of equals."""
         values = self.curve(metric, group)
         return values.index(max(values))

@@ -1,7 +1,6 @@
-"""What a test run leaves behind: results.json with the protocol stamped in, the printed table."""
+"""The results of a test: results.json with its protocol, and the printed table."""
 
 import json
-import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field
@@ -12,9 +11,10 @@ from typing import Any, TextIO
 
 from setrec.errors import SETRecError
 from setrec.evaluation.ranking_table import RankingTable
+from setrec.files.whole import whole_file
 from setrec.schemas import GROUPS, EvalSplit, FitOn
 
-MODEL = "model"  # its name among the methods; the others are the baselines'
+MODEL = "model"  # the model's name among the methods; the others are baselines
 RESULTS: dict[EvalSplit, str] = {"test": "results.json", "validation": "validation_results.json"}
 LABELS = {
     "popularity": "popularity",
@@ -22,14 +22,14 @@ LABELS = {
     "text": "text",
     "item_cf_text": "item CF + text",
     "item_cf_ngrams": "item CF + text + n-grams",
-    "item_cf_letters": "item CF + text + n-grams",  # what version 0.1.0 called it
+    "item_cf_letters": "item CF + text + n-grams",  # its name in version 0.1.0
 }
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
 
 
 def package_versions() -> dict[str, str]:
-    """Python's and the main packages' versions; a package that is not installed is left out."""
+    """Versions of Python and of the main packages; a package that is not installed is left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,29 +41,29 @@ def package_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How figures came about, so that they can be compared, or seen not to be comparable.
+    """How figures were computed, so that a reader sees whether two of them can be compared.
 
     Args:
         dataset: Name of the prepared data.
-        method: What the model's row is called.
+        method: Name of the model in the table.
         filter_seen: Items of the user's own history were left out of the ranking.
         users: Users with at least one target, by group.
         candidates: Items that are ranked, by group.
-        max_history: Items of the history the model reads; older ones are cut.
+        max_history: Items of the history that the model reads, the newest ones.
         beta: Weight of the semantic slots in the score.
         cutoffs: Lengths of the lists.
         baselines: Each baseline's rule, by name.
-        seed: Of the training run, if it is known.
-        beta_from: How beta was chosen; "" for a method without it.
-        weights: Of the other parts of the score, by name.
+        seed: Seed of the training run, if known.
+        beta_from: How beta was chosen; "" for a method without beta.
+        weights: The other weights of the score, by name.
         fitted_to: The splits that the model was fitted to.
-        split: What was answered.
-        history: What the history held.
-        target: What was asked for.
+        split: The split that was evaluated.
+        history: The splits that the history holds.
+        target: The items that the ranking should find.
         cold: What a cold item is.
         ties: How equal scores are ranked.
         mean: What is averaged.
-        versions: Of Python and the main packages.
+        versions: Versions of Python and of the main packages.
         date: UTC, ISO 8601.
     """
 
@@ -94,10 +94,10 @@ class Protocol:
         """The protocol of a run over a split.
 
         Args:
-            split: what was answered.
-            fit_on: what the model was fitted to.
-            chosen: validation chose weights at all.
-            fields: the other fields of `Protocol`.
+            split: The split that was evaluated.
+            fit_on: The split that the model was fitted to last.
+            chosen: Whether validation chose weights.
+            **fields: The other fields of `Protocol`.
         """
         return cls(
             beta_from="validation Recall@10 (All)" if chosen else "",
@@ -131,8 +131,8 @@ def make_results(
     """The content of results.json.
 
     Args:
-        protocol: Its filter_seen says which of the tables is the main one.
-        tables: Under filter_seen (True and False, or one of them): the table of "model" and of each baseline, by name.
+        protocol: Its filter_seen selects the main tables.
+        tables: filter_seen (True and False, or one of them) -> name ("model" or a baseline) -> table.
         options: Arguments of the model and of the data, {"model": {...}, "data": {...}}, in plain types.
 
     Returns:
@@ -155,7 +155,7 @@ def make_results(
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> Path:
-    """Write results as JSON: beside the file first, then renamed, so that there is never half a file.
+    """Write results as JSON, whole or not at all.
 
     Raises:
         SETRecError: the file can't be written (a full disk, a missing permission).
@@ -163,16 +163,10 @@ def write_results(path: str | Path, results: dict[str, Any]) -> Path:
     """
     path = Path(path)
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            hidden.write_text(text, encoding="utf8")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise SETRecError(
             f"The results can't be written to {path} ({reason}): free some space or choose another folder."
@@ -181,9 +175,11 @@ def write_results(path: str | Path, results: dict[str, Any]) -> Path:
 
 
 def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
-    """Print the main table, the one under the other filter if there is one, and the protocol. Plain text.
+    """Print the main table, the table of the other filter if there is one, and the protocol.
 
-    results: what make_results returns, or results.json read back.
+    Args:
+        results: What `make_results` returns, or the content of results.json.
+        file: Where to print; None: standard output.
     """
     protocol = Protocol(**results["protocol"])
     parts = [format_table(results, protocol, protocol.filter_seen)]
@@ -194,9 +190,12 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
 
 
 def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool) -> str:
-    """Recall and NDCG @5 and @10 of every method under all, warm and cold; the best of a column has a star.
+    """The table of Recall and NDCG @5 and @10 of every method, for all, warm and cold; the best of a column has a star.
 
-    figures: {"metrics": {group: {name: value}}, "baselines": {method: the same}}.
+    Args:
+        figures: {"metrics": {group: {name: value}}, "baselines": {method: the same}}.
+        protocol: How the figures were computed.
+        filter_seen: Whether seen items are masked in these figures.
     """
     rows = {protocol.method: figures["metrics"]}
     rows |= {LABELS.get(name, name): row for name, row in figures["baselines"].items()}
@@ -221,6 +220,6 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
 
 
 def _short(value: float) -> str:
-    """.0189, 1.000: five characters."""
+    """A figure in five characters: .0189, 1.000."""
     text = f"{value:.4f}"
     return text[1:] if text.startswith("0") else text[:5]

@@ -1,6 +1,6 @@
-"""Which targets a ranking found: what `RankingMetrics` sums up per user, kept target by target.
+"""Which targets a ranking found, one by one; `RankingMetrics` has only their sum for each user.
 
-A breakdown by the popularity of what was asked for needs the targets themselves. Only the ranking of all items is kept.
+The report needs them to group recall by the popularity of the target. Only the ranking of all items is kept.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,38 @@ from setrec.schemas import mask_of
 
 
 class TargetTable(NamedTuple):
-    """Every target of every user once, by user, then item; on the CPU."""
+    """Every target of every user once, sorted by user, then item; on the CPU."""
 
     user: np.ndarray  # (m,) int64
     item: np.ndarray  # (m,) int64
-    hits: np.ndarray  # (m, C) float32: 1 where the target is among the first cutoffs[c] items (or its probability)
+    hits: np.ndarray  # (m, C) float32: 1 where the target is among the first cutoffs[c] items, or the probability of it
     cutoffs: tuple[int, ...]
 
 
-def hits_of_lists(ranked: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Tensor:
-    """ranked: (B, k) int64, best first; target: (B, R) int64; returns (B, R, C) float32, 1 where a list holds the target."""
+def list_hits(ranked: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Tensor:
+    """Which targets are in the first items of a ranked list.
+
+    Args:
+        ranked: (B, k) int64, best first.
+        target: (B, R) int64.
+        cutoffs: C lengths of the list.
+
+    Returns:
+        (B, R, C) float32, 1 where the list of that length holds the target.
+    """
     equal = ranked[:, None, :] == target[:, :, None]  # (B, R, k)
     return torch.stack([equal[..., :k].any(-1) for k in cutoffs], dim=-1).float()  # (B, R, C)
 
 
 def expected_hits(scores: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Tensor:
-    """Probability of each target to be among the first items if tied ones stand in random order.
+    """The probability that each target is among the first items if tied items are in random order.
 
-    A target in a block of m tied items behind a better ones is among the first k with probability (k - a) / m, cut to 0..1.
+    With a better items and m tied ones, the target among them, it is (k - a) / m, limited to 0..1.
 
     Args:
         scores: (B, N) float, -inf = not a candidate.
         target: (B, R) int64, padded.
-        cutoffs: C lengths k.
+        cutoffs: C lengths k of the list.
 
     Returns:
         (B, R, C) float32.
@@ -46,9 +55,11 @@ def expected_hits(scores: Tensor, target: Tensor, cutoffs: Sequence[int]) -> Ten
     at_target = scores.gather(1, target.clamp(min=0))  # (B, R)
     best = scores.topk(min(max(cutoffs), scores.shape[1]), dim=1).values  # (B, k)
     border = best[:, -1:]  # (B, 1)
-    above = (best[:, None, :] > at_target[..., None]).sum(-1)  # (B, R), k where the target is below the border
+    above = (best[:, None, :] > at_target[..., None]).sum(
+        -1
+    )  # (B, R): better items, k where the target is below the border
     tied = (best[:, None, :] == at_target[..., None]).sum(-1)  # (B, R)
-    on_border = (scores == border).sum(1, keepdim=True)  # (B, 1): the block at the border goes on beyond it
+    on_border = (scores == border).sum(1, keepdim=True)  # (B, 1): items tied with the last one, beyond the list too
     size = torch.where(at_target == border, on_border, tied).clamp(min=1)  # (B, R)
     real = at_target > -torch.inf  # (B, R)
     chances = [((k - above) / size).clamp(0, 1) * real for k in cutoffs]  # C of (B, R)
@@ -59,7 +70,7 @@ class TargetHits(DistributedMetric):
     """Collects hits target by target, on any number of processes; compute() returns a TargetTable.
 
     Args:
-        cutoffs: lengths of the lists.
+        cutoffs: Lengths of the lists.
     """
 
     pairs: list[Tensor]
@@ -72,25 +83,26 @@ class TargetHits(DistributedMetric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, user: Tensor, target: Tensor, hits: Tensor) -> None:
-        """Add a batch.
+        """Add a batch of users.
 
         Args:
             user: (B,) int64, row in the table of users.
-            target: (B, R) int64, padded; a target that stands there twice counts once, as in `RankingMetrics`.
-            hits: (B, R, C) float32, see `hits_of_lists` and `expected_hits`.
+            target: (B, R) int64, padded; a repeated target counts once, as in `RankingMetrics`.
+            hits: (B, R, C) float32, see `list_hits` and `expected_hits`.
         """
         row, place = mask_of(target).nonzero(as_tuple=True)  # (m,), (m,)
         self.pairs.append(torch.stack([user[row], target[row, place]], dim=1))  # (m, 2)
         self.hits.append(hits[row, place])  # (m, C)
 
-    def no_rows(self) -> dict[str, Tensor]:
+    def empty_states(self) -> dict[str, Tensor]:
+        """See `DistributedMetric.empty_states`."""
         return {
             "pairs": torch.empty(0, 2, dtype=torch.int64, device=self.device),
             "hits": torch.empty(0, len(self.cutoffs), device=self.device),
         }
 
     def compute(self) -> TargetTable:
-        """The table of all targets that were added; what a padded sampler showed twice counts once."""
+        """The table of all targets that were added; a user that a padded sampler repeats counts once."""
         if isinstance(self.pairs, list) and not self.pairs:
             none = np.zeros(0, np.int64)
             return TargetTable(none, none, np.zeros((0, len(self.cutoffs)), np.float32), self.cutoffs)

@@ -1,1 +1,1 @@
-"""Reading files that anybody may have made, and writing files whole or not at all."""
+"""Reads files without trusting them, and writes files whole or not at all."""

@@ -1,4 +1,4 @@
-"""A checkpoint of fit on the disk, as weights and plain types."""
+"""Reads a checkpoint of fit as weights and plain types."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,21 +11,21 @@ from setrec.errors import ConfigError
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint knows. Every class is a public name, and nothing was imported for it."""
+    """The content of a checkpoint. Classes are public names. Nothing was imported to read it."""
 
     model_class: str
     model: dict[str, Any]  # the model's arguments
     data: dict[str, Any]  # the data module's arguments
     weights: dict[str, Tensor]  # the state_dict
     catalogue: dict[str, str]  # name and fingerprint of what it was trained on
-    origin: dict[str, Any]  # of the frozen base that the weights leave out; {} without one
+    origin: dict[str, Any]  # of a frozen base whose weights are not in the checkpoint; {}: there is none
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; of a sharded one, a folder, the part that holds no weights.
+    """Read a checkpoint. Of a sharded one, which is a folder, read all except the weights.
 
     Raises:
-        ConfigError: the file isn't a checkpoint of this project, or needs more than weights and plain types.
+        ConfigError: the file isn't a checkpoint of this project, or holds more than weights and plain types.
     """
     try:
         file = path / "meta.pt" if path.is_dir() else path
@@ -38,7 +38,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             catalogue=content.get("catalogue", {}),
             origin=content.get("backbone", {}),
         )
-    except Exception as error:  # whatever is wrong with the file, one sentence says so and names it
+    except Exception as error:  # a file can be wrong in many ways; one sentence names it
         raise ConfigError(
             f"--ckpt_path {path} is not a checkpoint of this project ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); give the path that fit printed at its end."
@@ -46,6 +46,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _arguments(stored: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters without what Lightning keeps there for itself, under current names."""
+    """The hyper-parameters with current class names, without Lightning's own entries."""
     own = {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")}
     return dict(current_names(own))

@@ -1,9 +1,9 @@
-"""Reading the pickles of the official release without trusting them.
+"""Reads the pickles of the official release without trusting them.
 
-An unpickler calls whatever its input names. This one knows a handful of names, and answers each with a stand-in of its
-own that only holds data: numpy is never asked to rebuild an array, torch never to load a storage freely, and every
-opcode that could make an object in another way is refused. What comes out is int, str, list, tuple, set, dict, numpy
-integers' values, numeric numpy arrays, or one float tensor.
+An ordinary unpickler calls whatever the file names. This one allows a few names, and replaces each by a stand-in that only holds
+data: numpy never rebuilds an array, torch never loads a storage freely, and every opcode that could make an object in another way
+is refused. The result is made of int, str, list, tuple, set, dict, the values of numpy integers, numeric numpy arrays and
+tensors.
 """
 
 import io
@@ -36,54 +36,56 @@ class _RefusedError(Exception):
 
 
 class _DType:
-    """Stands for numpy.dtype: remembers the code ("i8", "O8") and nothing else."""
+    """Stands for numpy.dtype: holds its code ("i8", "O8") and byte order."""
 
     def __init__(self, code: str, *_: Any):
         self.code, self.order = str(code), "<"
 
-    def set_state(self, state: tuple) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]
 
-    def real(self) -> np.dtype:
+    def numeric(self) -> np.dtype[Any]:
+        """Return the numpy type, which must be one of numbers."""
         if self.code[:1] not in "iufb":
             raise _RefusedError(f"a numpy array of type {self.code!r}")
         return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "<")
 
 
 class _Array:
-    """Stands for a numpy array that is being rebuilt; `value` is what it turned out to hold."""
+    """Stands for a numpy array. `value` is its content: a numeric array, or what an object array holds."""
 
     value: Any = None
 
-    def set_state(self, state: tuple) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, content = state
-        if dtype.code[:1] == "O":  # a box around Python objects; shape () holds one
+        if dtype.code[:1] == "O":  # an array of Python objects; one of shape () holds a single object
             self.value = content[0] if shape == () else content
         else:
-            self.value = np.frombuffer(content, dtype.real()).reshape(shape, order="F" if fortran else "C")
+            self.value = np.frombuffer(content, dtype.numeric()).reshape(shape, order="F" if fortran else "C")
 
 
 class _NumpyArrayClass:
     """Stands for the class numpy.ndarray where a pickle names it as an argument."""
 
 
-def _scalar(dtype: _DType, content: bytes) -> int | float:
-    return np.frombuffer(content, dtype.real()).item()
+def _scalar(dtype: _DType, content: bytes) -> Any:
+    """Stands for numpy's scalar: the number as int, float or bool."""
+    return np.frombuffer(content, dtype.numeric()).item()
 
 
 def _storage(content: bytes) -> torch.Tensor:
-    """torch.storage._load_from_bytes, which itself unpickles, replaced by a weights-only load: a flat tensor."""
+    """Stands for torch.storage._load_from_bytes, which itself unpickles. Returns the numbers as a flat tensor."""
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here, and each of them means no
+    except Exception as error:  # torch raises many types here; all mean that it refuses
         raise _RefusedError("something other than numbers inside a tensor") from error
     if not isinstance(loaded, torch.storage.TypedStorage):
         raise _RefusedError(f"a {type(loaded).__name__} where a tensor's numbers belong")
     return torch.tensor([], dtype=loaded.dtype).set_(loaded)  # (numbers,)
 
 
-def _tensor(flat: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
-    """torch._utils._rebuild_tensor_v2, refusing to look past the storage's end (torch would enlarge it instead)."""
+def _tensor(flat: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
+    """Stands for torch._utils._rebuild_tensor_v2. Refuses to read past the storage's end, where torch would enlarge it."""
     if any(number < 0 for number in (offset, *size, *stride)) or len(size) != len(stride):
         raise _RefusedError("a tensor of negative size")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -93,7 +95,7 @@ def _tensor(flat: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """How pickle protocols 0 to 2 spell bytes."""
+    """Stands for _codecs.encode, by which pickle protocols 0 to 2 write bytes."""
     if encoding != "latin1":
         raise _RefusedError(f"encoding {encoding!r}")
     return text.encode("latin1")
@@ -119,26 +121,32 @@ def _refuse(unpickler: Any) -> None:
     raise _RefusedError("an operation that makes objects")
 
 
-_PYTHON: Any = pickle._Unpickler  # type: ignore[attr-defined]  # not the C one: its opcodes cannot be limited
+_PYTHON: Any = pickle._Unpickler  # not the one in C, whose opcodes cannot be limited
 
 
-class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
-    """Rebuilds data and nothing else; refuses a dict whose stream holds a key twice.
+class RestrictedUnpickler(_PYTHON):  # type: ignore[misc]
+    """Rebuilds data and nothing else. Refuses a dict that gets a key twice.
+
+    The load_ methods replace those of Python's own unpickler, one for each opcode.
 
     Args:
-        file: open binary file, standing at the start of the pickle.
+        file: open binary file, at the start of the pickle.
     """
 
     stack: list[Any]
-    pop_mark: Callable[[], list]
-    dispatch: ClassVar[dict] = {code: run if code in _CODES else _refuse for code, run in _PYTHON.dispatch.items()}
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: run if code in _CODES else _refuse for code, run in _PYTHON.dispatch.items()
+    }
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name."""
         if (module, name) not in _ALLOWED:
             raise _RefusedError(f"{module}.{name}")
         return _ALLOWED[module, name]
 
     def load_reduce(self) -> None:
+        """Call a stand-in, and nothing else."""
         arguments = self.stack.pop()
         function = self.stack[-1]
         if not any(function is allowed for allowed in _ALLOWED.values()):
@@ -148,6 +156,7 @@ class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_build(self) -> None:
+        """Give a stand-in its content."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _Array | _DType):
@@ -158,25 +167,28 @@ class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
     dispatch[pickle.BUILD[0]] = load_build
 
     def load_setitem(self) -> None:
+        """Add an entry to a dict."""
         value, key = self.stack.pop(), self.stack.pop()
         self._add([key], [value])
 
     dispatch[pickle.SETITEM[0]] = load_setitem
 
     def load_setitems(self) -> None:
+        """Add entries to a dict."""
         items = self.pop_mark()
         self._add(items[::2], items[1::2])
 
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_dict(self) -> None:
+        """Make a dict of entries."""
         items = self.pop_mark()
         self.stack.append({})
         self._add(items[::2], items[1::2])
 
     dispatch[pickle.DICT[0]] = load_dict
 
-    def _add(self, keys: list, values: list) -> None:
+    def _add(self, keys: list[Any], values: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise _RefusedError(f"items for a {type(target).__name__}")
@@ -188,20 +200,20 @@ class RestrictedUnpickler(_PYTHON):  # type: ignore[valid-type, misc]
 
 
 class _TwiceError(Exception):
-    """A dict's stream holds a key twice; a plain unpickler would silently keep the last."""
+    """A dict gets a key twice. An ordinary unpickler would silently keep the last entry."""
 
 
 def unboxed(value: Any) -> Any:
-    """What an array stand-in holds; anything else as it is."""
+    """Return the content of an array stand-in, and anything else as it is."""
     return value.value if isinstance(value, _Array) else value
 
 
 def load_pickle(file: BinaryIO, name: str) -> Any:
-    """Unpickle data, restricted.
+    """Unpickle data, with `RestrictedUnpickler`.
 
     Args:
-        file: open binary file, standing at the start of the pickle.
-        name: the file's name for messages.
+        file: open binary file, at the start of the pickle.
+        name: the file's name, for messages.
 
     Raises:
         DataError: the pickle is truncated, asks for code, or holds a dict key twice.
@@ -230,10 +242,10 @@ def load_object_npy(path: Path) -> Any:
         path: the file.
 
     Returns:
-        For a 0-d object array what is inside it, otherwise the numeric array.
+        The object inside an object array of shape (), else the numeric array.
 
     Raises:
-        DataError: missing, truncated, damaged or refused (see `load_pickle`).
+        DataError: the file is missing, truncated, damaged or refused (see `load_pickle`).
     """
     try:
         with path.open("rb") as file:

@@ -8,10 +8,7 @@ import pyarrow as pa
 
 
 class Ragged(NamedTuple):
-    """Rows of different lengths in one flat array: row i is items[offsets[i]:offsets[i + 1]].
-
-    len() is the number of rows.
-    """
+    """Rows of different lengths in one flat array. Row i is items[offsets[i]:offsets[i + 1]]. len() is the number of rows."""
 
     offsets: np.ndarray  # (rows + 1,) int64
     items: np.ndarray  # (all,) int32
@@ -20,29 +17,30 @@ class Ragged(NamedTuple):
         return len(self.offsets) - 1
 
     def row(self, i: int) -> np.ndarray:
-        """Row i: (length,) int32."""
+        """Return row i, (length,) int32."""
         return self.items[self.offsets[i] : self.offsets[i + 1]]
 
     @property
     def lengths(self) -> np.ndarray:
-        """(rows,) int64."""
+        """The length of each row, (rows,) int64."""
         return np.diff(self.offsets)
 
     @classmethod
     def from_lengths(cls, lengths: np.ndarray, items: np.ndarray) -> "Ragged":
-        """From (rows,) lengths and the rows one after the other."""
+        """Make it from lengths, (rows,), and the items of all rows in turn, (all,)."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return cls(offsets, np.ascontiguousarray(items, np.int32))
 
     @classmethod
     def from_rows(cls, rows: list[list[int]]) -> "Ragged":
+        """Make it from lists of items."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         flat = np.fromiter((item for row in rows for item in row), np.int32, int(lengths.sum()))
         return cls.from_lengths(lengths, flat)
 
     def joined(self, other: "Ragged") -> "Ragged":
-        """Row i of the result is row i of this one followed by row i of `other`."""
+        """Append rows: row i of the result is row i of this one, then row i of `other`."""
         items = np.empty(len(self.items) + len(other.items), np.int32)
         offsets = self.offsets + other.offsets
         for part, first in ((self, offsets[:-1]), (other, offsets[:-1] + self.lengths)):
@@ -51,9 +49,11 @@ class Ragged(NamedTuple):
         return Ragged(offsets, items)
 
     def to_series(self, name: str) -> pl.Series:
+        """Return a polars column of lists."""
         return pl.Series(name, pl.from_arrow(pa.LargeListArray.from_arrays(self.offsets, self.items)))
 
     @classmethod
     def from_series(cls, series: pl.Series) -> "Ragged":
+        """Make it from a polars column of lists."""
         lengths = series.list.len().to_numpy().astype(np.int64)
         return cls.from_lengths(lengths, series.explode().drop_nulls().to_numpy())

@@ -1,4 +1,4 @@
-"""Where a raw file lies that a person has named."""
+"""Finds a raw file that a person has named."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from setrec.errors import DataError
 
 
 def raw_file(file: str, raw: Path | None) -> Path:
-    """A file given by its name inside the raw folder, or by a path of its own.
+    """Find a file by its name inside the raw folder, or by a path.
 
     Raises:
         DataError: there is no such file.
@@ -15,9 +15,9 @@ def raw_file(file: str, raw: Path | None) -> Path:
     for path in (inside, Path(file)):
         if path is not None and path.is_file():
             return path
-    where, alike = "no --data.raw DIR is given", ""
+    where, hint = "no --data.raw DIR is given", ""
     if raw is not None:
-        where = f"it is neither in {raw} nor a path of its own"
+        where = f"it is neither in {raw} nor a path"
         names = sorted(path.name for path in raw.glob(f"*{Path(file).suffix}"))
-        alike = f" ({raw.name} holds {', '.join(names[:10])})" if names else ""
-    raise DataError(f"file {file} does not exist: {where}; give its name inside the raw folder, or its path{alike}.")
+        hint = f" ({raw.name} holds {', '.join(names[:10])})" if names else ""
+    raise DataError(f"file {file} does not exist: {where}; give its name inside the raw folder, or its path{hint}.")

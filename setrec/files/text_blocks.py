@@ -1,6 +1,5 @@
-"""Which text an item has, and encoding many texts in blocks that survive a kill."""
+"""The texts of items, made by a template, and their encoding in blocks that survive a kill."""
 
-import os
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,15 +9,23 @@ import polars as pl
 from tqdm import tqdm
 
 from setrec.errors import ConfigError
+from setrec.files.whole import whole_file
 
 Encode = Callable[[list[str]], np.ndarray]  # n texts -> (n, F) float32
 
 
 def render(template: str, items: pl.DataFrame) -> list[str]:
-    """A template such as "{title}. {keywords}" for every item; "" where all its columns are empty.
+    """Fill a template such as "{title}. {keywords}" for every item. "" where all its columns are empty.
+
+    Args:
+        template: text with the names of columns in braces.
+        items: the table of items, N rows.
+
+    Returns:
+        N texts.
 
     Raises:
-        ConfigError: it names a column that the table of items doesn't have, or none.
+        ConfigError: the template names no column, or one that the table doesn't have.
     """
     try:
         parts = [(text, name) for text, name, _, _ in string.Formatter().parse(template)]
@@ -29,7 +36,7 @@ def render(template: str, items: pl.DataFrame) -> list[str]:
     if unknown or not names:
         what = f"no column {unknown[0]!r}" if unknown else "no column named in it"
         raise ConfigError(f"text template {template!r}: {what}; the items have {', '.join(items.columns)}.")
-    columns = {name: [_plain(value) for value in items[name].to_list()] for name in names}
+    columns = {name: [_field_text(value) for value in items[name].to_list()] for name in names}
     rendered = []
     for row in range(len(items)):
         if any(columns[name][row] for name in names):
@@ -39,20 +46,20 @@ def render(template: str, items: pl.DataFrame) -> list[str]:
     return rendered
 
 
-def _plain(value: object) -> str:
+def _field_text(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(filter(None, map(_plain, value)))
+        return ", ".join(filter(None, map(_field_text, value)))
     return "" if value is None else str(value).strip()
 
 
 def encode_blocks(texts: Sequence[str], encode: Encode, size: int, folder: Path | None) -> np.ndarray:
-    """Encode texts, each distinct one once, longest first, in blocks that are kept in `folder` until all are done.
+    """Encode texts in blocks: each distinct text once, the longest first. Finished blocks are files in `folder`.
 
     Args:
-        texts: n of them; "" is not encoded and gets zeros. At least one is not empty.
-        encode: a block of texts -> (block, F).
+        texts: n texts. "" is not encoded and gets zeros. At least one is not empty.
+        encode: turns a block of texts into (block, F) float32.
         size: texts in a block.
-        folder: where finished blocks are; those that are there already are not done again. None: nowhere.
+        folder: folder of the finished blocks. Those that are there are not encoded again. None: blocks are not kept.
 
     Returns:
         (n, F) float32.
@@ -71,10 +78,8 @@ def encode_blocks(texts: Sequence[str], encode: Encode, size: int, folder: Path 
             else:
                 block = np.asarray(encode(part), np.float32)  # (block, F)
                 if file is not None:
-                    beside = file.with_suffix(".new")
-                    with beside.open("wb") as out:
+                    with whole_file(file) as hidden, hidden.open("wb") as out:  # a path would get a second .npy
                         np.save(out, block)
-                    os.replace(beside, file)
             blocks.append(block)
             bar.update(len(part))
     table = np.concatenate([*blocks, np.zeros((1, blocks[0].shape[1]), np.float32)])  # (distinct + 1, F)

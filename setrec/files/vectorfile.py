@@ -1,8 +1,6 @@
-"""Matrices with one row per item, from .npy, .safetensors or a released .pkl, checked before anybody trusts them."""
+"""Matrices with one row per item in .npy, .safetensors or .pkl files, checked when they are read."""
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,52 +14,49 @@ from setrec.errors import DataError
 from setrec.files.hashes import ids_hash
 from setrec.files.pickles import load_object_npy, load_pickle
 from setrec.files.ragged import Ragged
+from setrec.files.whole import whole_file
 
 
 class VectorFile(NamedTuple):
-    """A matrix with what its file says about it; only .safetensors files say anything."""
+    """A matrix, and what its file says about it. Only .safetensors files say anything."""
 
     vectors: np.ndarray  # (N, width) float32
-    present: np.ndarray | None  # (N,) bool: rows that a model has really learned
-    train_sha256: str | None  # `train_hash` of the split that a model learned from
+    present: np.ndarray | None  # (N,) bool: the rows that a model learned
+    train_sha256: str | None  # `train_hash` of the split that the model learned from
 
 
 def train_hash(train: Ragged) -> str:
-    """sha256 of a training split: vectors learned from another one may know this one's test items."""
+    """Return the sha256 of a training split. Vectors learned from another split may know this one's test items."""
     return hashlib.sha256(train.offsets.tobytes() + train.items.tobytes()).hexdigest()
 
 
 def write_vectors(
     path: Path, vectors: np.ndarray, present: np.ndarray, ids: list[str], train: Ragged, about: Mapping[str, str]
 ) -> None:
-    """Write learned vectors with what they were made for, beside their place first, then renamed.
+    """Write learned vectors, and what they were learned from, whole or not at all.
 
     Args:
         path: a .safetensors file.
         vectors: (N, width) float32.
         present: (N,) bool, the rows that were learned.
         ids: the items' own ids in row order.
-        train: the training split that they were learned from.
-        about: further words for whoever opens the file.
+        train: the training split that the vectors were learned from.
+        about: further metadata of the file.
 
     Raises:
         DataError: the disk refuses.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     metadata = {**about, "ids_sha256": ids_hash(ids), "train_sha256": train_hash(train)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         tables = {"vectors": np.ascontiguousarray(vectors), "present": np.ascontiguousarray(present)}
-        beside.write_bytes(save(tables, metadata))  # save_file would make a file that others may not read
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            hidden.write_bytes(save(tables, metadata))  # save_file would make a file that others may not read
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise DataError(f"the vectors cannot be written to {path} ({error}); free some space.") from None
 
 
 def read_vectors(path: Path, ids: list[str]) -> np.ndarray:
-    """The vectors of `read_vector_file`: (N, width) float32; same errors."""
+    """Read only the vectors, (N, width) float32. See `read_vector_file`."""
     return read_vector_file(path, ids).vectors
 
 
@@ -69,12 +64,13 @@ def read_vector_file(path: Path, ids: list[str]) -> VectorFile:
     """Read the vectors of the items `ids`.
 
     Args:
-        path: .npy, .safetensors (the tensor "vectors", or the only one; the metadata entry ids_sha256, where there is
-            one, is checked) or .pkl (a pickled tensor, read by the restricted unpickler).
+        path: .npy; .safetensors (the tensor "vectors", or the only one; the metadata entry ids_sha256 is checked if there is
+            one); or .pkl (a pickled tensor, read by the restricted unpickler).
         ids: the items' own ids in row order.
 
     Raises:
-        DataError: unreadable, not a matrix of numbers, not N rows, made for other ids, or NaN/infinity in it.
+        DataError: the file cannot be read, or does not hold a matrix of numbers with N rows, or was made for other ids, or
+            holds NaN or infinity.
     """
     vectors, about = _read(path)
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
@@ -102,12 +98,12 @@ def read_vector_file(path: Path, ids: list[str]) -> VectorFile:
 
 
 def count_rows(path: Path) -> int | None:
-    """Rows of a matrix file, None where it does not hold a matrix."""
+    """Return the number of rows of a matrix file; None: it does not hold a matrix."""
     vectors, _ = _read(path)
     return len(vectors) if isinstance(vectors, np.ndarray) and vectors.ndim == 2 else None
 
 
-class _About(NamedTuple):
+class _Metadata(NamedTuple):
     """What a .safetensors file may say about its matrix."""
 
     ids_sha256: str | None = None
@@ -115,14 +111,14 @@ class _About(NamedTuple):
     present: np.ndarray | None = None
 
 
-def _read(path: Path) -> tuple[object, _About]:
-    """The file's content, and what it says of it."""
+def _read(path: Path) -> tuple[object, _Metadata]:
+    """Return the content of a file, and what the file says about it."""
     if path.suffix == ".npy":
-        return load_object_npy(path), _About()
+        return load_object_npy(path), _Metadata()
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             content = load_pickle(file, path.name)
-        return content.numpy() if isinstance(content, torch.Tensor) else content, _About()
+        return content.numpy() if isinstance(content, torch.Tensor) else content, _Metadata()
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -132,9 +128,9 @@ def _read(path: Path) -> tuple[object, _About]:
                     raise DataError(
                         f"{path.name} holds several tensors and none is called 'vectors'; keep the one to use."
                     )
-                said = file.metadata() or {}
+                metadata = file.metadata() or {}
                 present = file.get_tensor("present").numpy() if "present" in names else None
-                about = _About(said.get("ids_sha256"), said.get("train_sha256"), present)
+                about = _Metadata(metadata.get("ids_sha256"), metadata.get("train_sha256"), present)
                 return file.get_tensor(name).float().numpy(), about
         except (OSError, SafetensorError, IndexError) as error:
             raise DataError(f"{path.name} is truncated or damaged ({error}); make or download it again.") from None

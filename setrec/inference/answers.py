@@ -1,7 +1,10 @@
-"""From own ids to ranked items in own ids, for one fixed state of model and catalogue."""
+"""From histories of item ids to ranked lists of item ids, for one fixed state of the model and its catalogue.
+
+"Own id" is the id that the user's data gives an item (a text); "item id" is its row in the catalogue (a number).
+"""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,16 +12,17 @@ from torch import Tensor
 
 from setrec.data.batches import EvalRows
 from setrec.data.catalogue import Catalogue
-from setrec.errors import ConfigError, DataError
+from setrec.errors import DataError
 from setrec.files.ragged import Ragged
 from setrec.inference.explain import Why, explain
+from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.restore import Restored
 from setrec.inference.versions import Changes
 from setrec.schemas import PAD, Batch
 from setrec.scoring.topk import mask_seen, top_items
 
-BLOCK = 256  # most histories scored together
-SCORES = 1 << 26  # most scores held at once: fewer histories a block where the catalogue is large
+MAX_BATCH = 256  # most histories in a batch
+MAX_SCORES = 1 << 26  # most scores held at once: with a large catalogue, a batch has fewer histories
 
 
 class RankedItem(NamedTuple):
@@ -28,86 +32,98 @@ class RankedItem(NamedTuple):
     title: str
     score: float
     warm: bool  # seen in training
-    why: Why | None  # only where asked for
+    why: Why | None  # None unless `explain` asks for it
 
 
 class Recommendation(NamedTuple):
-    """What one history gets."""
+    """The answer for one history."""
 
-    items: list[RankedItem]  # best first; fewer than k where fewer can be recommended
-    unknown: list[str]  # ids of the history that the catalogue doesn't have, each once
+    items: list[RankedItem]  # best first; fewer than k if fewer items can be recommended
+    unknown: list[str]  # ids of the history that are not in the catalogue, each once
 
 
 class Snapshot(NamedTuple):
-    """Everything an answer depends on; never changed once it is made."""
+    """Everything that an answer depends on. It never changes; a change of the catalogue makes a new one."""
 
     restored: Restored
     catalogue: Catalogue
-    changes: Changes  # since training
-    max_history: int  # history items that the model reads, the last ones
+    changes: Changes  # of the catalogue since training
+    max_history: int  # the model reads this many items of a history, the last ones
     row: dict[str, int]  # own id -> item id
-    folded: list[str]  # N titles without case, for the search
-    by_fame: np.ndarray  # (N,) int64 item ids, the most bought in training first
+    lower_titles: list[str]  # N titles in lower case, for the search
+    by_count: np.ndarray  # (N,) int64 item ids, most frequent in training first
 
 
 def make_snapshot(restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int) -> Snapshot:
-    """A model over a version of its catalogue."""
+    """Put a model and a version of its catalogue together."""
     row = {own: i for i, own in enumerate(catalogue.ids)}
-    folded = [title.casefold() for title in catalogue.titles]
-    by_fame = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
-    return Snapshot(restored, catalogue, changes, max_history, row, folded, by_fame)
-
-
-class Wanted(NamedTuple):
-    """What is wanted of every history."""
-
-    k: int
-    exclude_seen: bool
-    allowed: Tensor | None  # (N,) bool; None: every item
-    beta: float
-    explain: bool
+    lower_titles = [title.casefold() for title in catalogue.titles]
+    by_count = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
+    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count)
 
 
 def batches(
     snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Blocks of histories of like length: their places, and the batch.
+    """Put histories of similar length into batches.
 
-    share: (r, n) gives every n-th block from the r-th on.
+    Args:
+        snapshot: the model and its catalogue.
+        rows: item ids of each history.
+        share: (r, n) gives every n-th batch, starting with batch r.
+
+    Yields:
+        The places of some histories in `rows`, and their batch.
     """
     everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), snapshot.max_history)
-    size = max(1, min(BLOCK, SCORES // max(snapshot.catalogue.n_items, 1)))
+    size = max(1, min(MAX_BATCH, MAX_SCORES // max(snapshot.catalogue.n_items, 1)))
     rank, n = share
-    for places in blocks(everyone.shown, size)[rank::n]:
+    for places in group_by_length(everyone.shown, size)[rank::n]:
         yield places.tolist(), Batch(*(tensor.to(snapshot.restored.device) for tensor in everyone[places]))
 
 
-def blocks(length: np.ndarray, size: int) -> list[np.ndarray]:
-    """Places of histories in blocks: at most `size` in one, and none more than half as long again as the shortest.
+def group_by_length(length: np.ndarray, size: int) -> list[np.ndarray]:
+    """Group histories of similar length, so that a batch has little padding.
 
-    Without the second rule, a few hundred users of any length would nearly all be padding. length: (users,) int64.
+    A group has at most `size` histories, and its longest is at most 1.5 times as long as its shortest (or 4 items longer).
+
+    Args:
+        length: (users,) int64.
+        size: most histories in a group.
+
+    Returns:
+        The places of the histories of each group, (group,) int64.
     """
-    order = np.argsort(length, kind="stable")
-    found, start = [], 0
+    order = np.argsort(length, kind="stable")  # (users,)
+    groups, start = [], 0
     while start < len(order):
         shortest = int(length[order[start]])
         longest = max(shortest + 4, shortest * 3 // 2)
         end = int(np.searchsorted(length[order], longest, side="right"))
-        found.append(order[start : min(end, start + size)])
-        start += len(found[-1])
-    return found
+        groups.append(order[start : min(end, start + size)])
+        start += len(groups[-1])
+    return groups
 
 
 @torch.inference_mode()
-def ranked(snapshot: Snapshot, batch: Batch, wanted: Wanted) -> list[list[RankedItem]]:
-    """The lists of a block of histories."""
+def ranked(
+    snapshot: Snapshot, batch: Batch, options: RecommendOptions, allowed: Tensor | None
+) -> list[list[RankedItem]]:
+    """Rank the catalogue for each history of a batch.
+
+    Args:
+        snapshot: the model and its catalogue.
+        batch: B histories.
+        options: k, beta and so on; its candidates are not read.
+        allowed: (N,) bool, the candidates; None: every item.
+    """
     scorer, catalogue = snapshot.restored.scorer, snapshot.catalogue
-    weights = snapshot.restored.weights._replace(beta=wanted.beta)
+    weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot, options.beta))
     (scores,) = scorer.scores(batch, [weights])  # (B, N)
-    if wanted.exclude_seen:
+    if options.exclude_seen:
         scores = mask_seen(scores, batch.seen)  # (B, N)
-    items = top_items(scores, min(wanted.k, catalogue.n_items), wanted.allowed)  # (B, k)
-    whys = explain(scorer, batch, weights, items, catalogue.ids) if wanted.explain else None
+    items = top_items(scores, min(options.k, catalogue.n_items), allowed)  # (B, k)
+    whys = explain(scorer, batch, weights, items, catalogue.ids) if options.explain else None
     values = scores.gather(1, items.clamp(min=0)).float().tolist()  # B lists of k
     warm = (catalogue.count[items.clamp(min=0).cpu()] > 0).tolist()  # B lists of k
     return [
@@ -116,33 +132,25 @@ def ranked(snapshot: Snapshot, batch: Batch, wanted: Wanted) -> list[list[Ranked
                 catalogue.ids[item], catalogue.titles[item], values[b][j], warm[b][j], whys[b][j] if whys else None
             )
             for j, item in enumerate(row)
-            if item != PAD  # missing places are at the end
+            if item != PAD  # padding is at the end
         ]
         for b, row in enumerate(items.tolist())
     ]
 
 
-def chosen_beta(snapshot: Snapshot, beta: float | None) -> float:
-    """The weight of the semantic slots: as asked for, or as chosen on validation; fixed with one kind of slot.
-
-    Raises:
-        ConfigError: it is out of range.
-    """
-    if beta is not None and not 0 <= beta <= 1:
-        raise ConfigError(f"beta is {beta}; it must be between 0 (collaborative) and 1 (semantic).")
+def chosen_beta(snapshot: Snapshot, beta: float | None = None) -> float:
+    """The weight of the semantic slots: `beta`, or what validation chose; fixed for a model with one kind of slot."""
     betas = snapshot.restored.scorer.betas
     if len(betas) == 1:
         return betas[0]
     return snapshot.restored.weights.beta if beta is None else float(beta)
 
 
-def allowed_items(
-    snapshot: Snapshot, candidates: Collection[str] | None, unknown: Literal["skip", "refuse"]
-) -> Tensor | None:
-    """Candidates in own ids as (N,) bool; None for every item.
+def allowed_items(snapshot: Snapshot, candidates: Collection[str] | None, unknown: Unknown) -> Tensor | None:
+    """Turn candidates, in own ids, into (N,) bool; None stands for every item.
 
     Raises:
-        DataError: one is unknown under `refuse`; they are no list.
+        DataError: `unknown` is "refuse" and an id is not in the catalogue, or `candidates` is one text.
     """
     if candidates is None:
         return None
@@ -158,23 +166,26 @@ def allowed_items(
 
 
 def read_histories(
-    histories: Sequence[Sequence[str]], row: dict[str, int], unknown: Literal["skip", "refuse"]
+    histories: Sequence[Sequence[str]], row: dict[str, int], unknown: Unknown
 ) -> tuple[list[list[int]], list[list[str]]]:
-    """Own ids -> item ids, and the ids of each history that are unknown, each once.
+    """Turn own ids into item ids.
+
+    Returns:
+        The known item ids of each history, and its unknown own ids, each once.
 
     Raises:
-        DataError: one is unknown under `refuse`; a history is no list.
+        DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list.
     """
     if isinstance(histories, str):
         raise DataError("histories is one text; give a list of histories, each a list of item ids.")
-    known, strange = [], []
+    known, missing = [], []
     for number, history in enumerate(histories):
         if isinstance(history, str):
             raise DataError(f"history {number} is the text {history!r}; give a list of item ids for each user.")
         rows = [row.get(own, PAD) for own in history]
-        odd = list(dict.fromkeys(str(own) for own, at in zip(history, rows, strict=True) if at == PAD))
-        if odd and unknown == "refuse":
-            raise DataError(f"history {number}: item {odd[0]!r} is not in the catalogue; leave it out or add it.")
+        absent = list(dict.fromkeys(str(own) for own, at in zip(history, rows, strict=True) if at == PAD))
+        if absent and unknown == "refuse":
+            raise DataError(f"history {number}: item {absent[0]!r} is not in the catalogue; leave it out or add it.")
         known.append([at for at in rows if at != PAD])
-        strange.append(odd)
-    return known, strange
+        missing.append(absent)
+    return known, missing

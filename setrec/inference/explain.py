@@ -1,4 +1,4 @@
-"""Why an item is recommended: what each slot contributes, and what in the history it resembles."""
+"""Why an item is recommended: what each part adds to its score, and the most similar items of the history."""
 
 from typing import NamedTuple
 
@@ -10,72 +10,74 @@ from setrec.schemas import PAD, Batch, mask_of
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.weights import Weights
 
-NEAREST = 3  # history items named for each kind of vector
+NEAREST = 3  # most similar items of the history, for each kind of vector
 
 
 class Why(NamedTuple):
-    """One recommendation explained."""
+    """Why one item is recommended."""
 
-    parts: dict[str, float]  # slot or memory -> what it adds to the score; they add up to it
-    nearest_text: list[tuple[str, float]]  # own ids of history items by cosine of the text vectors, closest first
-    nearest_cf: list[tuple[str, float]]  # the same by the CF vectors; empty for an item without any
+    parts: dict[str, float]  # part of the score -> what it adds; the sum is the score
+    nearest_text: list[
+        tuple[str, float]
+    ]  # (own id, cosine) of items of the history by text vectors, most similar first
+    nearest_cf: list[tuple[str, float]]  # the same by CF vectors; empty for an item without one
 
 
 class Nearest(NamedTuple):
-    """The history items closest to each ranked item."""
+    """The items of the history that are most similar to each ranked item."""
 
-    item: Tensor  # (B, k, n) int64 item ids, closest first, n up to NEAREST
-    cosine: Tensor  # (B, k, n) float, -inf where there is no such item
+    item: Tensor  # (B, k, n) int64 item ids, most similar first, n up to NEAREST
+    cosine: Tensor  # (B, k, n) float, -inf for padding
 
 
 def nearest_by_text(model: SETRec, batch: Batch, items: Tensor) -> Nearest:
-    """By the text vectors that the semantic slots are made from. items: (B, k) int64, no padding."""
+    """Find them by the text vectors, which the semantic slots are made from. items: (B, k) int64, no padding."""
     return nearest(model.text, batch.history, items)
 
 
 def nearest_by_cf(model: SETRec, batch: Batch, items: Tensor) -> Nearest:
-    """By the CF vectors as the model sees them, all CF slots side by side. items: (B, k) int64, no padding."""
+    """Find them by the CF vectors as the model reads them, concatenated over CF slots. items: (B, k) int64, no padding."""
     tables = model.cf
     return nearest(torch.cat(tables, dim=1) if tables else model.text[:, :0], batch.history, items)
 
 
 def nearest(table: Tensor, history: Tensor, items: Tensor) -> Nearest:
-    """Cosines between ranked items and the distinct items of each history.
+    """Find the items of each history with the highest cosine to each ranked item.
 
     Args:
-        table: (N, W) float; a zero row has no direction and is close to nothing.
+        table: (N, W) float, the vectors; a zero row has no direction and is never found.
         history: (B, L) int64, padded.
-        items: (B, k) int64.
+        items: (B, k) int64, no padding.
     """
-    shown, asked = table[history.clamp(min=0)].float(), table[items].float()  # (B, L, W), (B, k, W)
-    lengths = asked.norm(dim=-1)[:, :, None] * shown.norm(dim=-1)[:, None, :]  # (B, k, L)
-    cosine = (asked @ shown.transpose(1, 2)) / lengths.clamp(min=1e-12)  # (B, k, L)
+    past, ranked = table[history.clamp(min=0)].float(), table[items].float()  # (B, L, W), (B, k, W)
+    lengths = ranked.norm(dim=-1)[:, :, None] * past.norm(dim=-1)[:, None, :]  # (B, k, L)
+    cosine = (ranked @ past.transpose(1, 2)) / lengths.clamp(min=1e-12)  # (B, k, L)
     later = torch.ones(history.shape[1], history.shape[1], dtype=torch.bool, device=history.device).triu(1)  # (L, L)
     repeated = ((history[:, :, None] == history[:, None, :]) & later).any(dim=-1)  # (B, L): the last occurrence counts
-    there = (mask_of(history) & ~repeated)[:, None, :] & (lengths > 0)  # (B, k, L)
-    best = cosine.masked_fill(~there, -torch.inf).topk(min(NEAREST, history.shape[1]), dim=-1)
+    valid = (mask_of(history) & ~repeated)[:, None, :] & (lengths > 0)  # (B, k, L)
+    best = cosine.masked_fill(~valid, -torch.inf).topk(min(NEAREST, history.shape[1]), dim=-1)  # (B, k, n)
     item = history[:, None, :].expand_as(cosine).gather(2, best.indices)  # (B, k, n)
     return Nearest(item, best.values)
 
 
 def explain(scorer: Scorer, batch: Batch, weights: Weights, items: Tensor, ids: list[str]) -> list[list[Why]]:
-    """Why each item of each list.
+    """Explain each ranked item.
 
     Args:
-        scorer: what scored them.
+        scorer: what scored the items.
         batch: B histories.
-        weights: under which they were scored.
+        weights: the weights of the score.
         items: (B, k) int64, padded.
-        ids: the catalogue's own ids.
+        ids: the own ids of the catalogue.
 
     Returns:
-        B lists, one Why for each item that is no padding.
+        B lists, one Why for each item that is not padding.
     """
     real = items.clamp(min=0)  # (B, k)
     parts = scorer.explain(batch, weights, real)
     values = torch.stack(list(parts.values()), dim=-1).float().tolist()  # B lists of k lists of parts
-    text = named(nearest_by_text(scorer.model, batch, real), ids)
-    cf = named(nearest_by_cf(scorer.model, batch, real), ids)
+    text = to_own_ids(nearest_by_text(scorer.model, batch, real), ids)
+    cf = to_own_ids(nearest_by_cf(scorer.model, batch, real), ids)
     return [
         [
             Why(dict(zip(parts, values[b][j], strict=True)), text[b][j], cf[b][j])
@@ -86,8 +88,8 @@ def explain(scorer: Scorer, batch: Batch, weights: Weights, items: Tensor, ids: 
     ]
 
 
-def named(found: Nearest, ids: list[str]) -> list[list[list[tuple[str, float]]]]:
-    """In own ids, without the places where there is no such item: B lists of k lists of up to n pairs."""
+def to_own_ids(found: Nearest, ids: list[str]) -> list[list[list[tuple[str, float]]]]:
+    """Turn item ids into own ids and leave out padding: B lists of k lists of up to n pairs (own id, cosine)."""
     return [
         [
             [(ids[item], cosine) for item, cosine in zip(*pair, strict=True) if cosine != -torch.inf]

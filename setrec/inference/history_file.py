@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from setrec.data.readers.columns import as_text, times
 from setrec.errors import DataError
-from setrec.inference.new_items import read_table
+from setrec.files.tables import as_text, read_table, times
 
 _CALL_IT = "name the columns with --user, --item, --time and --history"
 
@@ -30,7 +29,10 @@ def read_history_file(
 
     Args:
         path: the file.
-        user, item, time, history: what the columns are called.
+        user: the column of user ids.
+        item: the column of item ids, where a row is an event.
+        time: the column that gives a user's events their order.
+        history: the column of histories, where a row is a user.
 
     Raises:
         DataError: no such file, a column missing, a row without user or item, a user who is there twice with a history.
@@ -77,7 +79,7 @@ def _from_rows(name: str, users: pl.Series, column: pl.Series) -> HistoryFile:
     return HistoryFile(users.to_list(), histories)
 
 
-def _split(name: str, row: int, text: str) -> list:
+def _split(name: str, row: int, text: str) -> list[Any]:
     """A history in one field of a CSV."""
     if not text.lstrip().startswith("["):
         return text.split()

@@ -1,4 +1,4 @@
-"""What a Recommender shares with every model on the Hugging Face hub: save_pretrained, from_pretrained, push_to_hub."""
+"""The methods that every model of the Hugging Face hub has: save_pretrained, from_pretrained, push_to_hub."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -15,7 +15,7 @@ from setrec.inference.versions import table_of
 
 
 class HubModel(ModelHubMixin):
-    """A trained model and its state, as files; what the files are is in published.py."""
+    """A trained model that can be published; inference/published.py describes the files."""
 
     _trained: Trained
     _snapshot: Snapshot
@@ -30,14 +30,14 @@ class HubModel(ModelHubMixin):
         """See `Recommender.info`."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` writes, but for the card."""
+        """Write everything that `save_pretrained` writes, except the model card."""
         snapshot, trained = self._snapshot, self._trained
         items = table_of(trained.items, snapshot.changes)
         text = snapshot.changes.encoder or trained.text
         write_published(save_directory, trained, snapshot.restored, snapshot.catalogue, items, text)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(  # type: ignore[override]  # takes no other keyword than device
         cls,
         *,
         model_id: str,
@@ -48,7 +48,7 @@ class HubModel(ModelHubMixin):
         token: str | bool | None,
         device: str = "cpu",
     ) -> Self:
-        """What `from_pretrained` reads: a published folder here, or on the hub."""
+        """Read a published folder of this machine or of the hub; `from_pretrained` calls this."""
         if Path(model_id).is_dir():
             return cls.load(model_id, device)
         folder = snapshot_download(
@@ -57,11 +57,11 @@ class HubModel(ModelHubMixin):
         )  # fmt: skip
         return cls.load(folder, device)
 
-    def generate_model_card(self, license: str = "other", data_license: str = "") -> ModelCard:  # type: ignore[override]
-        """The card that `save_pretrained` puts into a folder without one; arguments by its `model_card_kwargs`.
+    def generate_model_card(self, license: str = "other", data_license: str = "") -> ModelCard:
+        """Make the model card. `save_pretrained` calls this, with its `model_card_kwargs`, for a folder without a card.
 
         Args:
-            license: of the weights, by the hub's name for it.
+            license: the licence of the weights, by the hub's name for it.
             data_license: what may be done with the data, in words.
         """
         trained = self._trained
@@ -71,17 +71,17 @@ class HubModel(ModelHubMixin):
         )
 
     def tested(self, results: dict[str, Any]) -> None:
-        """Take over the figures of this model's test run, for `info` and the model card.
+        """Keep the figures of this model's test run, for `info` and the model card.
 
         Args:
             results: the content of results.json.
 
         Raises:
-            ConfigError: they are of another model: another data set, or another beta.
+            ConfigError: the figures are of another model: another data set, or another beta.
         """
         try:
             same = results["protocol"]["dataset"] == self._trained.catalogue.name
-            same = same and abs(results["beta"] - chosen_beta(self._snapshot, None)) < 1e-6
+            same = same and abs(results["beta"] - chosen_beta(self._snapshot)) < 1e-6
             summary(results)
         except (KeyError, TypeError):
             same = False
@@ -91,7 +91,7 @@ class HubModel(ModelHubMixin):
 
 
 def summary(results: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The few figures of results.json that a page shows: recall@10 and ndcg@10 of every group."""
+    """The figures of results.json that `info` gives: recall@10 and ndcg@10 of every group of items."""
     if results is None:
         return None
     figures = {

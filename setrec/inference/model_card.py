@@ -1,4 +1,4 @@
-"""The model card of a published folder, filled from what training and test left behind."""
+"""The model card of a published folder."""
 
 import json
 from typing import Any
@@ -23,16 +23,16 @@ def model_card(
     license: str,
     data_license: str,
 ) -> str:
-    """The card as Markdown with the hub's metadata in front.
+    """Write the card: Markdown, with the hub's metadata at the top.
 
     Args:
         info: see `Recommender.info`.
-        arguments: of the model.
-        results: results.json, None where the model was never tested.
-        text: the text encoder.
+        arguments: the arguments of the model.
+        results: the content of results.json; None if the model was never tested.
+        text: the settings of the text encoder; None without one.
         origin: the frozen base that the weights leave out; {} without one.
-        license: of the weights, by the hub's name for it.
-        data_license: what may be done with the data, in words; "" where nobody said.
+        license: the licence of the weights, by the hub's name for it.
+        data_license: what may be done with the data, in words; "" if unknown.
     """
     head = ["---", "library_name: setrec", f"license: {license}", "tags: [recommender-system, setrec, sequential]"]
     if origin:
@@ -43,16 +43,16 @@ def model_card(
     trained = {name: value for name, value in arguments.items() if name not in ("backbone", "filter_seen", "top_k")}
     needs = (
         f"The weights are adapters on `{origin['pretrained']}` (revision {origin['revision'] or 'unknown'}), which is loaded "
-        "from where it is and checked by a fingerprint."
+        "from its own place and checked by a fingerprint."
         if origin
-        else "Everything is in the folder; loading needs no network."
+        else "The folder holds everything; loading needs no network."
     )
     parts = [
         "\n".join([*head, "---"]),
         f"# SETRec on {info['name']}",
-        "Recommends what comes next from what somebody had before: every item is an order-agnostic set of collaborative and "
-        "semantic vectors, read out in one forward pass ([paper](https://arxiv.org/abs/2502.10833)). Items that came after "
-        "training can be added by their text.",
+        "Recommends the next item from the history of a user. Every item is an order-agnostic set of collaborative and semantic "
+        "vectors, and one forward pass gives all of them ([paper](https://arxiv.org/abs/2502.10833)). New items can be added "
+        "by their text, without training.",
         "```python\nfrom setrec import Recommender\n\n"
         'r = Recommender.from_pretrained("THIS FOLDER OR ITS NAME ON THE HUB")\n'
         'r.recommend([["ITEM ID", "ITEM ID"]], k=10, explain=True)\n'
@@ -60,24 +60,26 @@ def model_card(
         needs,
         "## Model",
         f"{model['backbone']} {model['size']}, {model['weights']:,} weights, {slots}, beta {info['beta']:g} (weight of the "
-        f"semantic slots), the last {info['max_history']} items of a history. Text encoder: {encoder}.",
+        f"semantic slots). It reads the last {info['max_history']} items of a history. Text encoder: {encoder}.",
         "```json\n" + json.dumps(trained, indent=2) + "\n```",
         "## Data",
         f"Data set `{info['name']}`: {info['n_items']:,} items, {info['warm']:,} of them seen in training (warm), "
-        f"{info['cold']:,} known by their text only (cold)"
+        f"{info['cold']:,} known by their text alone (cold)"
         + (f", {info['added']:,} of these added after training" if info["added"] else "")
         + f". Licence of the data: {data_license or 'not stated; ask where the data comes from'}.",
         "## Figures",
-        _figures(results) if results is not None else "This model was published without a test run: nothing is known.",
+        _figures(results)
+        if results is not None
+        else "This model was published without a test run: its quality is not known.",
         "## Limits",
         "\n".join(
             [
-                "- Recommends what people like those in the data chose, with their biases; nothing corrects them.",
+                "- It recommends what the people in the data chose, with their biases; nothing corrects them.",
                 "- The figures hold for the split stated above; later periods, other shops and other languages were not tested.",
                 "- Cold and added items are known by their text alone: a wrong or empty text gives arbitrary recommendations.",
-                "- Scores rank the items for one history; they are no probabilities and do not compare between histories.",
-                "- An explanation adds up to the score; it tells how the model computed, not why a person would buy.",
-                "- An item's own history is in `catalogue.parquet` as a count; no user is in this folder.",
+                "- Scores rank items for one history; they are not probabilities, and those of two histories cannot be compared.",
+                "- The parts of an explanation add up to the score. They say how it was computed, not why a person would buy.",
+                "- `catalogue.parquet` holds how often each item was bought; the folder holds no user's history.",
             ]
         ),
         "## Citation",
@@ -87,7 +89,7 @@ def model_card(
 
 
 def _figures(results: dict[str, Any]) -> str:
-    """The table of the test run under both filters, and its protocol."""
+    """The tables of the test run, seen items masked and not masked, and its protocol."""
     protocol = Protocol(**results["protocol"])
     tables = [format_table(results, protocol, protocol.filter_seen)]
     if "other_filter" in results:
@@ -98,6 +100,6 @@ def _figures(results: dict[str, Any]) -> str:
         if protocol.users[group]
     )
     baselines = ", ".join(LABELS.get(name, name) for name in results["baselines"])
-    lead = f"Test on {protocol.date[:10]}, Recall@10 / NDCG@10: {short}; beside it {baselines}."
+    lead = f"Test on {protocol.date[:10]}, Recall@10 / NDCG@10: {short}; compared with {baselines}."
     table = "\n\n".join(tables)
     return f"{lead}\n\n```\n{table}\n```\n\n" + "\n".join(f"- {line}" for line in protocol.lines())

@@ -1,56 +1,36 @@
-"""Items that come after training: the table that describes them, and their text vectors."""
+"""Items that are added after training: their table, and their text vectors."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from setrec.data.readers.columns import as_text
 from setrec.errors import DataError
+from setrec.files.tables import as_text
 from setrec.text import TextVectors
 
 VECTOR = "vector"  # the column with an item's text vector
-_CHECKED = 16  # known items that an encoder is tried on
-_ALIKE = 0.99  # least cosine between what it gives for them and what is there
+_TRIED = 16  # known items that an encoder is tried on
+_MIN_COSINE = 0.99  # between the vectors it makes for them and those of the training
 
 
-def read_table(path: str | Path) -> pl.DataFrame:
-    """A table from a file: .parquet; .jsonl, .ndjson or .json (one object a line); anything else is CSV with a header.
-
-    Raises:
-        DataError: not there, or not such a file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        if path.suffix in (".jsonl", ".ndjson", ".json"):
-            return pl.read_ndjson(path, infer_schema_length=None)
-        return pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}).") from None
-
-
-def described(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, int]) -> pl.DataFrame:
-    """The table of new items: id, title, text, as texts; further columns as they come.
+def check_items(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, int]) -> pl.DataFrame:
+    """Check new items and bring them into one form: id, title and text as texts, further columns as they are.
 
     Args:
-        items: columns id and title or text; without a text the title stands for it. Optionally `vector`.
+        items: columns id, and title or text (default: the title). Optionally `vector`.
         known: the ids that the catalogue has already.
 
     Raises:
-        DataError: a column is missing, an id is blank, there twice or known, or an item has no words and no vector.
+        DataError: a column is missing; an id is blank, repeated or known; an item has neither title, text nor vector.
     """
     if not isinstance(items, pl.DataFrame):
         try:
             items = pl.DataFrame(items, infer_schema_length=None)
         except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-            raise DataError(f"the new items are no table ({str(error).splitlines()[0]}).") from None
+            raise DataError(f"the new items are not a table ({str(error).splitlines()[0]}).") from None
     if not len(items):
         raise DataError("there are no new items in the table.")
     if "id" not in items.columns:
@@ -65,8 +45,8 @@ def described(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, in
         if not own:
             raise DataError(f"new items, row {row}: the id is blank.")
         if own in known or own in seen:
-            where = "the catalogue has it already" if own in known else "it is there twice"
-            raise DataError(f"new items, row {row}: item {own!r}: {where}; leave it out, or give it another id.")
+            why = "the catalogue has it already" if own in known else "it is there twice"
+            raise DataError(f"new items, row {row}: item {own!r}: {why}; leave it out, or give it another id.")
         seen.add(own)
         if not table["text"][row - 1] and VECTOR not in table.columns:
             raise DataError(f"new items, row {row}: item {own!r} has neither a title nor a text.")
@@ -79,11 +59,11 @@ def _texts(items: pl.DataFrame, column: str) -> pl.Series:
     return as_text(items[column]).fill_null("").str.strip_chars().alias(column)
 
 
-def given_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
-    """The column `vector` of a table of new items, (items, F) float32.
+def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
+    """Read the column `vector` of new items, (items, F) float32.
 
     Raises:
-        DataError: a row is no list of `width` finite numbers.
+        DataError: a row is not a list of `width` finite numbers.
     """
     vectors = np.zeros((len(table), width), np.float32)
     for row, value in enumerate(table[VECTOR].to_list()):
@@ -101,13 +81,13 @@ def given_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
 
 
 class ItemEncoder:
-    """The text encoder of a model, tried on known items before it is trusted with new ones.
+    """The text encoder of a model. It is tried on known items before it encodes new ones.
 
     Args:
         text: the encoder.
         learned: what it learned in training, see `TextVectors.learned`.
         vectors: (N, F) float32, the vectors of the known items.
-        items: their table, in the same order.
+        items: the table of the known items, in the same order.
     """
 
     def __init__(
@@ -118,34 +98,34 @@ class ItemEncoder:
         self._tried = False
 
     def __call__(self, table: pl.DataFrame) -> np.ndarray:
-        """Vectors of new items, (items, F) float32.
+        """Encode new items, (items, F) float32.
 
         Raises:
-            DataError: the encoder cannot encode, or does not give the vectors that the model was trained on.
-            ConfigError: it cannot be loaded, or reads a column that the table does not have.
+            DataError: the encoder cannot encode, or makes other vectors than those the model was trained on.
+            ConfigError: the encoder cannot be loaded, or reads a column that the table does not have.
         """
-        self.text.keep()
+        self.text.preload()
         if not self._tried:
             self._try()
             self._tried = True
         return self.text.encode_more(table, self.learned)  # (items, F)
 
     def _try(self) -> None:
-        """Encode some known items and compare."""
+        """Encode some known items and compare the vectors."""
         rows = np.flatnonzero((self._vectors.norm(dim=1) > 0).numpy())  # with a text
-        rows = rows[np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(np.int64)] if len(rows) else rows
+        rows = rows[np.linspace(0, len(rows) - 1, min(_TRIED, len(rows))).astype(np.int64)] if len(rows) else rows
         known = self._vectors[rows]  # (n, F)
         found = torch.from_numpy(self.text.encode_more(self._items[rows.tolist()], self.learned))  # (n, F)
         name = type(self.text).__name__
         if found.shape != known.shape:
             raise DataError(
-                f"{name} gives vectors of {found.shape[1]} numbers, the model was trained on {known.shape[1]}: name the "
+                f"{name} makes vectors of {found.shape[1]} numbers, but the model was trained on {known.shape[1]}: name the "
                 "encoder of the training."
             )
         cosine = torch.nn.functional.cosine_similarity(found, known, dim=1)  # (n,)
-        if len(rows) and float(cosine.min()) < _ALIKE:
+        if len(rows) and float(cosine.min()) < _MIN_COSINE:
             worst = self._items["id"][int(rows[int(cosine.argmin())])]
             raise DataError(
-                f"{name} gives other vectors than the model was trained on (item {worst!r}: cosine {float(cosine.min()):.3f}): "
+                f"{name} makes other vectors than the model was trained on (item {worst!r}: cosine {float(cosine.min()):.3f}): "
                 "name the encoder of the training, its template and its max_tokens."
             )

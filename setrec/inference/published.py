@@ -1,15 +1,15 @@
-"""A trained model as a folder in the Hugging Face hub's conventions, complete in itself.
+"""A published model: one folder, in the Hugging Face hub's conventions, with everything that recommending needs.
 
-    config.json            what made the model: arguments, sizes, data set, hashes of the other files
+    config.json            arguments and sizes of the model, the data set, hashes of the other files
     model.safetensors      the weights (without a frozen base, which config.json names)
     catalogue.parquet      the items: id, title, text, ..., count, warm, vector (F), cf_0 (E), present_0, ...
     encoder/config.json    the text encoder: class_path and init_args
-    encoder/...            what it learned (encoder.safetensors), or its model where that is a local folder
-    neighbours.safetensors which items stood beside which, where the model weighs that
-    results.json           of the test run, where there was one
+    encoder/...            what it learned (encoder.safetensors), or its model if that is a local folder
+    neighbours.safetensors co-occurrence and recency of the items, if the model uses them
+    results.json           of the test run, if there was one
     README.md              the model card
 
-Nothing in it is a pickle, and nothing in it is executed.
+No file is a pickle, and nothing in the folder is executed.
 """
 
 import json
@@ -39,48 +39,60 @@ CONFIG, WEIGHTS, CATALOGUE, RESULTS, ENCODERS = (
 NEIGHBOURS = "neighbours.safetensors"
 _FORMAT = 1
 _MODEL = "model"  # inside encoder/: a copy of the encoder's own folder
-_PLAIN = (".json", ".safetensors", ".txt", ".model", ".vocab", ".jinja")  # what is copied of it: no pickles, no code
+_COPIED = (
+    ".json",
+    ".safetensors",
+    ".txt",
+    ".model",
+    ".vocab",
+    ".jinja",
+)  # its files that are copied: no pickles, no code
 
 
 def is_published(path: Path) -> bool:
-    """Whether a folder was written by `write_published`."""
+    """Say whether a folder was written by `write_published`."""
     try:
-        return json.loads((path / CONFIG).read_text()).get("library_name") == "setrec"
+        return bool(json.loads((path / CONFIG).read_text()).get("library_name") == "setrec")
     except (OSError, ValueError, AttributeError):
         return False
 
 
 # --------------------------------------------------------------------------------------------------------------- writing
 def write_published(
-    folder: Path, trained: Trained, restored: Restored, catalogue: Catalogue, items: pl.DataFrame, text: dict | None
+    folder: Path,
+    trained: Trained,
+    restored: Restored,
+    catalogue: Catalogue,
+    items: pl.DataFrame,
+    text: dict[str, Any] | None,
 ) -> None:
-    """Fill a folder with everything but the card.
+    """Write everything but the model card into a folder.
 
     Args:
-        folder: exists.
-        trained: where the model comes from.
-        restored: its weights.
+        folder: an existing folder.
+        trained: what training left behind.
+        restored: the model.
         catalogue: the items as they are now, added ones included.
-        items: their table.
-        text: the encoder of their texts.
+        items: the table of these items.
+        text: the settings of the text encoder, {"class_path", "init_args"}.
 
     Raises:
-        DataError: the disk refuses, or the encoder cannot be published.
+        DataError: the folder cannot be written, or the encoder cannot be published.
     """
     try:
         weights = {name: value.detach().cpu().contiguous().clone() for name, value in restored.state_dict().items()}
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
         if trained.statistics is not None:
-            save_file(_counts(trained, catalogue), folder / NEIGHBOURS)
-        as_table(catalogue, items).write_parquet(folder / CATALOGUE)
+            save_file(_statistics_tensors(trained.statistics, trained.catalogue, catalogue), folder / NEIGHBOURS)
+        catalogue_table(catalogue, items).write_parquet(folder / CATALOGUE)
         shutil.rmtree(folder / ENCODERS, ignore_errors=True)
         if text is not None:
             _write_encoder(folder / ENCODERS, text, trained.encoder)
         if trained.results is not None:
             (folder / RESULTS).write_text(json.dumps(trained.results, indent=2) + "\n")
         for path in folder.glob("*.safetensors"):
-            path.chmod(0o644)  # written for its owner only, whatever the umask
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _ours(path.relative_to(folder))]
+            path.chmod(0o644)  # safetensors lets only the owner read, whatever the umask
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_hashed(path.relative_to(folder))]
         config = {
             "library_name": "setrec",
             "format": _FORMAT,
@@ -99,25 +111,25 @@ def write_published(
         raise DataError(f"{folder} cannot be written ({str(error).splitlines()[0]}).") from None
 
 
-def _ours(path: Path) -> bool:
+def _is_hashed(path: Path) -> bool:
+    """Say whether config.json holds the hash of this file; a hub folder may hold further files."""
     return path.parts[0] in (WEIGHTS, CATALOGUE, RESULTS, ENCODERS, NEIGHBOURS)
 
 
-def _counts(trained: Trained, catalogue: Catalogue) -> dict[str, Tensor]:
-    """What was counted about the items that are there; nobody's history can be read from it."""
-    assert trained.statistics is not None
-    statistics = trained.statistics.moved(rows_of(trained.catalogue, catalogue))
+def _statistics_tensors(statistics: HistoryStatistics, base: Catalogue, catalogue: Catalogue) -> dict[str, Tensor]:
+    """The statistics of the published items as tensors. They hold sums over all users, not the history of any one."""
+    statistics = statistics.moved(rows_of(base, catalogue))
     pairs = {"pairs_item": statistics.cooccurrence.item.int(), "pairs_weight": statistics.cooccurrence.weight}
     return {name: tensor.contiguous() for name, tensor in (pairs | {"recent": statistics.recency}).items()}
 
 
-def _read_counts(path: Path) -> HistoryStatistics:
+def _read_statistics(path: Path) -> HistoryStatistics:
     tensors = load_file(path)
     return HistoryStatistics(Graph(tensors["pairs_item"].long(), tensors["pairs_weight"]), tensors["recent"])
 
 
-def as_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
-    """A catalogue as one table: what is known of each item, and its vectors."""
+def catalogue_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
+    """Put the table of items and their vectors into one table."""
     columns = [pl.Series("id", catalogue.ids, pl.String), pl.Series("title", catalogue.titles, pl.String)]
     columns += [pl.Series("count", catalogue.count.numpy()), pl.Series("warm", catalogue.warm.numpy())]
     if catalogue.text is not None:
@@ -132,7 +144,7 @@ def _vectors(name: str, vectors: Tensor) -> pl.Series:
 
 
 def _write_encoder(folder: Path, text: dict[str, Any], learned: Path | None) -> None:
-    """The encoder's name and arguments, and what only this machine has: what it learned, or a model in a local folder."""
+    """Write the encoder's settings, what it learned, and its model if that is a local folder."""
     folder.mkdir()
     model = text.get("init_args", {}).get("model")
     if learned is not None:
@@ -146,8 +158,8 @@ def _write_encoder(folder: Path, text: dict[str, Any], learned: Path | None) -> 
 
 
 def _left_out(folder: str, names: list[str]) -> list[str]:
-    """What copytree passes over."""
-    return [name for name in names if not (Path(folder) / name).is_dir() and Path(name).suffix not in _PLAIN]
+    """The files that copytree leaves out."""
+    return [name for name in names if not (Path(folder) / name).is_dir() and Path(name).suffix not in _COPIED]
 
 
 # --------------------------------------------------------------------------------------------------------------- reading
@@ -155,12 +167,12 @@ def read_published(path: Path) -> Trained:
     """Read a published folder.
 
     Raises:
-        ConfigError: a file is missing, damaged or of another format.
+        ConfigError: a file is missing or damaged, or has another format.
     """
     try:
         config = json.loads((path / CONFIG).read_text())
         if config["format"] != _FORMAT:
-            raise ValueError(f"its format is {config['format']}, this version reads {_FORMAT}")
+            raise ValueError(f"its format is {config['format']}, but this version reads {_FORMAT}")
         for name, expected in config["files"].items():
             if file_hash(path / name) != expected:
                 raise ValueError(f"{name} is not the file that was published")
@@ -182,15 +194,15 @@ def read_published(path: Path) -> Trained:
             encoder=learned if learned.is_file() else None,
             data=None,
             results=results,
-            statistics=_read_counts(path / NEIGHBOURS) if NEIGHBOURS in config["files"] else None,
+            statistics=_read_statistics(path / NEIGHBOURS) if NEIGHBOURS in config["files"] else None,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, pl.exceptions.PolarsError) as error:
-        raise ConfigError(f"{path} is no published model that can be read ({str(error).splitlines()[0]}).") from None
+        raise ConfigError(f"{path} cannot be read as a published model ({str(error).splitlines()[0]}).") from None
 
 
 def _catalogue(config: dict[str, Any], table: pl.DataFrame) -> Catalogue:
     def matrix(name: str) -> Tensor:
-        rows: Any = table[name].to_numpy()  # (N, width), or N rows where another program has rewritten the file
+        rows: Any = table[name].to_numpy()  # (N, width), or N rows if another program has rewritten the file
         return torch.from_numpy(np.stack(list(rows)).astype(np.float32))  # (N, width)
 
     def flags(name: str) -> Tensor:
@@ -211,10 +223,10 @@ def _catalogue(config: dict[str, Any], table: pl.DataFrame) -> Catalogue:
 
 
 def _read_encoder(folder: Path) -> dict[str, Any] | None:
-    """The encoder's specification, its model's folder as it is found here."""
+    """Read the encoder's settings; the path of its model is the folder's place on this machine."""
     if not (folder / CONFIG).is_file():
         return None
-    text = current_names(json.loads((folder / CONFIG).read_text()))
+    text: dict[str, Any] = current_names(json.loads((folder / CONFIG).read_text()))
     if (folder / _MODEL).is_dir():
         text["init_args"]["model"] = str(folder / _MODEL)
     return text

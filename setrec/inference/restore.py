@@ -1,4 +1,4 @@
-"""A checkpoint on the disk -> a model that scores a catalogue, without Lightning."""
+"""From a checkpoint on the disk to a model that scores a catalogue, without Lightning."""
 
 import json
 from dataclasses import fields
@@ -20,41 +20,41 @@ from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_gr
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
 
-SETREC = "setrec.module.SETRecModule"  # the model_class of checkpoints that recommend
-# arguments of SETRecModule that say how to train and rank; what the model is made of stands in `Recipe`
+SETREC = "setrec.module.SETRecModule"  # the model_class of checkpoints that can recommend
+# arguments of SETRecModule for training and ranking; `Recipe` holds those of the model itself
 TRAINING = frozenset(
     {"backbone", "lr", "alpha", "compile", "start_from", "warmup_steps", "weight_decay", "filter_seen", "top_k"}
 )
 
 
 class Trained(NamedTuple):
-    """What training leaves behind and recommending needs."""
+    """What a checkpoint or a published folder holds."""
 
     path: Path  # the checkpoint or the published folder
     arguments: dict[str, Any]  # of SETRecModule, in plain types
     weights: dict[str, Tensor]  # its state_dict
-    origin: dict[str, Any]  # of the frozen base that the weights leave out; {} without one
-    sizes: dict[str, Any] | None  # of the backbone, where all its weights are among `weights`; see `Backbone.sizes`
+    origin: dict[str, Any]  # the frozen base that the weights leave out; {} without one
+    sizes: dict[str, Any] | None  # of the backbone, if `weights` holds all of its weights; see `Backbone.sizes`
     catalogue: Catalogue  # as in training
-    items: pl.DataFrame  # its table: id, title, text, count, warm and what else was prepared
-    max_history: int
+    items: pl.DataFrame  # the table of its items: id, title, text, count, warm and further columns
+    max_history: int  # the model reads this many items of a history, the last ones
     text: dict[str, Any] | None  # the text encoder: {"class_path", "init_args"}
     encoder: Path | None  # the file with what the encoder learned
-    data: Path | None  # the prepared folder; None in a published folder
-    results: dict[str, Any] | None  # results.json
-    statistics: HistoryStatistics | None  # what the model counts beside its slots, over the catalogue of training
+    data: Path | None  # the folder of the prepared data; None for a published folder
+    results: dict[str, Any] | None  # the content of results.json
+    statistics: HistoryStatistics | None  # co-occurrence and recency, if the model uses item graphs
 
 
 def read_trained(path: Path, data: Path | None = None) -> Trained:
-    """Read a checkpoint of fit, and the prepared data that it names.
+    """Read a checkpoint that `fit` wrote, and the prepared data that it names.
 
     Args:
         path: a .ckpt file.
-        data: the folder of prepared data, where it has moved since.
+        data: the folder of the prepared data, if it has moved since.
 
     Raises:
-        ConfigError: no checkpoint of SETRec, or one of other data.
-        DataError: its prepared data is not there.
+        ConfigError: the file is not a SETRec checkpoint, or belongs to other data.
+        DataError: the prepared data is not there.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a sharded checkpoint: train with save_distributed_checkpoint false for one file.")
@@ -62,8 +62,8 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
     if checkpoint.model_class != SETREC:
         kind = checkpoint.model_class.rpartition(".")[2].removesuffix("Module")
         raise ConfigError(
-            f"{path} is a {kind} checkpoint: recommend, add-items, publish and serve take SETRec "
-            "checkpoints only; train SETRec on its vectors with --data.cf=[CFFile], or rank its test users with predict."
+            f"{path} is a {kind} checkpoint, and this command takes SETRec checkpoints only: train SETRec on its vectors with "
+            "--data.cf=[CFFile], or rank the users of the data with predict."
         )
     arguments = checkpoint.data
     folder = data or Path(arguments["root"]) / arguments["name"]
@@ -99,7 +99,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
 
 
 def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
-    """A results.json, None where there is none or it is of another data set."""
+    """Read results.json; None if there is none, or if it is of another data set."""
     try:
         results = json.loads(path.read_text())
         return results if results["protocol"]["dataset"] == dataset else None
@@ -108,15 +108,15 @@ def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
 
 
 def _statistics(folder: Path, n_items: int) -> HistoryStatistics:
-    """What the histories of a prepared folder say about items when test is answered."""
+    """Co-occurrence and recency from train and validation, as the test step uses them."""
     return history_statistics(past_events(Histories.load(folder), n_items, "test"), n_items)
 
 
 def instance_of(arguments: dict[str, Any], base: type) -> Any:
-    """The object that {"class_path", "init_args"} from a file describes.
+    """Make the object that {"class_path", "init_args"} from a file describes.
 
     Raises:
-        ConfigError: it names something else than a `base`, or arguments that the class doesn't have.
+        ConfigError: the class is not a `base`, or does not have these arguments.
     """
     try:
         made = instantiate({"init_args": {}} | arguments | {"class_path": arguments.get("class_path")}, base)
@@ -128,7 +128,7 @@ def instance_of(arguments: dict[str, Any], base: type) -> Any:
 
 
 class Restored(NamedTuple):
-    """A trained model over a catalogue, ready to score."""
+    """A trained model with a catalogue, ready to score."""
 
     model: SETRec
     scorer: Scorer
@@ -136,7 +136,7 @@ class Restored(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where the model computes."""
         return self.model.queries.device
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -145,18 +145,18 @@ class Restored(NamedTuple):
 
 
 def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Restored:
-    """The trained model over a catalogue.
+    """Build the trained model for a catalogue.
 
     Args:
-        trained: the weights and what made them.
-        catalogue: the one of training, or one with other items and vectors of the same widths.
-        device: where it computes.
+        trained: the arguments and the weights.
+        catalogue: the one of the training, or one with other items and vectors of the same widths.
+        device: where the model computes.
 
     Raises:
         ConfigError: the weights do not fit the arguments, or the frozen base is another one.
     """
     backbone = instance_of(trained.arguments["backbone"], Backbone)
-    backbone.blueprint = trained.sizes
+    backbone.saved_sizes = trained.sizes
     model = SETRec(catalogue, backbone, recipe_of(trained))
     backbone.check_origin(trained.origin)
     weights = {name: value for name, value in trained.weights.items() if name.startswith("model.")}
@@ -174,17 +174,17 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Resto
 
 
 def rebuild(restored: Restored, trained: Trained, catalogue: Catalogue) -> Restored:
-    """The same weights, shared and not copied, over another catalogue; `restored` goes on as it is."""
+    """Build the model for another catalogue. It shares its weights with `restored`, which does not change."""
     model = SETRec(catalogue, restored.model.backbone, restored.model.recipe)
     model.load_state_dict(restored.model.state_dict(), assign=True)
     return _ready(model, restored.weights, trained, catalogue, restored.device)
 
 
 def recipe_of(trained: Trained) -> Recipe:
-    """What the model is made of.
+    """The arguments of the model itself.
 
     Raises:
-        ConfigError: an argument that neither the model nor its training has.
+        ConfigError: an argument is unknown.
     """
     names = {field.name for field in fields(Recipe)}
     for name in trained.arguments:
@@ -197,7 +197,10 @@ def recipe_of(trained: Trained) -> Recipe:
 
 
 def _ready(model: SETRec, weights: Weights, trained: Trained, catalogue: Catalogue, device: torch.device) -> Restored:
-    """In evaluation, on the device, with its index. Not frozen: its state_dict leaves out what is."""
+    """Put the model into evaluation mode, on the device, with its index and graphs.
+
+    Parameters are not frozen here, because a state_dict leaves out frozen ones.
+    """
     model.eval().to(device)
     graphs = None
     if trained.statistics is not None:
@@ -210,6 +213,6 @@ def _ready(model: SETRec, weights: Weights, trained: Trained, catalogue: Catalog
 
 
 def rows_of(base: Catalogue, catalogue: Catalogue) -> Tensor:
-    """(N',) int64: each item's row in another version of its catalogue, -1 where it has none."""
+    """The row of each item in the base catalogue, (N',) int64; -1 for an added item."""
     row = {own: i for i, own in enumerate(base.ids)}
     return torch.tensor([row.get(own, -1) for own in catalogue.ids])

@@ -1,9 +1,9 @@
-"""Versions of a catalogue: what was added to and removed from the one that a model was trained on.
+"""Versions of a catalogue: items added to, and removed from, the one that a model was trained on.
 
     <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after
                            added.parquet   the added items: id, title, text, ..., vector (F); absent without any
 
-A version is a folder beside the checkpoint, holds differences only, is written whole or not at all, and is never
+A version is a folder beside the checkpoint. It holds only the differences, is written whole or not at all, and is never
 overwritten. `Recommender.load` takes it in place of the checkpoint.
 """
 
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import torch
 from setrec.class_names import current_names
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError, DataError
+from setrec.files.whole import whole_folder
 from setrec.inference.new_items import VECTOR
 
 VERSION, ADDED = "version.json", "added.parquet"
@@ -32,26 +32,26 @@ _FORMAT = 1
 
 
 class Changes(NamedTuple):
-    """What makes a version out of the catalogue of the training."""
+    """The differences between a version and the catalogue of the training."""
 
-    removed: frozenset[str]  # own ids of items of the training that are no longer there
-    added: pl.DataFrame | None  # id, title, text, ..., vector Array(Float32, F), in the order they came
-    encoder: dict[str, Any] | None  # {"class_path", "init_args"} where another encoder than the training's was named
+    removed: frozenset[str]  # own ids of removed items of the training
+    added: pl.DataFrame | None  # id, title, text, ..., vector Array(Float32, F), in the order they were added
+    encoder: dict[str, Any] | None  # {"class_path", "init_args"}; None: the encoder of the training
 
 
-NONE = Changes(frozenset(), None, None)
+NO_CHANGES = Changes(frozenset(), None, None)
 
 
 def with_added(changes: Changes, table: pl.DataFrame, vectors: np.ndarray, encoder: dict[str, Any] | None) -> Changes:
-    """Further items, described by `table` with their vectors (items, F)."""
+    """Add items: their table, their vectors (items, F) float32, and the settings of their encoder."""
     column = pl.Series(VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
     table = table.with_columns(column)
     added = table if changes.added is None else pl.concat([changes.added, table], how="diagonal_relaxed")
     return changes._replace(added=added, encoder=encoder or changes.encoder)
 
 
-def without(changes: Changes, ids: set[str]) -> Changes:
-    """Fewer items: added ones are dropped, those of the training marked as removed."""
+def with_removed(changes: Changes, ids: set[str]) -> Changes:
+    """Remove items: added ones are dropped, those of the training are marked as removed."""
     added, dropped = changes.added, set()
     if added is not None:
         dropped = ids & set(added["id"])
@@ -61,10 +61,10 @@ def without(changes: Changes, ids: set[str]) -> Changes:
     )
 
 
-def apply(base: Catalogue, changes: Changes) -> Catalogue:
-    """The catalogue of a version: what is left of the base in its order, then the added items.
+def apply_changes(base: Catalogue, changes: Changes) -> Catalogue:
+    """Make the catalogue of a version: the kept items of the base in their order, then the added items.
 
-    An added item was never seen in training: its count is 0 (cold), it has no CF vector (a zero row, not present).
+    An added item was not seen in training: it is cold (count 0) and has no CF vector (a zero row, not present).
     """
     if not changes.removed and changes.added is None:
         return base
@@ -94,12 +94,12 @@ def apply(base: Catalogue, changes: Changes) -> Catalogue:
 
 
 def vectors_of(added: pl.DataFrame) -> np.ndarray:
-    """(items, F) float32."""
+    """The vectors of added items, (items, F) float32."""
     return np.stack([np.asarray(vector, np.float32) for vector in added[VECTOR].to_list()])
 
 
 def table_of(items: pl.DataFrame, changes: Changes) -> pl.DataFrame:
-    """The table of a version's items, in the order of `apply`; without vectors."""
+    """The table of a version's items, in the order of `apply_changes`, without vectors."""
     kept = items.filter(~pl.col("id").is_in(sorted(changes.removed)))
     if changes.added is None:
         return kept
@@ -117,7 +117,7 @@ def _fingerprint(base: str, changes: Changes) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- on the disk
 def stem_of(path: Path) -> Path:
-    """The checkpoint's path without its ending, the published folder's as it is, of a version that of its model."""
+    """The path that version names begin with: of a checkpoint without .ckpt, of a published folder, of a version's model."""
     path = Path(os.path.abspath(path))
     if (path / VERSION).is_file():
         return path.with_name(re.sub(r"\.items-\d+$", "", path.name))
@@ -125,7 +125,7 @@ def stem_of(path: Path) -> Path:
 
 
 def list_versions(path: str | Path) -> list[Path]:
-    """The versions beside a checkpoint, a published folder or another version, oldest first."""
+    """List the versions beside a checkpoint, a published folder or another version, oldest first."""
     stem = stem_of(Path(path))
     numbered = {}
     for folder in stem.parent.glob(f"{glob.escape(stem.name)}.items-*"):
@@ -136,12 +136,12 @@ def list_versions(path: str | Path) -> list[Path]:
 
 
 def newest(path: str | Path) -> Path:
-    """The newest version beside a checkpoint, or the checkpoint itself where there is none."""
+    """The newest version beside a checkpoint, or the checkpoint itself if there is none."""
     return (list_versions(path) or [Path(path)])[-1]
 
 
 def next_path(path: str | Path) -> Path:
-    """Where the next version beside a checkpoint goes."""
+    """The folder of the next version beside a checkpoint."""
     stem, there = stem_of(Path(path)), list_versions(path)
     number = int(there[-1].name.rpartition("-")[2]) + 1 if there else 1
     return stem.with_name(f"{stem.name}.items-{number:03d}")
@@ -153,19 +153,16 @@ def write_version(
     """Write a version, whole or not at all.
 
     Args:
-        folder: where it goes; it must not exist.
+        folder: the folder to write; it must not exist.
         model: the checkpoint or the published folder.
-        data: the prepared folder of a checkpoint.
+        data: the folder of the prepared data; None for a published folder.
         base: the catalogue of the training.
-        catalogue: the version's.
-        changes: what lies between.
+        catalogue: the catalogue of the version.
+        changes: the differences between the two.
 
     Raises:
-        DataError: the folder exists, or the disk refuses.
+        DataError: the folder exists, or it cannot be written.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     about = {
         "format": _FORMAT,
         "model": _relative(model, folder),
@@ -179,24 +176,23 @@ def write_version(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        beside.mkdir(parents=True)
-        if changes.added is not None:
-            changes.added.write_parquet(beside / ADDED)
-        (beside / VERSION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-        os.rename(beside, folder)  # refuses a folder that somebody else has filled meanwhile
+        with whole_folder(folder) as hidden:
+            if changes.added is not None:
+                changes.added.write_parquet(hidden / ADDED)
+            (hidden / VERSION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    except FileExistsError:
+        raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"the version {folder} cannot be written ({error}); nothing was changed.") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """As seen from the version's folder, so that both can be moved together."""
+    """The path relative to the version's folder, so that both can be moved together."""
     return os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
 
 
 class Version(NamedTuple):
-    """A version as it lies on the disk."""
+    """A version as it was read from the disk."""
 
     model: Path
     data: Path | None
@@ -209,7 +205,7 @@ def read_version(folder: Path) -> Version:
     """Read what `write_version` wrote.
 
     Raises:
-        ConfigError: damaged, or of another format.
+        ConfigError: the version is damaged, or has another format.
     """
     try:
         about = json.loads((folder / VERSION).read_text())
@@ -223,20 +219,25 @@ def read_version(folder: Path) -> Version:
         paths = Path(os.path.normpath(model)), Path(os.path.normpath(folder / data)) if data is not None else None
         return Version(*paths, about["base"], about["fingerprint"], changes)
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise ConfigError(f"{folder} is no version of a catalogue that can be read ({error}).") from None
+        raise ConfigError(f"{folder} cannot be read as a version of a catalogue ({error}).") from None
 
 
-def versioned(base: Catalogue, version: Version, folder: Path) -> Catalogue:
-    """The catalogue of a version that was read.
+def catalogue_of(base: Catalogue, version: Version, folder: Path) -> Catalogue:
+    """Make the catalogue of a version.
+
+    Args:
+        base: the catalogue of the training.
+        version: what `read_version` read.
+        folder: the version's folder, for error messages.
 
     Raises:
-        ConfigError: it was made for another catalogue, or its items are not those that were written.
+        ConfigError: the version was made for another catalogue, or its items are not those that were written.
     """
     if base.fingerprint != version.base:
         raise ConfigError(
             f"{folder} was made for another catalogue ({version.base[:12]}) than {base.fingerprint[:12]}."
         )
-    catalogue = apply(base, version.changes)
+    catalogue = apply_changes(base, version.changes)
     if catalogue.fingerprint != version.fingerprint:
         raise ConfigError(f"{folder} is damaged: its items are not those that were written; use the version before it.")
     return catalogue

@@ -1,1 +1,1 @@
-"""The parts of the model, one concept each."""
+"""The parts of the model, one concept a file."""

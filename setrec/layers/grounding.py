@@ -1,12 +1,13 @@
-"""Grounding: from the K answers of the backbone to scores of the whole catalogue, without expanding the catalogue.
+"""Grounding: from the K query outputs of the backbone to scores of the whole catalogue, without expanding the catalogue.
 
-Slot by slot, the score of an item is the inner product of the answer and the item's token (paper, section 3.3). Both
-kinds of token are linear in something narrow, so the product moves to the narrow side:
+The score of an item sums, slot by slot, the inner product of the query output and the item's token (paper, section 3.3).
+Both kinds of token are linear in a narrow vector: the CF vector e(v), or the trunk code a(v). So the query output can be
+projected to that narrow width once, instead of widening every item:
 
     <q, U a(v) + u> = <U^T q, a(v)> + <q, u>
 
-The last term is the same for every item: it cancels in the softmax and in the ranking, and is dropped. What is left needs
-the catalogue only as (N, E) and (N, H), never as (N, K, D). Differs from the released code, which expands (K, N, D).
+The last term is the same for every item. It changes neither the softmax nor the ranking, and is dropped. The catalogue is
+needed only as (N, E) and (N, H), never as (N, K, D). Differs from the released code, which expands (N, K, D).
 """
 
 from typing import NamedTuple
@@ -17,23 +18,45 @@ from torch import Tensor
 from setrec.layers.tokens import ItemTokens
 
 
-class Folded(NamedTuple):
-    """Answers folded onto the narrow side of their slots."""
+class ProjectedQueries(NamedTuple):
+    """Query outputs projected to the widths E and H: W^T q of the CF slots, U^T q of the semantic slots."""
 
     cf: list[Tensor]  # n_cf of (M, E_c) float
     sem: Tensor | None  # (M, n_sem, H) float
     text: Tensor | None = None  # (M, F) float: the memory of raw text vectors, where the model has one
 
 
-def fold(answers: Tensor, tokens: ItemTokens) -> Folded:
-    """answers (M, K, D) -> the same inner products with items, taken at widths E and H instead of D."""
-    cf = [answers[:, c] @ project.get_parameter("weight") for c, project in enumerate(tokens.cf)]  # n_cf of (M, E_c)
+def project_queries(outputs: Tensor, tokens: ItemTokens) -> ProjectedQueries:
+    """Project query outputs, so that their inner products with items are taken at widths E and H instead of D.
+
+    Args:
+        outputs: (M, K, D) float, the query outputs of the backbone.
+        tokens: The item tokenizers, whose weights W_c and U_k project.
+    """
+    cf = [outputs[:, c] @ layer.get_parameter("weight") for c, layer in enumerate(tokens.cf)]  # n_cf of (M, E_c)
     if not tokens.n_sem:
-        return Folded(cf, None)
+        return ProjectedQueries(cf, None)
     sem = [
-        answers[:, tokens.n_cf + k] @ head.get_parameter("weight") for k, head in enumerate(tokens.heads)
+        outputs[:, tokens.n_cf + k] @ head.get_parameter("weight") for k, head in enumerate(tokens.heads)
     ]  # n_sem of (M, H)
-    return Folded(cf, torch.stack(sem, dim=1))  # (M, n_sem, H)
+    return ProjectedQueries(cf, torch.stack(sem, dim=1))  # (M, n_sem, H)
+
+
+class UserVector(NamedTuple):
+    """What a user's history gives to the score: it is multiplied with the `Index`."""
+
+    cf: Tensor  # (M, sum(E)) float
+    sem: Tensor  # (M, H or H + F) float: the sum of the semantic slots, and the memory of text
+
+
+def user_vector(projected: ProjectedQueries) -> UserVector:
+    """Join the slots: CF slots side by side, semantic slots summed (they share the item's code)."""
+    some = projected.sem if projected.sem is not None else projected.cf[0]
+    cf = torch.cat(projected.cf, dim=1) if projected.cf else some.new_zeros(some.shape[0], 0)  # (M, sum(E))
+    sem = projected.sem.sum(dim=1) if projected.sem is not None else some.new_zeros(some.shape[0], 0)  # (M, H)
+    if projected.text is not None:
+        sem = torch.cat([sem, projected.text.to(sem.dtype)], dim=1)  # (M, H + F)
+    return UserVector(cf, sem)
 
 
 class Index(NamedTuple):
@@ -48,28 +71,11 @@ class Index(NamedTuple):
     codes: Tensor  # (N, H) float: the trunk codes alone, from which history tokens are made
 
 
-class UserRow(NamedTuple):
-    """The users' side of the index."""
-
-    cf: Tensor  # (M, sum(E)) float
-    sem: Tensor  # (M, H or H + F) float, the semantic slots' sum, and the memory of text
-
-
-def user_row(folded: Folded) -> UserRow:
-    """Folded answers -> what meets an `Index`: CF slots side by side, semantic slots summed."""
-    some = folded.sem if folded.sem is not None else folded.cf[0]
-    cf = torch.cat(folded.cf, dim=1) if folded.cf else some.new_zeros(some.shape[0], 0)  # (M, sum(E))
-    sem = folded.sem.sum(dim=1) if folded.sem is not None else some.new_zeros(some.shape[0], 0)  # (M, H)
-    if folded.text is not None:
-        sem = torch.cat([sem, folded.text.to(sem.dtype)], dim=1)  # (M, H + F)
-    return UserRow(cf, sem)
-
-
-def weigh(user: UserRow, beta: float) -> Tensor:
-    """The user's row under one beta: (1 - beta) of the CF slots beside beta of the semantic ones, (M, sum(E) + H)."""
-    return torch.cat([(1 - beta) * user.cf, beta * user.sem], dim=1)  # (M, sum(E) + H)
-
-
-def part_scores(user: UserRow, index: Index) -> tuple[Tensor, Tensor]:
-    """CF and semantic scores of every item, (M, N) each: every beta is a weighted sum of these two."""
+def part_scores(user: UserVector, index: Index) -> tuple[Tensor, Tensor]:
+    """CF and semantic scores of every item, (M, N) each. The score under any beta is a weighted sum of the two."""
     return user.cf @ index.cf.T, user.sem @ index.sem.T  # (M, N), (M, N)
+
+
+def weigh(user: UserVector, beta: float) -> Tensor:
+    """The user vector under one beta, (M, sum(E) + H): (1 - beta) times the CF side, then beta times the semantic side."""
+    return torch.cat([(1 - beta) * user.cf, beta * user.sem], dim=1)  # (M, sum(E) + H)

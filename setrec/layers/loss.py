@@ -1,20 +1,50 @@
-"""Cross-entropy over the full catalogue, without ever holding the logits of a batch."""
+"""Cross-entropy over the full catalogue, without holding the logits of a whole batch in memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = 3 * 1024 * 1024  # logits held at a time: 12 MiB in float32, small enough to stay near the caches
+CHUNK_LOGITS = 3 * 1024 * 1024  # logits held at a time: 12 MiB in float32, small enough for the caches
+
+
+def catalogue_cross_entropy(
+    queries: Tensor,
+    table: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    trained: slice = slice(None),
+    log_q: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy of every query over all items of a table.
+
+    Args:
+        queries: (R, W) float.
+        table: (N, W) float, one row an item.
+        target: (R,) int64, the target's row in `table`.
+        weight: (R,) float, the weight of each query in the sum; None: ones.
+        trained: Columns of `table` that get a gradient; the other columns are frozen vectors.
+        log_q: (N,) float, subtracted from the logits in the sum of the softmax, but not from the target's logit; see
+            `SoftmaxItems`. None: zeros.
+
+    Returns:
+        The weighted sum, (), with gradients; and the loss of every query, (R,), without. Both are float32 or wider.
+    """
+    if weight is None:
+        weight = torch.ones(queries.shape[0], device=queries.device)  # (R,)
+    apply: Callable[..., tuple[Tensor, Tensor]] = _CatalogueCrossEntropy.apply
+    return apply(queries, table, target, weight, trained, log_q)  # (), (R,)
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of (R, W) queries against an (N, W) table; gradients are made in the forward pass.
+    """The weighted sum of cross-entropies; the gradients are computed in the forward pass.
 
-    The softmax is needed for the loss and for the gradient. Taken a chunk of rows at a time, its gradient is folded into
-    (R, W) and (N, W) at once and the chunk is forgotten: three matrix products, no recomputation, O(chunk * N) memory.
-    All chunks share one buffer: a fresh one would be handed over by the system page by page, at twice the cost of the
-    arithmetic. The gradient is (softmax - one hot) * weight; the one hot part is taken apart, on (R, W) only.
+    The softmax is needed for the loss and for the gradient. It is computed for one chunk of queries at a time. The chunk's
+    gradients are added to (R, W) and (N, W) at once, and the next chunk overwrites its logits: three matrix products,
+    nothing computed twice, O(chunk * N) memory. All chunks share one buffer, since fresh memory costs twice as much time
+    as the arithmetic. The gradient of the logits is (softmax - one hot) * weight; the one hot part needs only the targets'
+    rows, so it is added apart.
     """
 
     @staticmethod
@@ -25,24 +55,24 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         target: Tensor,
         weight: Tensor,
         trained: slice,
-        log_share: Tensor | None,
+        log_q: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        """The sum and the losses; see `catalogue_cross_entropy`. Keeps the gradients for `backward`."""
         needs_queries, needs_table = ctx.needs_input_grad[:2]
         n_rows, n_items = queries.shape[0], table.shape[0]
         kind = queries.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
-        exact = torch.promote_types(queries.dtype, torch.float32)  # of softmax and sums, whatever the products are in
+        exact = torch.promote_types(queries.dtype, torch.float32)  # for softmax and sums; `narrow` is for the products
         losses = torch.empty(n_rows, dtype=exact, device=queries.device)  # (R,)
         d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
         d_table = torch.zeros_like(table[:, trained], dtype=exact) if needs_table else None  # (N, trained)
         step = min(n_rows, max(1, CHUNK_LOGITS // max(1, n_items)))
         logit_buffer = torch.empty(step, n_items, dtype=narrow, device=queries.device)  # (r, N)
-        fused = narrow == exact or (
-            log_share is None and kind == "cpu"
-        )  # torch's CPU softmax adds up in float32 anyway
+        # torch's softmax on a CPU adds up in float32 anyway
+        fused = narrow == exact or (log_q is None and kind == "cpu")
         soft_buffer = logit_buffer if fused else logit_buffer.to(exact)  # (r, N)
         if d_table is not None:
-            part = torch.empty_like(d_table, dtype=narrow)  # (N, trained) one chunk's share of d_table
+            part = torch.empty_like(d_table, dtype=narrow)  # (N, trained): what one chunk adds to d_table
             part_exact = part if narrow == exact else torch.empty_like(d_table)  # (N, trained)
         with torch.autocast(kind, enabled=False):
             q, items = queries.to(narrow), table.to(narrow)  # (R, W), (N, W)
@@ -53,14 +83,13 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                 torch.mm(q[rows], items.T, out=logits)
                 if not fused:
                     soft.copy_(logits)
-                if log_share is not None:
-                    soft.sub_(log_share)
+                if log_q is not None:
+                    soft.sub_(log_q)
                 wanted = soft.gather(1, target[rows, None]).to(exact)  # (r, 1)
                 highest = soft.amax(dim=1, keepdim=True).to(exact)  # (r, 1)
                 torch.softmax(soft, dim=1, out=soft)
-                norm = (
-                    highest - soft.amax(dim=1, keepdim=True).to(exact).log()
-                )  # (r, 1): the largest is exp(highest - norm)
+                # log of the softmax's sum, since the largest probability is exp(highest - norm)
+                norm = highest - soft.amax(dim=1, keepdim=True).to(exact).log()  # (r, 1)
                 losses[rows] = (norm - wanted).squeeze(1)
                 if not (needs_queries or needs_table):
                     continue
@@ -78,14 +107,15 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             whole = torch.zeros_like(table, dtype=exact)  # (N, W)
             whole[:, trained] = d_table
             d_table = whole  # (N, W)
-        if log_share is not None:  # a target's own score is nobody's share
-            losses -= log_share[target]
+        if log_q is not None:  # the target's own logit gets no correction
+            losses -= log_q[target]
         ctx.save_for_backward(d_queries, d_table)
         ctx.mark_non_differentiable(losses)
         return (losses * weight).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass computed."""
         d_queries, d_table = ctx.saved_tensors
         return (
             None if d_queries is None else d_queries * grad.to(d_queries.dtype),
@@ -95,28 +125,3 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
-
-
-def catalogue_cross_entropy(
-    queries: Tensor,
-    table: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    trained: slice = slice(None),
-    log_share: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Softmax cross-entropy of every query against every item.
-
-    Args:
-        queries: (R, W) float.
-        table: (N, W) float, one row an item.
-        target: (R,) int64, the right item's row in `table`.
-        weight: (R,) float, factors of the rows in the sum; ones if None.
-        trained: columns of `table` that get a gradient; the others are frozen vectors, and theirs would be thrown away.
-        log_share: (N,) float, taken from the logits in the softmax's sum, not from the target's score: see `Compared`.
-
-    Returns the weighted sum, a scalar with gradients, and the losses of the rows, (R,) without, both at least float32.
-    """
-    if weight is None:
-        weight = torch.ones(queries.shape[0], device=queries.device)  # (R,)
-    return _CatalogueCrossEntropy.apply(queries, table, target, weight, trained, log_share)

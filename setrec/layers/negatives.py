@@ -1,11 +1,11 @@
-"""What the softmax of the loss is over: the whole catalogue, its warm items, or a sample of either.
+"""Which items the softmax of the loss runs over: the whole catalogue, its warm items, or a sample of either.
 
 The sampled softmax. With s_v the score of item v and T the targets of the batch, the sum over the catalogue
 
     Z = sum over v of exp(s_v)   is estimated by   sum over v in T of exp(s_v) + sum over drawn v not in T of exp(s_v - log q_v)
 
-where q_v is how often v is expected to be drawn (the logQ correction of Bengio and Senecal, 2008). The targets are all there with
-certainty, so nothing is taken from them. The estimate of Z is unbiased whatever the batch, and exact when everything is drawn.
+where q_v is how often v is expected to be drawn (the logQ correction of Bengio and Senecal, 2008). The targets are always in
+the sum, so they get no correction. The estimate of Z is unbiased for every batch, and exact when every item is drawn.
 """
 
 from typing import Literal, NamedTuple
@@ -14,26 +14,24 @@ import torch
 from torch import Tensor, nn
 
 
-class Compared(NamedTuple):
-    """The columns of a softmax."""
+class SoftmaxItems(NamedTuple):
+    """The items that one softmax runs over, one column each."""
 
-    items: Tensor | None  # (C,) int64 item ids, an item may stand in several columns; None: every item, in order
+    items: Tensor | None  # (C,) int64 item ids; an item may have several columns; None: every item, in order
     target: Tensor  # (M,) int64: the column of every prefix's target
-    log_share: Tensor | None = (
-        None  # (C,) float32, to be taken from the logits; inf: the column counts nothing; None: zeros
-    )
+    log_q: Tensor | None = None  # (C,) float32, subtracted from the logits; inf: the column is left out; None: zeros
 
 
 class Negatives(nn.Module):
-    """Chooses the columns of the loss's softmax.
+    """Chooses the items of the softmax for every batch.
 
     Args:
         targets: (N,) bool, which items can be a target in training.
-        count: (N,) int64, how often each was.
-        which: `all` items, or only those that can be a target.
-        sampled: how many to draw of them for a batch, besides its targets; None: take them all.
-        sampling: `uniform`, each with the same probability; `popularity`, in proportion to (count + 1)^0.75, but none more
-            than once in expectation.
+        count: (N,) int64, how often each item occurs in training.
+        which: `all` items, or only `warm` ones, those that can be a target.
+        sampled: How many of them to draw for a batch, besides its targets; None: take them all.
+        sampling: `uniform`, all with the same probability; `popularity`, in proportion to (count + 1)^0.75, but no item is
+            expected more than once.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class Negatives(nn.Module):
         self.every = which == "all" and sampled is None
         allowed = torch.arange(n_items) if which == "all" else targets.nonzero().flatten()  # (n,)
         self.n_drawn = None if sampled is None else min(sampled, len(allowed))
-        # data, not weights: made anew for the catalogue at hand
+        # not in checkpoints: these follow from the catalogue
         self.allowed: Tensor
         self.register_buffer("allowed", allowed, persistent=False)  # (n,)
         self.place: Tensor
@@ -63,26 +61,27 @@ class Negatives(nn.Module):
             self.log_expected: Tensor
             self.register_buffer("log_expected", expected.log().float(), persistent=False)  # (n,)
 
-    def forward(self, target: Tensor) -> Compared:
-        """target (M,) int64 item ids -> the columns; with sampling the targets first, then what was drawn."""
+    def forward(self, target: Tensor) -> SoftmaxItems:
+        """The items for a batch with these targets, (M,) int64 item ids; with sampling the targets come first."""
         if self.every:
-            return Compared(None, target)
+            return SoftmaxItems(None, target)
         if self.n_drawn is None:
-            return Compared(self.allowed, self.place[target])
+            return SoftmaxItems(self.allowed, self.place[target])
         drawn = self.draw(target.device)  # (n_drawn,)
-        times = torch.zeros(self.n_items, device=target.device)  # (N,) how often an item is a target
+        times = torch.zeros(self.n_items, device=target.device)  # (N,): how often an item is a target
         times.index_add_(0, target, torch.ones(len(target), device=target.device))
         items = self.allowed[drawn]  # (n_drawn,)
-        share = self.log_expected[drawn].masked_fill(
-            times[items] > 0, torch.inf
-        )  # (n_drawn,): targets stand there already
+        log_q = self.log_expected[drawn]  # (n_drawn,)
+        log_q = log_q.masked_fill(times[items] > 0, torch.inf)  # (n_drawn,): targets have columns already
         column = torch.arange(len(target), device=target.device)  # (M,)
-        return Compared(torch.cat([target, items]), column, torch.cat([times[target].log(), share]))
+        # a target that occurs n times has n columns: each gets 1/n
+        return SoftmaxItems(torch.cat([target, items]), column, torch.cat([times[target].log(), log_q]))
 
     def draw(self, device: torch.device) -> Tensor:
-        """Places among the allowed items, (n_drawn,) int64; place v is expected exp(log_expected[v]) times.
+        """Draw places in `allowed`, (n_drawn,) int64; place v is expected exp(log_expected[v]) times.
 
-        The items' expected draws stand side by side on a line of length n_drawn, and one point falls on every unit of it.
+        Systematic sampling: every item is a segment as long as its expected draws, on a line of length n_drawn; one random
+        point is drawn in every unit of the line, and selects the segment that it falls in.
         """
         assert self.n_drawn is not None
         n = len(self.edges)
@@ -94,13 +93,21 @@ class Negatives(nn.Module):
 
 
 def expected_draws(weight: Tensor, n_drawn: int) -> Tensor:
-    """How often each item is drawn if n_drawn are: in proportion to its weight, but at most once. (n,) float64, both."""
+    """How often each item is expected among n_drawn: in proportion to its weight, but at most once.
+
+    Args:
+        weight: (n,) float64.
+        n_drawn: Items that are drawn.
+
+    Returns:
+        (n,) float64, with the sum n_drawn, or 1 for every item where n_drawn is n or more.
+    """
     if n_drawn >= len(weight):
         return torch.ones_like(weight)
     high, order = weight.sort(descending=True)  # (n,)
-    rest = high.flip(0).cumsum(0).flip(0)  # (n,) weight of this item and all lighter ones
-    left = n_drawn - torch.arange(len(weight), dtype=weight.dtype)  # (n,) draws left if all heavier ones take one each
-    full = int((high * left > rest).long().cumprod(0).sum())  # the heaviest take one each
+    rest = high.flip(0).cumsum(0).flip(0)  # (n,): the weight of this item and all lighter ones
+    left = n_drawn - torch.arange(len(weight), dtype=weight.dtype)  # (n,): draws left if all heavier ones take one each
+    full = int((high * left > rest).long().cumprod(0).sum())  # these heaviest items are drawn once each
     expected = torch.ones_like(weight)  # (n,)
     expected[order[full:]] = high[full:] * (n_drawn - full) / rest[full]
     return expected

@@ -1,7 +1,7 @@
 """Item tokens: every item as an order-agnostic set of K vectors, collaborative slots first, semantic slots after.
 
 Paper, section 3.1: a CF slot is a projection of a frozen CF vector; the semantic slots come from one autoencoder over the
-item's text vector. Nothing here is ever expanded to (N, K, D): the catalogue enters a step as its trunk codes (N, H).
+item's text vector. The catalogue is never expanded to (N, K, D): a training step reads it as trunk codes (N, H).
 """
 
 import itertools
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def relu_mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers of the given widths, ReLU after every one. (any, widths[0]) -> (any, widths[-1])."""
+    """Linear layers of these widths, with ReLU after every layer: (any, widths[0]) -> (any, widths[-1])."""
     layers: list[nn.Module] = []
     for wide, narrow in itertools.pairwise(widths):
         layers += [nn.Linear(wide, narrow), nn.ReLU(inplace=True)]
@@ -27,12 +27,12 @@ class ItemTokens(nn.Module):
     reconstruction:   f'(v) = MLP'(z_1(v) ... z_n(v))    n_sem * D -> H -> 256 -> 512 -> F
 
     Args:
-        cf_widths: E of every CF slot; empty for a semantic-only model.
+        cf_widths: E of every CF slot; empty for a model with semantic slots only.
         text_width: F; ignored when n_sem is 0.
-        n_sem: number of semantic slots; 0 for a CF-only model.
-        width: D, the backbone's.
+        n_sem: Number of semantic slots; 0 for a model with CF slots only.
+        width: D, the backbone's width.
         bottleneck: H (paper: 128).
-        trunk: widths of the hidden layers between F and H (paper: 512, 256).
+        trunk: Widths of the layers between F and H (paper: 512, 256).
     """
 
     def __init__(
@@ -49,17 +49,19 @@ class ItemTokens(nn.Module):
             self.decoder = nn.Sequential(*relu_mlp(mirror), nn.Linear(mirror[-1], text_width))
 
     def encode(self, text: Tensor) -> Tensor:
-        """Trunk codes a(v) of text vectors (any, F) -> (any, H)."""
-        return self.trunk(text)  # (any, H)
+        """The trunk codes a(v) of text vectors: (any, F) -> (any, H)."""
+        codes: Tensor = self.trunk(text)  # (any, H)
+        return codes
 
     def forward(self, cf: list[Tensor], codes: Tensor | None) -> Tensor:
-        """The set of tokens of some items.
+        """The tokens of some items.
 
         Args:
-            cf: the items' CF vectors, one (U, E_c) float a CF slot.
+            cf: The items' CF vectors, n_cf of (U, E_c) float.
             codes: (U, H) float from `encode`; None without semantic slots.
 
-        Returns (U, K, D) float.
+        Returns:
+            (U, K, D) float.
         """
         slots = [project(e) for project, e in zip(self.cf, cf, strict=True)]  # n_cf of (U, D)
         if codes is not None:
@@ -67,5 +69,6 @@ class ItemTokens(nn.Module):
         return torch.stack(slots, dim=1)  # (U, K, D)
 
     def reconstruct(self, tokens: Tensor) -> Tensor:
-        """The text vectors that the semantic slots of `tokens` (U, K, D) remember: (U, F)."""
-        return self.decoder(tokens[:, self.n_cf :].flatten(1))  # (U, F)
+        """The text vectors, (U, F), decoded from the semantic slots of `tokens`, (U, K, D)."""
+        text: Tensor = self.decoder(tokens[:, self.n_cf :].flatten(1))  # (U, F)
+        return text

@@ -1,1 +1,1 @@
-"""What several runs give together: intervals, paired tests, breakdowns, tables and pictures."""
+"""Compares several runs: intervals, paired tests, breakdowns, tables and a picture."""

@@ -1,6 +1,5 @@
-"""A report as one picture."""
+"""Draws a report as one picture."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from setrec.errors import SETRecError
-from setrec.report.table import span_of
+from setrec.files.whole import whole_file
+from setrec.report.table import bucket_label
 from setrec.schemas import GROUPS
 
 MARKERS = "osD^vPX<>*"
-LEAST = 20  # users or targets that a point of a breakdown needs; fewer would set the scale for all others
+MIN_SIZE = 20  # a point of a breakdown needs this many users or targets; a wide interval would hide the other points
 
 
 class Style:
-    """One colour and marker a method: runs in colours, baselines in greys."""
+    """A colour and a marker for each method: runs in colours, baselines in greys."""
 
-    def __init__(self, made: dict[str, Any]) -> None:
-        kinds = {row["method"]: row["baseline"] for row in made["figures"]}
+    def __init__(self, content: dict[str, Any]) -> None:
+        kinds = {row["method"]: row["baseline"] for row in content["figures"]}
         runs = [name for name, baseline in kinds.items() if not baseline]
         baselines = [name for name, baseline in kinds.items() if baseline]
         colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
@@ -32,7 +32,7 @@ class Style:
         self.runs = runs
 
     def line(self, method: str) -> dict[str, Any]:
-        """Arguments of a line or point."""
+        """Arguments of matplotlib for a method's line or point."""
         place = self.methods.index(method)
         run = method in self.runs
         return {
@@ -45,60 +45,57 @@ class Style:
         }
 
 
-def draw(made: dict[str, Any], path: Path) -> Path:
-    """Draw what `study` found: figures, differences and breakdowns, with their intervals. Written beside, then renamed.
+def draw_report(content: dict[str, Any], path: Path) -> Path:
+    """Draw the content of report.json: means, differences and breakdowns, with their intervals.
 
     Raises:
-        SETRecError: the disk refuses.
+        SETRecError: the file can't be written.
     """
-    style = Style(made)
-    n_tests = len({(row["run"], row["against"]) for row in made["tests"]})
+    style = Style(content)
+    n_tests = len({(row["run"], row["against"]) for row in content["tests"]})
     height = 5.5 + 0.28 * max(len(style.methods), 1) + 0.28 * max(n_tests, 6)
     figure = Figure(figsize=(15, height), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     rows = figure.subplots(3, 3, height_ratios=[max(len(style.methods), 4), max(n_tests, 4), 10])
-    settings = made["settings"]
+    settings = content["settings"]
     for g, group in enumerate(GROUPS):
-        means(rows[0, g], made, style, group)
-        differences(rows[1, g], made, style, group)
-        for axes in rows[:2, g] if g else ():  # the names stand beside the first panel of a row
+        means_panel(rows[0, g], content, style, group)
+        differences_panel(rows[1, g], content, style, group)
+        for axes in rows[:2, g] if g else ():  # only the first panel of a row shows the names
             axes.set_yticklabels([])
     grid = rows[2, 0].get_gridspec()
     for axes in rows[2]:
         axes.remove()
     lower = grid[2, :].subgridspec(1, 2)
-    popularity(figure.add_subplot(lower[0]), made, style)
-    history(figure.add_subplot(lower[1]), made, style)
+    popularity_panel(figure.add_subplot(lower[0]), content, style)
+    history_panel(figure.add_subplot(lower[1]), content, style)
     seen = "masked" if settings["filter_seen"] else "not masked"
     figure.suptitle(
-        f"{made['dataset']}, {settings['split']}, seen items {seen}; bars: {settings['confidence']:.0%} over users"
+        f"{content['dataset']}, {settings['split']}, seen items {seen}; bars: {settings['confidence']:.0%} over users"
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(beside, format="png")
-        os.replace(beside, path)
+        with whole_file(path) as hidden:
+            figure.savefig(hidden, format="png")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SETRecError(f"{path} can't be written ({error.strerror or error}): choose another --output.") from None
     return path
 
 
-def nothing(axes: Axes, title: str) -> None:
-    """An empty panel that says so."""
+def empty_panel(axes: Axes, title: str) -> None:
+    """A panel without data."""
     axes.set_title(title, fontsize="medium")
     axes.text(0.5, 0.5, "nothing to show", ha="center", va="center", transform=axes.transAxes, color="grey")
     axes.set_xticks([]), axes.set_yticks([])
 
 
-def means(axes: Axes, made: dict[str, Any], style: Style, group: str) -> None:
-    """The tested metric of every method: the mean with its interval, and every seed as a small ring."""
-    settings = made["settings"]
+def means_panel(axes: Axes, content: dict[str, Any], style: Style, group: str) -> None:
+    """The tested metric of every method: the mean with its interval, and a ring for every seed."""
+    settings = content["settings"]
     wanted = {"group": group, "metric": settings["tested"], "filter_seen": settings["filter_seen"]}
-    rows = {row["method"]: row for row in made["figures"] if all(row[key] == value for key, value in wanted.items())}
+    rows = {row["method"]: row for row in content["figures"] if all(row[key] == value for key, value in wanted.items())}
     title = f"{group.capitalize()}: {settings['tested']}"
     if not rows:
-        return nothing(axes, title)
+        return empty_panel(axes, title)
     for y, method in enumerate(style.methods):
         row = rows[method]
         spread = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
@@ -109,12 +106,12 @@ def means(axes: Axes, made: dict[str, Any], style: Style, group: str) -> None:
     label_rows(axes, style.methods, title)
 
 
-def differences(axes: Axes, made: dict[str, Any], style: Style, group: str) -> None:
-    """Every paired difference with its interval and corrected p."""
-    tests = [row for row in made["tests"] if row["group"] == group]
-    title = f"{group.capitalize()}: difference in {made['settings']['tested']}, p after Holm"
+def differences_panel(axes: Axes, content: dict[str, Any], style: Style, group: str) -> None:
+    """Every paired difference with its interval and its p after Holm."""
+    tests = [row for row in content["tests"] if row["group"] == group]
+    title = f"{group.capitalize()}: difference in {content['settings']['tested']}, p after Holm"
     if not tests:
-        return nothing(axes, title)
+        return empty_panel(axes, title)
     axes.axvline(0, color="black", linewidth=0.8)
     for y, row in enumerate(tests):
         spread = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
@@ -127,7 +124,7 @@ def differences(axes: Axes, made: dict[str, Any], style: Style, group: str) -> N
 
 
 def label_rows(axes: Axes, names: list[str], title: str) -> None:
-    """One name a row, the first on top."""
+    """Label the rows, the first one on top."""
     axes.set_yticks(range(len(names)), names, fontsize="small")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
@@ -136,13 +133,13 @@ def label_rows(axes: Axes, names: list[str], title: str) -> None:
     axes.set_title(title, fontsize="medium")
 
 
-def popularity(axes: Axes, made: dict[str, Any], style: Style) -> None:
-    """Recall of targets by decile."""
-    rows = [row for row in made["popularity"] if row["targets"] >= LEAST]
-    title = f"Targets found in the first {made['settings']['k']}, by popularity decile of the target"
+def popularity_panel(axes: Axes, content: dict[str, Any], style: Style) -> None:
+    """Recall of targets by popularity decile."""
+    rows = [row for row in content["popularity"] if row["targets"] >= MIN_SIZE]
+    title = f"Targets found in the first {content['settings']['k']}, by popularity decile of the target"
     if not rows:
-        return nothing(axes, title)
-    lines(axes, rows, style, "decile", "recall")
+        return empty_panel(axes, title)
+    draw_lines(axes, rows, style, "decile", "recall")
     first = {row["decile"]: row for row in rows}
     names = [
         f"{decile or 'cold'}\n{row['least']}-{row['most']}\n{row['targets']:,}"
@@ -151,29 +148,29 @@ def popularity(axes: Axes, made: dict[str, Any], style: Style) -> None:
         for decile, row in first.items()
     ]
     axes.set_xticks(range(len(names)), names, fontsize="small")
-    axes.set_xlabel(f"decile / occurrences in training / targets, where at least {LEAST}", fontsize="small")
+    axes.set_xlabel(f"decile / occurrences in training / targets, where at least {MIN_SIZE}", fontsize="small")
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small", ncols=2)
 
 
-def history(axes: Axes, made: dict[str, Any], style: Style) -> None:
+def history_panel(axes: Axes, content: dict[str, Any], style: Style) -> None:
     """The tested metric by length of history."""
-    tested = made["settings"]["tested"]
-    rows = [row for row in made["history"] if row["metric"] == tested and row["users"] >= LEAST]
+    tested = content["settings"]["tested"]
+    rows = [row for row in content["history"] if row["metric"] == tested and row["users"] >= MIN_SIZE]
     title = f"{tested} by length of history"
     if not rows:
-        return nothing(axes, title)
-    lines(axes, rows, style, "from", "mean")
+        return empty_panel(axes, title)
+    draw_lines(axes, rows, style, "from", "mean")
     first = {row["from"]: row for row in rows}
     axes.set_xticks(
-        range(len(first)), [f"{span_of(row)}\n{row['users']:,}" for row in first.values()], fontsize="small"
+        range(len(first)), [f"{bucket_label(row)}\n{row['users']:,}" for row in first.values()], fontsize="small"
     )
-    axes.set_xlabel(f"items / users, where at least {LEAST}", fontsize="small")
+    axes.set_xlabel(f"items / users, where at least {MIN_SIZE}", fontsize="small")
     axes.set_title(title, fontsize="medium")
 
 
-def lines(axes: Axes, rows: list[dict[str, Any]], style: Style, x: str, y: str) -> None:
-    """One line a method over the values of x in their order; a little apart, so that intervals don't hide each other."""
+def draw_lines(axes: Axes, rows: list[dict[str, Any]], style: Style, x: str, y: str) -> None:
+    """One line for each method over the values of x; lines are shifted a little, so that intervals don't overlap."""
     places = {value: i for i, value in enumerate(dict.fromkeys(row[x] for row in rows))}
     for m, method in enumerate(style.methods):
         own = [row for row in rows if row["method"] == method]

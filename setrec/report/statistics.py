@@ -1,7 +1,7 @@
-"""Intervals and tests over users: bootstrap, paired sign flips, Wilcoxon, Holm. Plain functions of numpy arrays.
+"""Intervals and tests over users: bootstrap, paired sign flips, Wilcoxon, Holm. Functions of numpy arrays.
 
-The unit of every resampling is the user: two targets of one user are not independent, two users are. Everything is drawn from a
-seed, so a report made twice is the same.
+Users are resampled, not targets: two targets of one user are not independent, two users are. Everything is drawn from a seed, so
+the same report comes out twice.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from rich.progress import track
 from scipy import stats
 
 BLOCK = 200  # resamples drawn at once
-EXACT = 16  # up to this many differing users all 2^n sign flips are gone through
-TINY = 1e-12  # sums of the same differences in another order are not to count as different
+EXACT = 16  # up to this many users with a difference, all 2^n sign flips are computed
+TINY = 1e-12  # sums of the same numbers in another order count as equal
 
 
 def bootstrap(
     numerator: np.ndarray, denominator: np.ndarray, resamples: int, seed: int, what: str = "bootstrap"
 ) -> np.ndarray:
-    """Ratios of sums over users drawn with replacement: for a plain mean the denominator is 1 for everyone.
+    """Ratios of sums over users drawn with replacement; for a mean, the denominator is 1 for every user.
 
-    All columns share the drawn users, so that the difference of two columns is a paired one.
+    All columns share the drawn users, so the difference of two columns is a paired one.
 
     Args:
         numerator: (n, C) float64.
         denominator: (n, C) float64.
-        resamples: how many times n users are drawn.
-        seed: of the draws.
-        what: named by the progress bar.
+        resamples: How many times n users are drawn.
+        seed: Seed of the draws.
+        what: Label of the progress bar.
 
     Returns:
         (resamples, C) float64; NaN where the drawn users' denominator is 0.
@@ -35,20 +35,18 @@ def bootstrap(
     n, n_columns = numerator.shape
     rng = np.random.default_rng(seed)
     both = np.concatenate([numerator, denominator], axis=1)  # (n, 2C)
-    made = np.empty((resamples, 2 * n_columns))
+    sums = np.empty((resamples, 2 * n_columns))  # (resamples, 2C)
     for start in track(range(0, resamples, BLOCK), what, transient=True, disable=resamples * n < 1 << 24):
         rows = min(BLOCK, resamples - start)
         drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n  # (rows, n)
-        times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(
-            rows, n
-        )  # (rows, n): how often each user is drawn
-        made[start : start + rows] = times.astype(np.float64) @ both  # (rows, 2C)
+        times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)  # (rows, n): draws of each user
+        sums[start : start + rows] = times.astype(np.float64) @ both  # (rows, 2C)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return made[:, :n_columns] / made[:, n_columns:]
+        return sums[:, :n_columns] / sums[:, n_columns:]  # (resamples, C)
 
 
 def interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The percentile interval of bootstrap samples (resamples,); NaN where there are none."""
+    """The percentile interval of bootstrap samples, (resamples,); NaN if all of them are."""
     known = samples[~np.isnan(samples)]
     if not len(known):
         return float("nan"), float("nan")
@@ -57,16 +55,16 @@ def interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def sign_flip_p(difference: np.ndarray, permutations: int, seed: int) -> float:
-    """Two-sided p of the paired permutation test of the mean: would it be as far from 0 if the two methods were exchangeable?
+    """Two-sided p of the paired permutation test: how often is the mean as far from 0 if methods are exchanged at random?
 
-    Exchanging the two methods for a user flips the sign of the difference. All combinations of signs where they are few
-    (the exact p, as scipy.stats.permutation_test with permutation_type "samples"), drawn ones else: then it is never below
-    1 / (permutations + 1).
+    Exchanging the two methods for a user flips the sign of the difference. With few users all combinations of signs are computed
+    (the exact p, as in scipy.stats.permutation_test with permutation_type "samples"). With more, combinations are drawn, and p is
+    never below 1 / (permutations + 1).
 
     Args:
-        difference: (n,) float64, one method's figure minus the other's, a user each. Zeros change nothing.
-        permutations: how many combinations are drawn.
-        seed: of the draws.
+        difference: (n,) float64, one method's metric minus the other's for each user. Zeros change nothing.
+        permutations: How many combinations are drawn.
+        seed: Seed of the draws.
     """
     difference = difference[difference != 0]
     n = len(difference)
@@ -89,13 +87,13 @@ def sign_flip_p(difference: np.ndarray, permutations: int, seed: int) -> float:
 
 
 def wilcoxon_p(difference: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test, users without a difference left out; 1 where there are no others."""
+    """Two-sided p of Wilcoxon's signed-rank test over the users with a difference; 1 if there are none."""
     difference = difference[difference != 0]
     return float(stats.wilcoxon(difference).pvalue) if len(difference) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: the i-th smallest of m (from 0) times m - i, never below a smaller one's, at most 1."""
+    """Holm's correction: the i-th smallest p of m, i from 0, is multiplied by m - i; it stays in order and at most 1."""
     p = np.asarray(p_values, np.float64)  # (m,)
     order = np.argsort(p, kind="stable")
     corrected = np.empty(len(p))

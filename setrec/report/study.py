@@ -1,4 +1,4 @@
-"""Everything a report says, as one plain dictionary: means, intervals, paired tests and breakdowns."""
+"""Computes a report, one dictionary in plain types: means, intervals, paired tests and breakdowns."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -6,19 +6,21 @@ import numpy as np
 from rich.progress import track
 
 from setrec.evaluation.per_user import DECILES
-from setrec.report.runs import Method, Questions, differences
+from setrec.report.runs import EvaluationSet, Method, option_differences
 from setrec.report.statistics import bootstrap, holm, interval, sign_flip_p, wilcoxon_p
 from setrec.schemas import GROUPS, EvalSplit
 
+Key = tuple[object, ...]  # the name of a column: method, then what is measured
 
-class Settings(NamedTuple):
-    """What is asked of the figures; see `setrec.commands.report.report`."""
+
+class ReportSettings(NamedTuple):
+    """The options of a report; see `setrec.commands.report.report`."""
 
     split: EvalSplit
     filter_seen: bool
     metrics: tuple[str, ...]
     tested: str  # the metric of the tests, one of `metrics`
-    against_baselines: Literal["every", "first", "none"]  # runs that are tested against the baselines
+    against_baselines: Literal["every", "first", "none"]  # which runs are tested against the baselines
     k: int  # length of the list in which a target counts as found
     history_edges: tuple[int, ...]
     confidence: float
@@ -28,53 +30,53 @@ class Settings(NamedTuple):
 
 
 class Samples:
-    """Columns to be bootstrapped together, added one by one and read back by name.
+    """Columns that are bootstrapped together; they are added one by one and read by name.
 
     Args:
-        n: users.
+        n: Number of users.
     """
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self.columns: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
-        self.made: dict[tuple, np.ndarray] = {}
+        self.columns: dict[Key, tuple[np.ndarray, np.ndarray]] = {}
+        self.resampled: dict[Key, np.ndarray] = {}
 
-    def add(self, key: tuple, numerator: np.ndarray, denominator: np.ndarray | None = None) -> None:
-        """numerator, denominator: (n,) float64; without one, a plain mean."""
+    def add(self, key: Key, numerator: np.ndarray, denominator: np.ndarray | None = None) -> None:
+        """Add a column of ratios: numerator and denominator, (n,) float64; without a denominator, of means."""
         self.columns[key] = (numerator, np.ones(self.n) if denominator is None else denominator)
 
-    def draw(self, settings: Settings, what: str) -> None:
+    def draw(self, settings: ReportSettings, what: str) -> None:
         """Bootstrap all columns."""
         numerator, denominator = (
             np.stack([pair[i] for pair in self.columns.values()], axis=1) for i in (0, 1)
         )  # (n, C)
         samples = bootstrap(numerator, denominator, settings.resamples, settings.seed, what)  # (resamples, C)
-        self.made = dict(zip(self.columns, samples.T, strict=True))
+        self.resampled = dict(zip(self.columns, samples.T, strict=True))
 
-    def value(self, key: tuple) -> float:
-        """The figure itself."""
+    def value(self, key: Key) -> float:
+        """The value of a column without resampling."""
         numerator, denominator = self.columns[key]
         return float(numerator.sum() / denominator.sum()) if denominator.sum() else float("nan")
 
 
-def study(methods: list[Method], questions: Questions, settings: Settings) -> dict[str, Any]:
+def make_report(methods: list[Method], evaluated: EvaluationSet, settings: ReportSettings) -> dict[str, Any]:
     """The content of report.json.
 
     Args:
-        methods: runs first, then the baselines; see `load`.
-        questions: what all of them answered.
-        settings: what is asked.
+        methods: The runs, then the baselines; see `load_runs`.
+        evaluated: The users and targets that they were evaluated on.
+        settings: The options.
 
     Returns:
         {"settings", "dataset", "users", "runs", "figures", "tests", "popularity", "history"}; the last four are lists of flat
-        rows. A figure of several seeds is the mean over users of the mean over seeds, "sd" the standard deviation of the seeds'
-        figures (null for one), "low" and "high" the interval over users. What there is nothing to say about is null.
+        rows. A figure of several seeds is the mean over users of the mean over seeds; "sd" is the standard deviation of the
+        seeds' figures (null for one seed); "low" and "high" are the interval over users.
     """
     figures: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
     breakdowns: dict[str, list[dict[str, Any]]] = {"popularity": [], "history": []}
     for group in GROUPS:
-        n = len(questions.users[group])
+        n = len(evaluated.users[group])
         if not n:
             continue
         samples = Samples(n)
@@ -83,13 +85,13 @@ def study(methods: list[Method], questions: Questions, settings: Settings) -> di
                 for m, metric in enumerate(settings.metrics):
                     samples.add((method.name, filtered, metric), method.values[filtered, group][:, :, m].mean(axis=0))
         if group == "all":
-            add_popularity(samples, methods, questions, settings)
-            add_history(samples, methods, questions, settings)
+            add_popularity(samples, methods, evaluated, settings)
+            add_history(samples, methods, evaluated, settings)
         samples.draw(settings, f"bootstrap over {n:,} users ({group})")
-        figures += mean_rows(samples, methods, group, settings)
+        figures += figure_rows(samples, methods, group, settings)
         tests += test_rows(samples, methods, group, settings)
         if group == "all":
-            breakdowns["popularity"] = popularity_rows(samples, methods, questions, settings)
+            breakdowns["popularity"] = popularity_rows(samples, methods, evaluated, settings)
             breakdowns["history"] = history_rows(samples, methods, settings)
     for row, corrected in zip(tests, holm([row["p"] for row in tests]), strict=True):
         row["p_holm"] = corrected
@@ -97,7 +99,7 @@ def study(methods: list[Method], questions: Questions, settings: Settings) -> di
     return {
         "settings": settings._asdict(),
         "dataset": protocol["dataset"],
-        "users": {group: len(users) for group, users in questions.users.items()},
+        "users": {group: len(users) for group, users in evaluated.users.items()},
         "runs": run_rows(methods),
         "figures": figures,
         "tests": tests,
@@ -106,15 +108,14 @@ def study(methods: list[Method], questions: Questions, settings: Settings) -> di
 
 
 def run_rows(methods: list[Method]) -> list[dict[str, Any]]:
-    """Where each run comes from, and what it changes against the first one."""
+    """Where each run comes from, and which options it changes against the first run."""
     runs = [method for method in methods if not method.baseline]
     first = runs[0]
     rows = []
     for run in runs:
-        changed = differences(first.options, run.options)
-        shared = [
-            option for option in changed if option in first.options and option in run.options
-        ]  # classes differ in more
+        changed = option_differences(first.options, run.options)
+        # two classes have other options too; only the shared ones can be compared
+        shared = [option for option in changed if option in first.options and option in run.options]
         rows.append(
             {
                 "run": run.name,
@@ -128,7 +129,7 @@ def run_rows(methods: list[Method]) -> list[dict[str, Any]]:
     return rows
 
 
-def mean_rows(samples: Samples, methods: list[Method], group: str, settings: Settings) -> list[dict[str, Any]]:
+def figure_rows(samples: Samples, methods: list[Method], group: str, settings: ReportSettings) -> list[dict[str, Any]]:
     """Every method's figures in a group, under both filters."""
     rows = []
     for method in methods:
@@ -138,12 +139,12 @@ def mean_rows(samples: Samples, methods: list[Method], group: str, settings: Set
                 row = {"method": method.name, "baseline": method.baseline, "filter_seen": filtered, "group": group}
                 row |= {"metric": metric, "seeds": seeds.tolist(), "mean": float(seeds.mean())}
                 row["sd"] = float(seeds.std(ddof=1)) if len(seeds) > 1 else None
-                rows.append(row | ends(samples, (method.name, filtered, metric), settings))
+                rows.append(row | interval_columns(samples, (method.name, filtered, metric), settings))
     return rows
 
 
-def test_rows(samples: Samples, methods: list[Method], group: str, settings: Settings) -> list[dict[str, Any]]:
-    """Runs against every baseline, as far as asked for, and every later run against the first, paired over users."""
+def test_rows(samples: Samples, methods: list[Method], group: str, settings: ReportSettings) -> list[dict[str, Any]]:
+    """Tests paired over users: the chosen runs against every baseline, and every later run against the first."""
     metric, filtered = settings.tested, settings.filter_seen
     runs, baselines = ([one for one in methods if one.baseline is kind] for kind in (False, True))
     facing = {"every": runs, "first": runs[:1], "none": []}[settings.against_baselines]
@@ -152,8 +153,8 @@ def test_rows(samples: Samples, methods: list[Method], group: str, settings: Set
     for one, other in track(pairs, f"paired tests ({group})", transient=True):
         keys = [(method.name, filtered, metric) for method in (one, other)]
         difference = samples.columns[keys[0]][0] - samples.columns[keys[1]][0]  # (n,)
-        difference[np.abs(difference) < 1e-12] = 0  # means over seeds that differ by rounding alone
-        low, high = interval(samples.made[keys[0]] - samples.made[keys[1]], settings.confidence)
+        difference[np.abs(difference) < 1e-12] = 0  # means over seeds may differ by rounding only
+        low, high = interval(samples.resampled[keys[0]] - samples.resampled[keys[1]], settings.confidence)
         rows.append(
             {
                 "run": one.name,
@@ -173,26 +174,26 @@ def test_rows(samples: Samples, methods: list[Method], group: str, settings: Set
     return rows
 
 
-def add_popularity(samples: Samples, methods: list[Method], questions: Questions, settings: Settings) -> None:
-    """Found targets over all targets, by the popularity decile of the target (0: cold)."""
+def add_popularity(samples: Samples, methods: list[Method], evaluated: EvaluationSet, settings: ReportSettings) -> None:
+    """Add the recall of targets by popularity decile of the target (0: cold)."""
     n = samples.n
-    place = questions.target_user * (DECILES + 1) + questions.targets["decile"].to_numpy()  # (m,)
+    place = evaluated.target_user * (DECILES + 1) + evaluated.targets["decile"].to_numpy()  # (m,)
 
     def per_user(weight: np.ndarray) -> np.ndarray:
         return np.bincount(place, weight, n * (DECILES + 1)).reshape(n, DECILES + 1)  # (n, deciles)
 
-    asked = per_user(np.ones(len(place)))
+    total = per_user(np.ones(len(place)))
     for method in methods:
         found = per_user(method.hits[settings.filter_seen])
         for decile in range(DECILES + 1):
-            samples.add((method.name, "decile", decile), found[:, decile], asked[:, decile])
+            samples.add((method.name, "decile", decile), found[:, decile], total[:, decile])
 
 
 def popularity_rows(
-    samples: Samples, methods: list[Method], questions: Questions, settings: Settings
+    samples: Samples, methods: list[Method], evaluated: EvaluationSet, settings: ReportSettings
 ) -> list[dict[str, Any]]:
-    """Recall of targets in every decile that has any."""
-    count, decile = questions.targets["count"].to_numpy(), questions.targets["decile"].to_numpy()  # (m,), (m,)
+    """The recall of targets in every decile that has targets."""
+    count, decile = evaluated.targets["count"].to_numpy(), evaluated.targets["decile"].to_numpy()  # (m,), (m,)
     rows = []
     for d in sorted(set(decile.tolist())):
         for method in methods:
@@ -200,19 +201,19 @@ def popularity_rows(
             row = {"method": method.name, "baseline": method.baseline, "decile": d}
             row |= {"least": int(count[decile == d].min()), "most": int(count[decile == d].max())}
             row |= {"targets": int((decile == d).sum()), "recall": samples.value(key)}
-            rows.append(row | ends(samples, key, settings))
+            rows.append(row | interval_columns(samples, key, settings))
     return rows
 
 
 def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
-    """Edges 5, 10 -> (0, 5), (6, 10), (11, None): from and to, both included."""
+    """The buckets of some edges, from and to, both included: 5, 10 -> (0, 5), (6, 10), (11, None)."""
     starts = [0, *(edge + 1 for edge in edges)]
     return list(zip(starts, [*edges, None], strict=True))
 
 
-def add_history(samples: Samples, methods: list[Method], questions: Questions, settings: Settings) -> None:
-    """The metrics of the users with short and with long histories."""
-    length = questions.history["all"]  # (n,)
+def add_history(samples: Samples, methods: list[Method], evaluated: EvaluationSet, settings: ReportSettings) -> None:
+    """Add the metrics of users by length of history."""
+    length = evaluated.history["all"]  # (n,)
     for b, (start, end) in enumerate(buckets(settings.history_edges)):
         inside = ((length >= start) & (length <= (length.max() if end is None else end))).astype(np.float64)  # (n,)
         for method in methods:
@@ -221,8 +222,8 @@ def add_history(samples: Samples, methods: list[Method], questions: Questions, s
                 samples.add((method.name, "history", b, metric), values * inside, inside)
 
 
-def history_rows(samples: Samples, methods: list[Method], settings: Settings) -> list[dict[str, Any]]:
-    """The figures of every bucket that has users."""
+def history_rows(samples: Samples, methods: list[Method], settings: ReportSettings) -> list[dict[str, Any]]:
+    """The metrics in every bucket that has users."""
     rows = []
     for b, (start, end) in enumerate(buckets(settings.history_edges)):
         for method in methods:
@@ -232,11 +233,11 @@ def history_rows(samples: Samples, methods: list[Method], settings: Settings) ->
                 if users:
                     row = {"method": method.name, "baseline": method.baseline, "from": start, "to": end, "users": users}
                     row |= {"metric": metric, "mean": samples.value(key)}
-                    rows.append(row | ends(samples, key, settings))
+                    rows.append(row | interval_columns(samples, key, settings))
     return rows
 
 
-def ends(samples: Samples, key: tuple, settings: Settings) -> dict[str, float]:
-    """The ends of a figure's interval: of the resamples that drew any of its users."""
-    low, high = interval(samples.made[key], settings.confidence)
+def interval_columns(samples: Samples, key: Key, settings: ReportSettings) -> dict[str, float]:
+    """The interval of a column as entries of a row."""
+    low, high = interval(samples.resampled[key], settings.confidence)
     return {"low": low, "high": high}

@@ -184,7 +184,7 @@ class Retriever:
         """
         self.refresh()
         with torch.autocast(batch.history.device.type, enabled=False):
-            rows = weigh(self.scorer.model.read(batch, self.scorer.index), beta)  # (B, sum(E) + H)
+            rows = weigh(self.scorer.model.user_vectors(batch, self.scorer.index), beta)  # (B, sum(E) + H)
         seen = batch.seen if filter_seen else batch.seen[:, :0]  # (B, any)
         return self.search.top(rows, k, seen)
 

@@ -97,7 +97,7 @@ class Scorer:
     def _parts(self, batch: Batch) -> dict[str, Tensor]:
         """The parts of the score before they are weighed, (B, N) each; recency (N,)."""
         with torch.autocast(batch.history.device.type, enabled=False):
-            cf, sem = part_scores(self.model.read(batch, self.index), self.index)  # (B, N), (B, N)
+            cf, sem = part_scores(self.model.user_vectors(batch, self.index), self.index)  # (B, N), (B, N)
         counted = {} if self.graphs is None else graph_parts(self.graphs, batch.history)  # of (B, N) or (N,)
         return {"cf": cf, "semantic": sem} | counted
 

@@ -1,4 +1,4 @@
-"""The HTTP interface: what may be asked, who may change things, and what errors look like."""
+"""The HTTP interface: its routes, the token that changes need, and the form of errors."""
 
 import asyncio
 import base64
@@ -20,28 +20,31 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from setrec.errors import SETRecError
+from setrec.evaluation.results import package_versions
+from setrec.recommend import RankedItem, Why
 from setrec.serve import messages
-from setrec.serve.answering import Answered, answer_batch, answer_in_pieces, refuse_unknown
 from setrec.serve.batching import Batcher, BusyError
-from setrec.serve.journal import NotKeptError
-from setrec.serve.measures import Measures, method_of, route_of
-from setrec.serve.models import Models, TakeoverRunningError
-from setrec.serve.watching import watch
+from setrec.serve.file_watcher import watch
+from setrec.serve.journal import JournalWriteError
+from setrec.serve.model_calls import RequestResult, answer_batch, answer_in_pieces, refuse_unknown
+from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
+from setrec.serve.options import ServeOptions
+from setrec.serve.prometheus import ServerMetrics, method_label, route_label
 
 PAGE = Path(__file__).parent / "page.html"
-TOKEN = "SETREC_TOKEN"
+TOKEN = "SETREC_TOKEN"  # the environment variable
 log = logging.getLogger("uvicorn.error")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": messages.ErrorOut, "description": why}
     for code, why in {
-        400: "The body can't be read.",
+        400: "The body cannot be read.",
         413: "The body is too large.",
         422: "Something in the body is wrong; the sentence says what and where.",
-        503: "Too many requests wait already: try again.",
+        503: "Too many requests are waiting: try again.",
     }.items()
 }
-GUARDED: dict[int | str, dict[str, Any]] = ERRORS | {
+CHANGE_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
     401: {"model": messages.ErrorOut, "description": "The bearer token is missing or wrong."},
     403: {
         "model": messages.ErrorOut,
@@ -49,22 +52,23 @@ GUARDED: dict[int | str, dict[str, Any]] = ERRORS | {
     },
     404: {"model": messages.ErrorOut, "description": "No such item."},
     409: {"model": messages.ErrorOut, "description": "Another takeover is running."},
-    507: {"model": messages.ErrorOut, "description": "The change could not be kept on disk; it was not made."},
+    507: {"model": messages.ErrorOut, "description": "The change could not be written to the disk; it was not made."},
 }
 
 
 class RequestLimits:
-    """The outermost layer: refuses bodies that are too large before they are read whole, and counts what is answered."""
+    """The outermost layer: refuses a body that is too large before all of it is read, and counts requests."""
 
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
-        self.app, self.measures = app, measures
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request of the ASGI protocol."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start, status, size = time.perf_counter(), 500, 0
 
-        async def limited() -> Message:
+        async def receive_limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -72,82 +76,72 @@ class RequestLimits:
                 raise HTTPException(413, f"The body is larger than {messages.MAX_BODY} bytes.", {"connection": "close"})
             return message
 
-        async def noted(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
-        self.measures.in_flight.inc()
+        self.metrics.in_flight.inc()
         try:
-            await self.app(scope, limited, noted)
+            await self.app(scope, receive_limited, send_noting_status)
         finally:
-            self.measures.in_flight.dec()
-            self.measures.answered(route_of(scope), method_of(scope), status, time.perf_counter() - start)
+            self.metrics.in_flight.dec()
+            self.metrics.count_request(route_label(scope), method_label(scope), status, time.perf_counter() - start)
 
 
-def create_app(
-    models: Models,
-    token: str | None = None,
-    max_batch: int = 32,
-    max_wait: float = 0.002,
-    max_waiting: int = 4096,
-    watch_every: float = 0.0,
-) -> FastAPI:
-    """The application.
+def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) -> FastAPI:
+    """Make the application.
 
     Args:
-        models: what is being served.
-        token: the bearer token for what changes something; None or "": nothing can be changed.
-        max_batch: histories answered by one call of the model.
-        max_wait: seconds that a request waits for others to share a call with.
-        max_waiting: histories that may wait; further requests are refused with 503.
-        watch_every: seconds between two looks at the checkpoint's file, which is taken over when it has changed; 0: never.
+        holder: the model in service.
+        token: the bearer token for changes; None or "": nothing can be changed.
+        options: see `ServeOptions`.
     """
-    measures = Measures()
-    batcher: Batcher[messages.RecommendBody, Answered] = Batcher(
-        lambda requests: answer_batch(models.served, requests),
-        max_batch, max_wait, max_waiting, measures.batch.observe,
+    server_metrics = ServerMetrics()
+    batcher: Batcher[messages.RecommendBody, RequestResult] = Batcher(
+        lambda requests: answer_batch(holder.current, requests),
+        options.max_batch, options.max_wait_ms / 1000, options.max_waiting, server_metrics.batch.observe,
     )  # fmt: skip
-    measures.waiting.set_function(lambda: batcher.size)
-    measures.generation.set_function(lambda: models.served.generation)
-    measures.items.set_function(lambda: models.served.recommender.info()["n_items"])
+    server_metrics.waiting.set_function(lambda: batcher.size)
+    server_metrics.generation.set_function(lambda: holder.current.generation)
+    server_metrics.items.set_function(lambda: holder.current.recommender.info()["n_items"])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        watcher = asyncio.create_task(watch(models, watch_every, measures)) if watch_every else None
+        watcher = asyncio.create_task(watch(holder, options.watch, server_metrics)) if options.watch else None
         yield
         if watcher is not None:
             watcher.cancel()
         await batcher.close()
 
     app = FastAPI(
-        title="SETRec", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None,
-        description=f"Recommendations from a SETRec checkpoint. What changes something needs the bearer token in {TOKEN}.",
+        title="SETRec", version=package_versions().get("setrec", "unknown"), lifespan=lifespan, docs_url=None, redoc_url=None,
+        description=f"Recommendations from a SETRec checkpoint. Requests that change something need the bearer token in {TOKEN}.",
     )  # fmt: skip
-    app.add_middleware(RequestLimits, measures=measures)
+    app.add_middleware(RequestLimits, metrics=server_metrics)
     _add_error_handlers(app)
     bearer = HTTPBearer(auto_error=False, description=f"The value of {TOKEN} where the server was started.")
 
     def guard(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        """Let only the token's holder pass."""
+        """Refuse a request without the token."""
         if not token:
             raise HTTPException(
-                403, f"This server takes no changes: it was started without {TOKEN} in its environment."
+                403, f"This server accepts no changes: it was started without {TOKEN} in its environment."
             )
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(
-                401, f"This call needs the header 'Authorization: Bearer' with the value of {TOKEN}.",
+                401, f"This request needs the header 'Authorization: Bearer' with the value of {TOKEN}.",
                 {"www-authenticate": "Bearer"},
             )  # fmt: skip
 
     @app.post("/recommend", responses=ERRORS, response_model=messages.RecommendOut)
     async def recommend(body: messages.RecommendBody) -> Response:
-        """Recommend items for histories, known users' or not."""
-        refuse_unknown(models.served.recommender, body)
-        answered = await answer_in_pieces(batcher, body)
-        return Response(_recommend_out(answered).model_dump_json(), media_type="application/json")
+        """Recommend items for histories. The users need not be in the training data."""
+        refuse_unknown(holder.current.recommender, body)
+        result = await answer_in_pieces(batcher, body)
+        return Response(_recommend_out(result).model_dump_json(), media_type="application/json")
 
     @app.get("/items", responses={422: ERRORS[422]})
     def find_items(
@@ -155,42 +149,42 @@ def create_app(
         limit: Annotated[int, Query(ge=1, le=messages.MAX_FOUND)] = 20,
     ) -> messages.ItemsOut:
         """Find items by a part of their title."""
-        found = models.served.recommender.search(search, limit=limit)
+        found = holder.current.recommender.search(search, limit=limit)
         return messages.ItemsOut(items=[messages.ItemOut(id=one.id, title=one.title, warm=one.warm) for one in found])
 
-    @app.post("/items", responses=GUARDED, dependencies=[Depends(guard)], status_code=201)
+    @app.post("/items", responses=CHANGE_ERRORS, dependencies=[Depends(guard)], status_code=201)
     def add_items(body: messages.ItemsBody) -> messages.ChangedOut:
-        """Add items to the catalogue; they can be recommended at once, and are there after a restart."""
-        return messages.ChangedOut(ids=models.add([item.model_dump() for item in body.items]))
+        """Add items to the catalogue. They can be recommended at once, and stay after a restart."""
+        return messages.ChangedOut(ids=holder.add([item.model_dump() for item in body.items]))
 
-    @app.delete("/items", responses=GUARDED, dependencies=[Depends(guard)])
+    @app.delete("/items", responses=CHANGE_ERRORS, dependencies=[Depends(guard)])
     def remove_items(
         id: Annotated[list[messages.ItemId], Query(min_length=1, max_length=messages.MAX_NEW_ITEMS)],
     ) -> messages.ChangedOut:
-        """Take items out of the catalogue."""
+        """Remove items from the catalogue."""
         for name in id:
-            if name not in models.served.recommender:
+            if name not in holder.current.recommender:
                 raise HTTPException(404, f"{name!a} is not in the catalogue; nothing was removed.")
-        return messages.ChangedOut(ids=models.remove(list(dict.fromkeys(id))))
+        return messages.ChangedOut(ids=holder.remove(list(dict.fromkeys(id))))
 
-    @app.post("/model/reload", responses=GUARDED, dependencies=[Depends(guard)])
+    @app.post("/model/reload", responses=CHANGE_ERRORS, dependencies=[Depends(guard)])
     def reload(body: messages.ReloadBody) -> messages.ModelOut:
-        """Take over a checkpoint; a broken one is refused, and the old one goes on serving."""
-        path = models.served.path if body.path is None else models.allowed(body.path)
+        """Take over a checkpoint. A broken one is refused, and the old one stays in service."""
+        path = holder.current.path if body.path is None else holder.allowed(body.path)
         try:
-            models.take_over(path)
+            holder.take_over(path)
         except TakeoverRunningError:
             raise HTTPException(409, "Another checkpoint is being loaded right now; try again.") from None
         except Exception:
-            measures.takeovers.labels("refused").inc()
+            server_metrics.takeovers.labels("refused").inc()
             raise
-        measures.takeovers.labels("done").inc()
+        server_metrics.takeovers.labels("done").inc()
         return model()
 
     @app.get("/model")
     def model() -> messages.ModelOut:
-        """What is being served."""
-        served = models.served
+        """Describe the model in service."""
+        served = holder.current
         return messages.ModelOut(
             checkpoint=str(served.path), generation=served.generation, since=served.since.isoformat(timespec="seconds"),
             limits=messages.LIMITS, info=served.recommender.info(),
@@ -198,13 +192,15 @@ def create_app(
 
     @app.get("/health")
     async def health() -> messages.HealthOut:
-        """Whether the server answers."""
-        return messages.HealthOut(status="ok", checkpoint=str(models.served.path), generation=models.served.generation)
+        """Say that the server answers."""
+        return messages.HealthOut(
+            status="ok", checkpoint=str(holder.current.path), generation=holder.current.generation
+        )
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Figures for Prometheus."""
-        return Response(measures.show(), media_type=measures.content_type)
+        """Metrics for Prometheus."""
+        return Response(server_metrics.show(), media_type=server_metrics.content_type)
 
     html = PAGE.read_text()
     headers = page_headers(html)
@@ -217,7 +213,7 @@ def create_app(
 
 
 def page_headers(html: str) -> dict[str, str]:
-    """Headers under which a page runs the scripts and styles it was written with, and nothing from anywhere else."""
+    """Headers that allow the page's own scripts and styles, and nothing from anywhere else."""
 
     def hashes(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
@@ -234,23 +230,28 @@ def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _recommend_out(answered: Answered) -> messages.RecommendOut:
-    def ranked(one: Any) -> messages.RankedOut:
-        why = None
-        if one.why is not None:
-            near = [[messages.Near(id=name, cosine=cosine) for name, cosine in pairs] for pairs in one.why[1:]]
-            why = messages.WhyOut(parts=one.why.parts, nearest_text=near[0], nearest_cf=near[1])
-        return messages.RankedOut(id=one.id, title=one.title, score=one.score, warm=one.warm, why=why)
+def _recommend_out(result: RequestResult) -> messages.RecommendOut:
+    def similar(pairs: list[tuple[str, float]]) -> list[messages.SimilarItem]:
+        return [messages.SimilarItem(id=own, cosine=cosine) for own, cosine in pairs]
+
+    def why_out(why: Why) -> messages.WhyOut:
+        return messages.WhyOut(
+            parts=why.parts, nearest_text=similar(why.nearest_text), nearest_cf=similar(why.nearest_cf)
+        )
+
+    def ranked_out(item: RankedItem) -> messages.RankedOut:
+        why = None if item.why is None else why_out(item.why)
+        return messages.RankedOut(id=item.id, title=item.title, score=item.score, warm=item.warm, why=why)
 
     rows = [
-        messages.RecommendationOut(items=[ranked(i) for i in r.items], unknown=r.unknown)
-        for r in answered.recommendations
+        messages.RecommendationOut(items=[ranked_out(item) for item in one.items], unknown=one.unknown)
+        for one in result.recommendations
     ]
-    return messages.RecommendOut(recommendations=rows, generation=answered.generation)
+    return messages.RecommendOut(recommendations=rows, generation=result.generation)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error is {"error": one sentence}."""
+    """Give every error the form {"error": one sentence}."""
 
     def sentence(status: int, text: str, headers: Any = None) -> JSONResponse:
         return JSONResponse({"error": text}, status, headers=headers)
@@ -260,14 +261,14 @@ def _add_error_handlers(app: FastAPI) -> None:
         text = {
             404: f"There is nothing at {ascii(request.url.path)[:200]}; see /openapi.json.",
             405: f"{request.method} is not allowed here; see /openapi.json.",
-            400: "The body can't be read: send JSON in UTF-8.",
+            400: "The body cannot be read: send JSON in UTF-8.",
         }
         plain = error.detail in ("Not Found", "Method Not Allowed", "There was an error parsing the body")
         return sentence(error.status_code, text[error.status_code] if plain else str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return sentence(422, messages.complaint(error.errors()))
+        return sentence(422, messages.validation_sentence(error.errors()))
 
     @app.exception_handler(SETRecError)
     async def refused(request: Request, error: SETRecError) -> JSONResponse:
@@ -275,13 +276,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> JSONResponse:
-        return sentence(503, "Too many requests wait already; try again in a second.", {"retry-after": "1"})
+        return sentence(503, "Too many requests are waiting; try again in a second.", {"retry-after": "1"})
 
-    @app.exception_handler(NotKeptError)
-    async def disk(request: Request, error: NotKeptError) -> JSONResponse:
+    @app.exception_handler(JournalWriteError)
+    async def disk(request: Request, error: JournalWriteError) -> JSONResponse:
         log.error("%s %s: %s", request.method, request.url.path, error)
         return sentence(507, f"The change could not be written to the disk and was not made ({error}).")
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
-        return sentence(500, "The server failed at this request; its log says how.")
+        return sentence(500, "The server failed at this request; its log says why.")

@@ -1,11 +1,11 @@
-"""Micro-batching: requests that come at about the same time are answered by one call of the model.
+"""Micro-batching: one call of the model answers the requests that arrive at about the same time.
 
     request --+
     request --+-- waits at most `max_wait` seconds --> one batch --> one thread --> answers
     request --+   (and as long as the batch before it takes)
 
-One thread computes, the event loop goes on reading and writing. Requests wait in order, none is split and none is lost:
-each gets its answer, its own error, or, when too many wait already, `BusyError` at once.
+One thread computes, while the event loop reads and writes. Requests are answered in order, none is split and none is lost: each
+gets its answer, its own error, or, if too many are waiting, `BusyError` at once.
 """
 
 import asyncio
@@ -13,31 +13,31 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
 class BusyError(Exception):
-    """Too many requests wait already."""
+    """Too many requests are waiting, or the server is closing."""
 
 
 class _Waiting(NamedTuple):
     request: object
     size: int
-    answer: asyncio.Future
+    answer: asyncio.Future[Any]
 
 
 class Batcher(Generic[Request, Answer]):
     """Collects requests into batches for one thread.
 
     Args:
-        answer: answers a batch: one answer, or the exception that request shall get, for each request, in order.
-        max_batch: a batch is closed when it holds this much (sizes of its requests added up); a larger request goes alone.
-        max_wait: seconds that a request waits for company while the thread is idle.
-        max_waiting: what may wait at once (sizes added up); beyond it requests are refused.
-        observe: is told the size of every batch.
+        answer: answers a batch: one answer or one exception for each request, in order.
+        max_batch: largest size of a batch, the sum of the sizes of its requests; a larger request is a batch of its own.
+        max_wait: seconds that a request waits for others while the thread is idle.
+        max_waiting: largest size of what waits, the sum over requests; further requests are refused.
+        observe: is called with the size of every batch.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Batcher(Generic[Request, Answer]):
         self.max_batch, self.max_wait, self.max_waiting = max_batch, max_wait, max_waiting
         self.observe = observe
         self.waiting: deque[_Waiting] = deque()
-        self.size = 0  # of what waits
+        self.size = 0  # of all waiting requests
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="recommend")
         self.arrived, self.full = asyncio.Event(), asyncio.Event()
         self.closing = False
-        self.worker: asyncio.Task | None = None
+        self.worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to answer; call inside the event loop."""
+        """Begin to answer. Call this in the event loop."""
         self.worker = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Answer the waiting requests, then stop."""
         self.closing = True
         self.arrived.set()
         self.full.set()
@@ -72,11 +72,15 @@ class Batcher(Generic[Request, Answer]):
         self.thread.shutdown()
 
     async def submit(self, request: Request, size: int = 1) -> Answer:
-        """The answer to a request. size: what it counts for in a batch.
+        """Wait for the answer to a request.
+
+        Args:
+            request: the request.
+            size: how much of a batch it fills.
 
         Raises:
             BusyError: more than `max_waiting` would wait, or the server is closing.
-            Exception: what `answer` gave for this request.
+            Exception: the exception that `answer` returned for this request.
         """
         if self.closing or (self.waiting and self.size + size > self.max_waiting):
             raise BusyError
@@ -93,7 +97,7 @@ class Batcher(Generic[Request, Answer]):
         while True:
             await self.arrived.wait()
             if self.size < self.max_batch and not self.closing:
-                with suppress(TimeoutError):  # nobody else came
+                with suppress(TimeoutError):  # no other request came
                     await asyncio.wait_for(self.full.wait(), self.max_wait)
             batch = self._take()
             if batch:
@@ -101,7 +105,7 @@ class Batcher(Generic[Request, Answer]):
                 requests = [one.request for one in batch]
                 try:
                     answers = await loop.run_in_executor(self.thread, self.answer, requests)  # type: ignore[arg-type]
-                except Exception as error:  # a fault in `answer` itself: everyone in the batch must hear of it
+                except Exception as error:  # `answer` itself failed: every request of the batch gets the error
                     answers = [error] * len(batch)
                 for one, answer in zip(batch, answers, strict=True):
                     _settle(one.answer, answer)
@@ -109,7 +113,7 @@ class Batcher(Generic[Request, Answer]):
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, oldest first, without those whose client has gone."""
+        """Take the next batch, oldest first, without requests whose client has gone."""
         batch: list[_Waiting] = []
         size = 0
         while self.waiting and (not batch or size + self.waiting[0].size <= self.max_batch):
@@ -125,7 +129,7 @@ class Batcher(Generic[Request, Answer]):
         return batch
 
 
-def _settle(future: asyncio.Future, answer: object) -> None:
+def _settle(future: asyncio.Future[Any], answer: object) -> None:
     if future.done():  # the client has gone
         return
     if isinstance(answer, Exception):

@@ -1,12 +1,12 @@
-"""Items added to and removed from a served catalogue, kept on disk, so that they outlive the process and the checkpoint.
+"""The journal: items added to and removed from a served catalogue, kept on disk for the next start or the next checkpoint.
 
-A file of JSON lines, one for each accepted change, written and synced before the change is answered:
+A file of JSON lines, one for each change, written and synced before the request is answered:
 
     {"add": [{"id": "B1", "title": "...", "text": "..."}]}
     {"remove": ["B2"]}
 
-A line that a crash left half-written was never answered and is dropped. The file holds the items as they were given, texts
-mostly: whichever checkpoint comes next encodes them its own way.
+If a crash leaves half a line, its request was never answered, and the line is dropped. The file holds the items as they were
+given, mostly as texts, so that the next checkpoint can encode them in its own way.
 """
 
 import json
@@ -21,24 +21,24 @@ from filelock import FileLock, Timeout
 from setrec.errors import ConfigError, DataError
 
 
-class NotKeptError(Exception):
-    """A change could not be written to the disk; it was not made."""
+class JournalWriteError(Exception):
+    """A change could not be written to the disk, so it was not made."""
 
 
 class Journal:
     """The changes made to a catalogue since its training.
 
     Attributes:
-        added: the items that are there beyond the trained ones: id -> as it was given, in order.
-        removed: ids of trained items that were taken out.
+        added: the added items, in order: id -> the item as it was given.
+        removed: ids of removed items of the training.
 
     Args:
-        path: the file; made at the first change.
-        writable: changes may come; false: only read, as several processes may.
+        path: the file; the first change makes it.
+        writable: changes can be added; false: read only, which several processes may do at the same time.
 
     Raises:
-        ConfigError: another process writes this file, or nothing can be written there.
-        DataError: a line that is no change, with its number.
+        ConfigError: another process uses this file, or it cannot be written.
+        DataError: a line is not a change; the message gives its number.
     """
 
     def __init__(self, path: Path, writable: bool = True) -> None:
@@ -52,10 +52,10 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)
             except Timeout:
-                raise ConfigError(f"{path} is kept by another server; give this one a file by --items.") from None
+                raise ConfigError(f"{path} is used by another server; name another file with --items.") from None
             except OSError as error:
                 raise ConfigError(
-                    f"{path} can't be written ({error.strerror}); give another file by --items."
+                    f"{path} cannot be written ({error.strerror}); name another file with --items."
                 ) from None
         try:
             self._read()
@@ -64,23 +64,23 @@ class Journal:
             raise
 
     def add(self, items: Sequence[dict[str, Any]]) -> None:
-        """Keep new items.
+        """Write down added items.
 
         Raises:
-            NotKeptError: the disk is full or gone.
+            JournalWriteError: the file cannot be written.
         """
         self._append({"add": list(items)})
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Keep a removal.
+        """Write down removed items.
 
         Raises:
-            NotKeptError: see `add`.
+            JournalWriteError: the file cannot be written.
         """
         self._append({"remove": list(ids)})
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Release the file for other processes."""
         self._lock.release()
 
     def _append(self, change: dict[str, Any]) -> None:
@@ -92,9 +92,9 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            with suppress(OSError):  # no half of a line before the next change
+            with suppress(OSError):  # or half a line would stand before the next change
                 os.truncate(self.path, size)
-            raise NotKeptError(f"{self.path}: {error.strerror}") from error
+            raise JournalWriteError(f"{self.path}: {error.strerror}") from error
         self._apply(change)
 
     def _apply(self, change: dict[str, Any]) -> None:
@@ -110,7 +110,9 @@ class Journal:
         try:
             content = self.path.read_bytes()
         except OSError as error:
-            raise ConfigError(f"{self.path} can't be read ({error.strerror}); give another file by --items.") from None
+            raise ConfigError(
+                f"{self.path} cannot be read ({error.strerror}); name another file with --items."
+            ) from None
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content) and self._writable:
             os.truncate(self.path, len(whole))
@@ -119,5 +121,5 @@ class Journal:
                 self._apply(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise DataError(
-                    f"{self.path}, line {number}: {line[:60]!r} is no change of a catalogue; mend or delete the line."
+                    f"{self.path}, line {number}: {line[:60]!r} is not a change of a catalogue; correct or delete the line."
                 ) from None

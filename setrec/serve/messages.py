@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP: typed bodies with limits, and what their errors say."""
+"""The JSON bodies of requests and answers, with their limits, and the sentences for invalid ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -6,26 +6,26 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_HISTORIES = 512  # in a request
-MAX_HISTORY = 2_000  # items of a history; the model reads its last max_history, all are left out of the answer
+MAX_HISTORY = 2_000  # items of a history; the model reads the last max_history only, exclude_seen leaves out all
 MAX_K = 500
 MAX_ANSWERS = 20_000  # histories x k of a request
-MAX_EXPLAINED = 2_000  # the same with explain: every answer then carries its parts
+MAX_EXPLAINED = 2_000  # the same with explain, which makes answers larger
 MAX_CANDIDATES = 100_000
 MAX_NEW_ITEMS = 1_000  # in a request
-MAX_FOUND = 100
+MAX_FOUND = 100  # items of a search
 MAX_BODY = 8 << 20  # bytes
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
 class Body(BaseModel):
-    """A body whose types are taken as they are: "10" is no number, an unknown field is an error."""
+    """A body with strict types: "10" is not a number, and an unknown field is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class RecommendBody(Body):
-    """Histories in, recommendations out."""
+    """Histories to recommend items for."""
 
     histories: Annotated[
         list[Annotated[list[ItemId], Field(max_length=MAX_HISTORY)]],
@@ -34,20 +34,22 @@ class RecommendBody(Body):
         ),
     ]
     k: Annotated[int, Field(ge=1, le=MAX_K, description="Items to recommend for each history.")] = 10
-    exclude_seen: Annotated[bool, Field(description="Leave a history's own items out.")] = True
+    exclude_seen: Annotated[bool, Field(description="Leave out the items of the history itself.")] = True
     candidates: Annotated[
         list[ItemId] | None,
-        Field(min_length=1, max_length=MAX_CANDIDATES, description="Recommend only these; null: the whole catalogue."),
-    ] = None
-    explain: Annotated[bool, Field(description="Say what every slot contributed.")] = False
-    beta: Annotated[
-        float | None,
         Field(
-            ge=0, le=1, description="Weight of the semantic slots against the collaborative; null: as validation chose."
+            min_length=1,
+            max_length=MAX_CANDIDATES,
+            description="Recommend only these items; null: the whole catalogue.",
         ),
     ] = None
+    explain: Annotated[bool, Field(description="Say why each item is recommended.")] = False
+    beta: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="Weight of the semantic slots; null: the weight that validation chose."),
+    ] = None
     unknown: Annotated[
-        Literal["skip", "refuse"], Field(description="What to do about ids that are not in the catalogue.")
+        Literal["skip", "refuse"], Field(description="What to do with ids that are not in the catalogue.")
     ] = "skip"
 
     @model_validator(mode="after")
@@ -70,15 +72,15 @@ class NewItem(Body):
     text: Annotated[str | None, Field(max_length=20_000, description="What the encoder reads; null: the title.")] = None
     fields: Annotated[
         dict[str, Annotated[str, StringConstraints(max_length=20_000)]] | None,
-        Field(max_length=50, description="Other columns of the data that the encoder's template names."),
+        Field(max_length=50, description="Further columns that the encoder's template names."),
     ] = None
     vector: Annotated[
-        list[float] | None, Field(max_length=16_384, description="The ready text vector; no encoder is needed then.")
+        list[float] | None, Field(max_length=16_384, description="The text vector itself; then no encoder is needed.")
     ] = None
 
 
 class ItemsBody(Body):
-    """Items to add: all of them or, where one is refused, none."""
+    """Items to add. If one is refused, none is added."""
 
     items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_NEW_ITEMS)]
 
@@ -96,19 +98,19 @@ class ReloadBody(Body):
     ] = None
 
 
-class Near(BaseModel):
-    """An item of the history and how close it lies."""
+class SimilarItem(BaseModel):
+    """An item of the history that is similar to the recommended one."""
 
     id: str
     cosine: float
 
 
 class WhyOut(BaseModel):
-    """What an answer is made of: the parts add up to its score."""
+    """Why an item is recommended: the parts of its score, and the most similar items of the history."""
 
     parts: dict[str, float]
-    nearest_text: list[Near]
-    nearest_cf: list[Near]
+    nearest_text: list[SimilarItem]
+    nearest_cf: list[SimilarItem]
 
 
 class RankedOut(BaseModel):
@@ -117,7 +119,7 @@ class RankedOut(BaseModel):
     id: str
     title: str
     score: float
-    warm: Annotated[bool, Field(description="Seen in training; false: cold.")]
+    warm: Annotated[bool, Field(description="Seen in training; false: a cold item.")]
     why: WhyOut | None = None
 
 
@@ -125,14 +127,16 @@ class RecommendationOut(BaseModel):
     """The answer to one history, best first."""
 
     items: list[RankedOut]
-    unknown: Annotated[list[str], Field(description="Ids of the history that are not in the catalogue; skipped.")]
+    unknown: Annotated[
+        list[str], Field(description="Ids of the history that are not in the catalogue; they were skipped.")
+    ]
 
 
 class RecommendOut(BaseModel):
     """One answer for each history, in order."""
 
     recommendations: list[RecommendationOut]
-    generation: Annotated[int, Field(description="Checkpoints taken over since the start, the first being 0.")]
+    generation: Annotated[int, Field(description="Number of checkpoints taken over since the start.")]
 
 
 class ItemOut(BaseModel):
@@ -144,7 +148,7 @@ class ItemOut(BaseModel):
 
 
 class ItemsOut(BaseModel):
-    """Items found by their title."""
+    """The items that a search found."""
 
     items: list[ItemOut]
 
@@ -156,11 +160,11 @@ class ChangedOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """What is being served, since when, and the limits of a request."""
+    """The model in service, since when, and the limits of a request."""
 
     checkpoint: str
     generation: int
-    since: Annotated[str, Field(description="When it was taken over, ISO 8601.")]
+    since: Annotated[str, Field(description="When it began to serve, ISO 8601.")]
     limits: dict[str, int]
     info: dict[str, Any]
 
@@ -174,7 +178,7 @@ class HealthOut(BaseModel):
 
 
 class ErrorOut(BaseModel):
-    """One sentence: what is wrong, and where."""
+    """An error: one sentence that says what is wrong, and where."""
 
     error: str
 
@@ -191,8 +195,8 @@ LIMITS = {
 }
 
 
-def complaint(errors: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for what pydantic found: where, what, and how many more such errors there are."""
+def validation_sentence(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Turn pydantic's errors into one sentence: where, what, and how many more errors there are."""
     first = errors[0]
     source, *path = first["loc"] or ("body",)
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".") or str(source)

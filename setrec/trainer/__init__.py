@@ -1,1 +1,1 @@
-"""What runs a model by Lightning: evaluation, checkpoints, weights split over processes, predictions."""
+"""Everything that needs Lightning: evaluation, checkpoints, weights split over processes, predictions."""

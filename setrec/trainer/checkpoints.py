@@ -1,6 +1,5 @@
-"""Checkpoints on disk: whole or not there."""
+"""Writes checkpoints so that there is never half a file."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +7,27 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from setrec.errors import SETRecError
+from setrec.files.whole import whole_file
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
+    """Writes a checkpoint whole or not at all.
 
-    Lightning's own moves it over from the system's temporary folder: where that is another disk, the move is a copy, and a full
-    disk leaves half a checkpoint under the right name.
+    Lightning's own class moves it from the system's temporary folder. If that is on another disk, the move is a copy, and a full
+    disk leaves half a checkpoint with the right name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """See `CheckpointIO.save_checkpoint`.
 
         Raises:
-            SETRecError: it can't be written; nothing is left of it, and an older one under that name stays.
+            SETRecError: it can't be written; an older checkpoint with that name is kept.
         """
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
+            with whole_file(path) as hidden, hidden.open("wb") as file:  # a path would put its name into the checkpoint
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
         except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
-            beside.unlink(missing_ok=True)
             raise SETRecError(
                 f"The checkpoint {path} can't be written ({str(error).splitlines()[0]}): free some space, then resume "
                 "from the newest checkpoint beside it."

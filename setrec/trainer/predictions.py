@@ -1,6 +1,5 @@
-"""predict: ranked items of every user as one parquet file, in the users' own ids."""
+"""`predict`: the ranked items of every user as one parquet file, with the users' and items' own ids."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from setrec.data.datamodule import SETRecDataModule
+from setrec.files.whole import whole_file
 from setrec.schemas import PAD
 from setrec.trainer.ranking import Predictions
 
@@ -19,10 +19,10 @@ from setrec.trainer.ranking import Predictions
 class PredictionWriter(BasePredictionWriter):
     """Writes <run folder>/predictions.parquet: user_id, rank (from 1), item_id, score, title.
 
-    Every process writes its own part beside the final file; the first one joins them, so that each user is in it once.
+    Every process writes its own part beside the final file; the first process joins the parts, with each user once.
 
     Args:
-        output: Where the file goes; default: predictions.parquet in the run's folder.
+        output: The file to write; None: predictions.parquet in the run's folder.
     """
 
     def __init__(self, output: str | None = None) -> None:
@@ -63,7 +63,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write this process's part; the first process joins all parts into one file."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        folder = trainer.log_dir or "."  # broadcast: the same on every process
+        folder = trainer.log_dir or "."  # read on every process, since it is broadcast
         final = Path(self.output or Path(folder) / "predictions.parquet")
         parts = final.with_name(final.name + ".parts")
         parts.mkdir(parents=True, exist_ok=True)
@@ -76,10 +76,10 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
-    """All processes' parts -> one file with own ids and titles, users in order, each once; written beside, then renamed."""
+    """Join the processes' parts into one file with own ids and titles, users in order, each once."""
     users, items = data.histories.ids, data.catalogue
     rows = pl.concat([pl.read_parquet(part) for part in sorted(parts.glob("*.parquet"))])
-    rows = rows.unique(["user", "rank"], keep="first").sort("user", "rank")  # padded batches repeat users
+    rows = rows.unique(["user", "rank"], keep="first").sort("user", "rank")  # padded batches may repeat users
     named = rows.select(
         user_id=pl.Series([users[u] for u in rows["user"]], dtype=pl.String),
         rank=pl.col("rank").cast(pl.Int32),
@@ -87,7 +87,6 @@ def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
         score=pl.col("score"),
         title=pl.Series([items.titles[i] for i in rows["item"]], dtype=pl.String),
     )
-    beside = final.with_name(final.name + ".writing")
-    named.write_parquet(beside)
-    os.replace(beside, final)
+    with whole_file(final) as hidden:
+        named.write_parquet(hidden)
     shutil.rmtree(parts)

@@ -1,7 +1,7 @@
-"""What every model of this project shares once it can score the catalogue: validate, test, predict.
+"""Validate, test and predict, for every model that scores the catalogue.
 
-A model (SETRec, SASRec) derives from `RankingModule`, says how it scores a batch of histories, and gets the protocol:
-all users, every group of items, every weighting from one forward pass, baselines beside it, one table at the end.
+SETRec and SASRec derive from `RankingModule` and define how they score a batch of histories. The evaluation is here: all users,
+all groups of items, every weighting from one forward pass, the baselines, and one table at the end.
 """
 
 from abc import abstractmethod
@@ -20,9 +20,9 @@ from setrec.class_names import public_name
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
 from setrec.evaluation.beta_curve import beta_curve
-from setrec.evaluation.comparison import Comparison, Figures
+from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
-from setrec.evaluation.per_user import beside_results, write_hits, write_per_user
+from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
 from setrec.evaluation.ranking_table import RankingTable, group_targets
 from setrec.evaluation.results import MODEL, RESULTS, Protocol, make_results, print_table, write_results
 from setrec.evaluation.weight_search import WeightSearch
@@ -46,8 +46,8 @@ class RankingModule(LightningModule):
     """A LightningModule that scores histories against the catalogue.
 
     Args:
-        filter_seen: Leave items of the user's own history out of the ranking in validation, test and predict.
-            The paper ranks them too; `test` reports both.
+        filter_seen: Leave the items of the user's own history out of the ranking in validation, test and predict.
+            The paper ranks them too; `test` reports the figures with and without them.
         top_k: Items that predict lists for each user.
     """
 
@@ -58,23 +58,23 @@ class RankingModule(LightningModule):
         self.filter_seen = filter_seen
         self.top_k = top_k
 
-    # ------------------------------------------------------------------------------------------ what a model must say
+    # ------------------------------------------------------------------------------------------ every model defines
     @abstractmethod
     def prepare_scoring(self, split: EvalSplit) -> None:
-        """Make what scoring needs: an index under the weights as they are now, and what may be counted for a split."""
+        """Prepare scoring: an index from the weights as they are now, and item graphs counted for this split."""
 
     @abstractmethod
     def score(self, batch: Batch) -> Tensor:
-        """Scores (B, N) under the weights that validation chose."""
+        """The scores, (B, N), under the weights that validation chose."""
 
-    # ------------------------------------------------------- what a model says whose score has weights to be chosen
+    # ---------------------------------------------------------------- models with weights to choose define these too
     @property
     def chosen(self) -> Weights:
         """The weights that validation chose."""
         return Weights(beta=0.0)
 
     def weightings(self) -> Sequence[Weights]:
-        """What validation chooses from."""
+        """The weightings that validation chooses from."""
         return [self.chosen]
 
     def hits(self, batch: Batch, target: Tensor, seen: Tensor, grid: Sequence[Weights], k: int) -> Tensor:
@@ -85,50 +85,50 @@ class RankingModule(LightningModule):
         raise NotImplementedError  # a model with one weighting is never asked
 
     def choose(self, weights: Weights) -> None:
-        """Take over what validation found best."""
+        """Keep the weights that validation found best."""
 
     # --------------------------------------------------------------------------------------------------------- the data
     @property
     def data(self) -> SETRecDataModule:
-        """The datamodule this model is run with."""
+        """The datamodule that the Trainer was given."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, SETRecDataModule):
             raise ConfigError("This model needs a SETRecDataModule: pass it as `datamodule` to the Trainer.")
         return data
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the model's class, and the catalogue that the weights belong to."""
+        """Add the name of the model's class, and the catalogue that the weights belong to."""
         catalogue = self.data.catalogue
         checkpoint["model_class"] = public_name(type(self))
         checkpoint["catalogue"] = {"name": catalogue.name, "fingerprint": catalogue.fingerprint}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another data set.
+        """Check that the checkpoint was trained on this data set.
 
         Raises:
-            ConfigError: the catalogue's fingerprint isn't the one the checkpoint was trained on.
+            ConfigError: it was trained on a catalogue with another fingerprint.
         """
         trained, here = checkpoint["catalogue"], self.data.catalogue
         if trained["fingerprint"] != here.fingerprint:
             raise ConfigError(
                 f"The checkpoint was trained on the data set {trained['name']!r} ({trained['fingerprint'][:12]}), but this is "
                 f"{here.name!r} ({here.fingerprint[:12]}): item ids and vectors would not match. Give the checkpoint's own "
-                "data (no --data flags are needed for that), or train anew."
+                "data (without --data flags it is read from the checkpoint), or train again."
             )
 
     # --------------------------------------------------------------------------------------------------------- training
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Draw dropout from (seed, step, process) alone, so that a resumed run continues to the bit.
+        """Seed dropout by (seed, step, process) only, so that a resumed run gives the same numbers to the bit.
 
-        Lightning saves no random state; with this there is none to save.
+        Lightning does not save the random state; this makes it unnecessary.
         """
         torch.manual_seed(self.data.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
 
     def mean_over_processes(self, counts: Tensor) -> Tensor:
-        """What local sums are divided by, so that DDP's mean of gradients is the gradient of the mean over all processes.
+        """The mean of counts over the processes: (n,) float -> (n,) float. A loss is divided by it.
 
-        DDP divides the sum of gradients by the number of processes, but the mean wanted is over prefixes, which differ in
-        number. counts: (n,) float of this process; returns (n,) float, their mean over the processes.
+        DDP divides the sum of the gradients by the number of processes, but the loss is a mean over prefixes, whose number
+        differs from process to process. Local sums divided by the mean number of prefixes give the right gradient.
         """
         if self.trainer.world_size > 1:
             everywhere = self.all_gather(counts)  # (processes, n)
@@ -186,18 +186,20 @@ class RankingModule(LightningModule):
             line = {w.beta: recall[v] for v, w in enumerate(self.grid) if w[1:] == chosen[1:]}  # beta alone varies
             self.logger.experiment.add_figure("validation/beta curve", beta_curve(line, chosen.beta), self.global_step)
 
-    def rank(self, scores: Tensor, batch: Batch, filter_seen: bool) -> Tensor:
+    def rank(self, scores: Tensor, batch: Batch) -> Tensor:
         """Ranked lists of every group: (B, N) -> (G, B, k)."""
-        if filter_seen:
+        if self.filter_seen:
             scores = mask_seen(scores, batch.seen)  # (B, N)
         return top_groups(scores, self.warm, max(CUTOFFS))  # (G, B, k)
 
     # ------------------------------------------------------------------------------------------------------------- test
     def on_test_epoch_start(self) -> None:
+        """Prepare to collect the figures of the model and of the baselines."""
         self.prepare_scoring("test")
         self.comparison = self.compare("test")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the comparison."""
         assert self.comparison is not None
         self.comparison.update(batch, self.score(batch))
 
@@ -205,21 +207,21 @@ class RankingModule(LightningModule):
         """Print the table and its protocol, and write results.json into the run's folder."""
         assert self.comparison is not None
         own = self.report(self.comparison).table()
-        if self.logger is not None:  # not self.log_dict: Lightning would print a second, longer table
+        if self.logger is not None:  # self.log_dict would print a second, longer table
             figures = {f"test/{group}/{name}": value for group in GROUPS for name, value in own[group].items()}
             self.logger.log_metrics(figures, step=self.global_step)
 
     def compare(self, split: EvalSplit) -> Comparison:
-        """What collects the model's and the baselines' figures over a split."""
+        """A new comparison of the model with the baselines on a split."""
         data = self.data
         return Comparison(data.catalogue, data.histories, split, self.chosen.beta, CUTOFFS, self.device)
 
     def report(self, comparison: Comparison) -> RankingTable:
-        """Print the table and its protocol, and write results.json with every user's figures beside it into the run's folder.
+        """Print the table and its protocol, and write results.json and the files beside it into the run's folder.
 
-        A validation's files are validation_results.json and so on. Returns the model's figures.
+        The files of a validation are validation_results.json and so on. Returns the model's metrics.
         """
-        folder = Path(self.trainer.log_dir or ".")  # asked of every process: they agree on it by a broadcast
+        folder = Path(self.trainer.log_dir or ".")  # read on every process, since it is broadcast
         self.results_path = folder / RESULTS[comparison.split]
         data, figures = self.data, comparison.compute()
         own = figures[self.filter_seen][MODEL].table
@@ -247,10 +249,11 @@ class RankingModule(LightningModule):
 
     # ---------------------------------------------------------------------------------------------------------- predict
     def on_predict_epoch_start(self) -> None:
+        """Prepare scoring; histories hold train and validation items, as in test."""
         self.prepare_scoring("test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> Predictions:
-        """The best items of every user, seen ones left out where `filter_seen` says so."""
+        """The best items of every user."""
         scores = self.score(batch)  # (B, N)
         if self.filter_seen:
             scores = mask_seen(scores, batch.seen)  # (B, N)
@@ -260,10 +263,10 @@ class RankingModule(LightningModule):
 
 @rank_zero_only
 def write_and_print(
-    path: Path, results: dict[str, Any], figures: dict[bool, dict[str, Figures]], data: SETRecDataModule
+    path: Path, results: dict[str, Any], figures: dict[bool, dict[str, MethodFigures]], data: SETRecDataModule
 ) -> None:
-    """Write results.json, last of its files, and print the table, on one process."""
-    per_user, hits = beside_results(path)
+    """Write the results files, results.json last, and print the table, on the first process."""
+    per_user, hits = per_user_paths(path)
     write_per_user(per_user, figures, data.histories, results["protocol"]["split"])
     write_hits(hits, figures, data.histories, data.catalogue)
     write_results(path, results)

@@ -4,7 +4,7 @@
 
 Checks that losses, gradients and scores agree, then measures both in turn: training prefixes a second, test users a second
 over all betas, and peak memory. The naive way trains in float32, 128 prefixes a step; the project's as its configurations
-do, 512 prefixes a step, in bfloat16 (toys_t5_tiny.yaml) and in float32, all prefixes of a user in a row, shared out to
+do, 512 prefixes a step, in bfloat16 (configs/model/t5_tiny.yaml) and in float32, all prefixes of a user in a row, shared out to
 three, or one a row. Without dropout, which is better for both on little data (quality.py); `--dropout 0.1` is the paper's.
 """
 

@@ -33,7 +33,7 @@ def expanded(model: SETRec) -> Tensor:
     return model.tokens(model.cf, model.codes()).transpose(0, 1).contiguous()  # (K, N, D)
 
 
-def answers(model: SETRec, catalogue: Tensor, batch: Batch) -> Tensor:
+def query_outputs(model: SETRec, catalogue: Tensor, batch: Batch) -> Tensor:
     """catalogue (K, N, D), one prefix a row -> (B, K, D)."""
     items = catalogue[:, batch.history.clamp(min=0)].permute(1, 2, 0, 3)  # (B, L, K, D)
     return model.backbone(items, mask_of(batch.history), batch.prefix, model.queries)[:, 0]  # (B, K, D)
@@ -42,8 +42,8 @@ def answers(model: SETRec, catalogue: Tensor, batch: Batch) -> Tensor:
 def loss(model: SETRec, batch: Batch, alpha: float) -> Tensor:
     """Equations 7 to 9 of the paper, written out: mean over slots and prefixes, plus alpha * reconstruction."""
     catalogue = expanded(model)  # (K, N, D)
-    answer = answers(model, catalogue, batch)  # (B, K, D)
-    logits = torch.einsum("bkd,knd->bkn", answer, catalogue)  # (B, K, N)
+    outputs = query_outputs(model, catalogue, batch)  # (B, K, D)
+    logits = torch.einsum("bkd,knd->bkn", outputs, catalogue)  # (B, K, N)
     n_slots = logits.shape[1]
     ranking = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target[:, 0].repeat_interleave(n_slots))
     decoded = model.tokens.reconstruct(catalogue.transpose(0, 1))  # (N, F)
@@ -53,7 +53,7 @@ def loss(model: SETRec, batch: Batch, alpha: float) -> Tensor:
 
 def scores(model: SETRec, catalogue: Tensor, batch: Batch, beta: float) -> Tensor:
     """Scores of one user under one beta, (N,)."""
-    answer = answers(model, catalogue, batch)[0]  # (K, D)
-    each = torch.einsum("kd,knd->kn", answer, catalogue)  # (K, N)
+    outputs = query_outputs(model, catalogue, batch)[0]  # (K, D)
+    each = torch.einsum("kd,knd->kn", outputs, catalogue)  # (K, N)
     weight = torch.tensor([1 - beta] * model.n_cf + [beta] * model.n_sem)  # (K,)
     return weight @ each  # (N,)

@@ -32,8 +32,8 @@ class Way:
         batch = next(self.batches)
         start = time.perf_counter()
         items = table[batch.history.clamp(min=0)]  # (B, L, K, D)
-        answers = backbone(items, mask_of(batch.history), batch.prefix, queries)  # (B, P, K, D)
-        answers.flatten(0, 1)[batch.valid].square().mean().backward()
+        outputs = backbone(items, mask_of(batch.history), batch.prefix, queries)  # (B, P, K, D)
+        outputs.flatten(0, 1)[batch.valid].square().mean().backward()
         if timed:
             self.seconds += time.perf_counter() - start
             self.prefixes += len(batch.valid)

@@ -24,7 +24,7 @@ from setrec.data.batches import BatchLoader, EvalPlan, EvalRows  # noqa: E402
 from setrec.encoders import SentenceTransformerText  # noqa: E402
 from setrec.inference.answers import batches, make_snapshot  # noqa: E402
 from setrec.inference.restore import rebuild  # noqa: E402
-from setrec.inference.versions import NONE  # noqa: E402
+from setrec.inference.versions import NO_CHANGES  # noqa: E402
 from setrec.scoring.topk import mask_seen, top_groups  # noqa: E402
 
 HELD_OUT, K = 300, 10
@@ -94,7 +94,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
         cf = tuple(vectors * there[:, None] for vectors, there in zip(catalogue.cf, present, strict=True))
         whole = dataclasses.replace(catalogue, count=count, present=tuple(present), cf=cf)
         from_start = rebuild(state.restored, trained, whole)
-        expected = make_snapshot(from_start, whole, NONE, trained.max_history)
+        expected = make_snapshot(from_start, whole, NO_CHANGES, trained.max_history)
 
         held = [catalogue.ids[i] for i in rows]
         recommender.remove_items(held)

@@ -47,7 +47,7 @@ def measure(items: int, history: int, slots: int, width: int, sampled: int, cpu:
     """Seconds and peak bytes of a training step and of evaluation at one size; in this process."""
     now, base = clock(cpu), resident()
     torch.manual_seed(0)
-    t5.SHAPES["tiny"] = t5.Shape(d_model=width, d_kv=32, d_ff=4 * width, layers=2, heads=width // 32)
+    t5.SHAPES["tiny"] = t5.T5Shape(d_model=width, d_kv=32, d_ff=4 * width, layers=2, heads=width // 32)
     backbone = T5Backbone(shape="tiny", attention_dropout=0.0)
     catalogue = made_up_catalogue(items)
     model = SETRec(catalogue, backbone, Recipe(n_sem=slots - 1, sampled=sampled or None)).train()

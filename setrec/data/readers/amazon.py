@@ -1,4 +1,4 @@
-"""Amazon reviews of 2014, 2018 and 2023 (McAuley Lab, UC San Diego): reviews and metadata, a record a line."""
+"""Amazon reviews of 2014, 2018 and 2023 (McAuley Lab, UC San Diego): reviews and metadata, one record a line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ from setrec.data.readers.base import EventLog, Reader
 from setrec.data.readers.columns import csv_batches, header
 from setrec.data.readers.download import Source
 from setrec.data.readers.gather import Events, Items, own_id
-from setrec.data.readers.lines import RawFile, Tally, records
-from setrec.data.readers.table import add_events, require
+from setrec.data.readers.lines import LineCounter, RawFile, records
+from setrec.data.readers.table import add_events, require_columns
 from setrec.errors import ConfigError, DataError
 from setrec.files.raw import raw_file
 
@@ -19,13 +19,13 @@ _ENDINGS = (".json", ".jsonl", ".csv")
 
 
 class _Keys(NamedTuple):
-    """What an edition calls things."""
+    """The names of an edition's fields."""
 
     user: str
     item: str
     time: str
     rating: str
-    ticks: int  # of its times in a second
+    ticks: int  # of its times, in a second
 
 
 _OLD = _Keys("reviewerID", "asin", "unixReviewTime", "overall", 1)
@@ -39,25 +39,24 @@ _PUBLIC = {  # edition -> reviews, metadata
 
 
 class AmazonReviews(Reader):
-    """Reviews of one category, with the products' metadata for texts.
+    """Reads the reviews of one category, and the products' metadata for titles and texts.
 
-    Reads reviews_X_5.json and meta_X.json of 2014 (metadata as Python literals), X_5.json and meta_X.json of 2018,
-    X.jsonl and meta_X.jsonl of 2023 (items are parent_asin) or its X.csv with ratings only; each packed by gzip or not.
-    Products are known by their ASIN. The paper's Toys: edition 2014, Toys_and_Games, paper_ids true.
+    Reads reviews_X_5.json and meta_X.json of 2014 (metadata as Python literals), X_5.json and meta_X.json of 2018, X.jsonl
+    and meta_X.jsonl of 2023 (items are parent_asin) or its X.csv with ratings only; each packed by gzip or not. A product's own
+    id is its ASIN. The paper's Toys: edition 2014, category Toys_and_Games, paper_ids true.
 
     Args:
         edition: 2014, 2018 or 2023; null: seen from the first review.
-        category: as in the file names, such as Toys_and_Games: needed to download, and where a folder holds several.
+        category: as in the file names, such as Toys_and_Games. Needed to download, and where a folder holds several.
         reviews: name of the file of reviews; null: found by its name.
-        metadata: name of the file of metadata; null: found by its name, and where there is none titles and texts are
-            empty.
-        text_fields: what an item's text is made from, in this order, as "title: ...; description: ...": empty fields
-            are left out (paper: title, description, categories, brand).
-        keep_unreviewed: put products that no review speaks of into the catalogue too: cold items, known by their text.
-        max_text: characters of text per item that are kept.
-        max_bad_lines: malformed lines per file that are skipped and reported: a whole number of them, or (with a
-            decimal point) a share of the lines; more stop the run.
-        download: where to fetch the files when --data.raw is not given; null: the lab's server, for the category.
+        metadata: name of the file of metadata; null: found by its name. Without one, titles and texts are empty.
+        text_fields: fields that an item's text is made from, in this order: "title: ...; description: ...". Empty fields are
+            left out (paper: title, description, categories, brand).
+        keep_unreviewed: put products without any review into the catalogue too, as cold items.
+        max_text: the most characters of an item's text.
+        max_bad_lines: malformed lines that a file may have: a whole number, or (with a decimal point) a share of its lines.
+            They are skipped and reported; more of them stop the run.
+        download: files to download where --data.raw is not given; null: those of the category, from the lab's server.
     """
 
     def __init__(
@@ -77,6 +76,7 @@ class AmazonReviews(Reader):
         self.max_bad_lines, self.download = max_bad_lines, download
 
     def sources(self, raw: Path | None) -> list[Path]:
+        """See `Reader.sources`."""
         return [path for path in self._files(raw) if path is not None] if raw is not None else []
 
     def public(self, name: str) -> list[Source]:
@@ -90,7 +90,7 @@ class AmazonReviews(Reader):
         if self.category is None:
             raise ConfigError(
                 "no raw files are given; pass --data.raw DIR, or name what to download with --data.reader.category "
-                "(such as Toys_and_Games) and --data.reader.edition (2014 where it is left out)."
+                "(such as Toys_and_Games) and --data.reader.edition (default: 2014)."
             )
         server, reviews, in_reviews, in_metadata = _PUBLIC[self.edition or 2014]
         reviews = reviews.format(self.category)
@@ -101,54 +101,54 @@ class AmazonReviews(Reader):
         """See `Reader.read`. Times are in seconds, those of 2023 in milliseconds."""
         reviews, metadata = (RawFile(path) if path is not None else None for path in self._files(raw))
         assert reviews is not None, "_files gives it or raises"
-        tally = Tally(reviews.name, self.max_bad_lines)
-        events = Events(tally)
-        keys = self._read_reviews(reviews, events, tally)
+        counter = LineCounter(reviews.name, self.max_bad_lines)
+        events = Events(counter)
+        keys = self._read_reviews(reviews, events, counter)
         frame = events.frame()
         wanted = None if self.keep_unreviewed else events.items
         items = Items(self.text_fields, wanted, self.max_text, kept=("category", "brand"))
-        skipped = {reviews.name: tally.skipped}
+        skipped = {reviews.name: counter.skipped}
         if metadata is not None:
             skipped[metadata.name] = self._read_metadata(metadata, items)
         return EventLog(frame, items.frame(), keys.ticks, self.keep_unreviewed, skipped)
 
-    def _read_reviews(self, file: RawFile, events: Events, tally: Tally) -> _Keys:
+    def _read_reviews(self, file: RawFile, events: Events, counter: LineCounter) -> _Keys:
         keys = {2014: _OLD, 2018: _OLD, 2023: _NEW}.get(self.edition or 0)
         if ".csv" in file.path.suffixes:
-            require(file, _NEW[:4], header(file, ","))
-            for batch in csv_batches(file, _NEW[:4], tally):
-                add_events(events, tally, batch, _NEW.user, _NEW.item, _NEW.time, _NEW.rating, "us")  # as they are
+            require_columns(file, _NEW[:4], header(file, ","))
+            for batch in csv_batches(file, _NEW[:4], counter):
+                add_events(events, counter, batch, _NEW.user, _NEW.item, _NEW.time, _NEW.rating, "us")  # as they are
             return _NEW
-        for line, record in records(file, tally):
+        for line, record in records(file, counter):
             if keys is None:
                 keys = _NEW if _NEW.item in record or _NEW.user in record else _OLD
-            events.put(
+            events.add(
                 line, record.get(keys.user), record.get(keys.item), record.get(keys.time), record.get(keys.rating)
             )
         return keys or _OLD
 
     def _read_metadata(self, file: RawFile, items: Items) -> int:
-        """Read the products; returns how many lines were malformed."""
-        tally = Tally(file.name, self.max_bad_lines)
-        for line, record in records(file, tally):
+        """Read the products. Returns the number of malformed lines."""
+        counter = LineCounter(file.name, self.max_bad_lines)
+        for line, record in records(file, counter):
             own = own_id(record.get(_NEW.item) or record.get(_OLD.item))
             if not own:
-                tally.bad(line, "no asin")
+                counter.skip(line, "no asin")
                 continue
-            items.put(own, record.get("title"), product(record))
-        tally.close()
-        return tally.skipped
+            items.add(own, record.get("title"), product(record))
+        counter.close()
+        return counter.skipped
 
     def _files(self, raw: Path | None) -> tuple[Path, Path | None]:
-        """The reviews and the metadata."""
+        """Find the files of the reviews and of the metadata."""
         if raw is None:
             raise DataError("AmazonReviews needs raw files; pass --data.raw DIR with the folder that holds them.")
-        there = sorted(path for path in raw.iterdir() if path.name.removesuffix(".gz").endswith(_ENDINGS))
+        found = sorted(path for path in raw.iterdir() if path.name.removesuffix(".gz").endswith(_ENDINGS))
         if self.category is not None:
-            there = [path for path in there if _category(path.name) == self.category.lower()]
-        about = [path for path in there if path.name.startswith("meta_")]
+            found = [path for path in found if _category(path.name) == self.category.lower()]
+        about = [path for path in found if path.name.startswith("meta_")]
         reviews = (
-            raw_file(self.reviews, raw) if self.reviews else _only([p for p in there if p not in about], raw, "reviews")
+            raw_file(self.reviews, raw) if self.reviews else _only([p for p in found if p not in about], raw, "reviews")
         )
         if reviews is None:
             raise DataError(
@@ -159,7 +159,7 @@ class AmazonReviews(Reader):
 
 
 def product(record: Mapping[str, object]) -> dict[str, object]:
-    """A product's fields by the names of `Field`, whatever its edition calls them."""
+    """Return a product's fields under the names of `Field`, whatever its edition calls them."""
     categories = record.get("categories") or record.get("category")
     return {
         "title": record.get("title"),
@@ -173,7 +173,7 @@ def product(record: Mapping[str, object]) -> dict[str, object]:
 
 
 def _deepest(categories: object) -> object:
-    """The last of the first path of categories, as 2014 has them in lists of lists."""
+    """The last category of the first path: 2014 has lists of paths."""
     while isinstance(categories, list):
         categories = (categories[0] if isinstance(categories[0], list) else categories[-1]) if categories else None
     return categories
@@ -186,7 +186,7 @@ def _category(name: str) -> str:
 
 
 def _only(paths: list[Path], raw: Path, what: str) -> Path | None:
-    """The one file; None where there is none.
+    """Return the one path, None if there is none.
 
     Raises:
         DataError: there are several.

@@ -1,4 +1,4 @@
-"""What a reader of raw files gives: a log of events, or splits that somebody has already made."""
+"""What a reader of raw files returns: a log of events, or a data set that comes with its splits."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -11,12 +11,12 @@ from setrec.files.ragged import Ragged
 
 
 class EventLog(NamedTuple):
-    """Events as they come, in the order of the raw file; cleaning, splitting and ids are still to come."""
+    """Events in the order of the raw file. They are not yet cleaned or split, and have no item and user numbers."""
 
     events: pl.DataFrame  # user str or categorical, item likewise, time int64 (ticks), optionally rating float
     items: pl.DataFrame  # id str (each once), title str, text str, further columns are kept
-    ticks: int = 1  # of `time` in a second; the events' order is as fine as that, the split works on whole seconds
-    keep_unreviewed: bool = False  # items that no raw event speaks of enter the catalogue too
+    ticks: int = 1  # of `time` in a second; events are put in order by ticks, and split by whole seconds
+    keep_unreviewed: bool = False  # items without any raw event enter the catalogue too
     skipped: dict[str, int] | None = None  # malformed lines of each raw file, for the manifest
 
 
@@ -33,28 +33,34 @@ class SplitLog(NamedTuple):
 class Reader(ABC):
     """A source of raw data. A subclass keeps every constructor argument in an attribute of the same name."""
 
-    download: list[Source] | None = None  # where the raw files can be fetched from; a constructor argument of many
+    download: list[Source] | None = (
+        None  # where the raw files can be fetched from; most subclasses take it as an argument
+    )
 
-    needs_raw: ClassVar[bool] = True  # False: it makes its own data and --data.raw is not used
-    gives_splits: ClassVar[bool] = False  # True: `read` returns a SplitLog; cleaning and split do not apply
+    needs_raw: ClassVar[bool] = True  # False: it makes its own data, and --data.raw is not used
+    gives_splits: ClassVar[bool] = False  # True: `read` returns a SplitLog, and cleaning and split do not apply
 
     @abstractmethod
     def read(self, raw: Path | None) -> EventLog | SplitLog:
         """Read everything.
 
         Args:
-            raw: the folder of raw files, None for a reader that needs none.
+            raw: the folder of raw files; None for a reader that needs none.
 
         Raises:
             DataError: a file is missing or wrong; the message names it and the place.
         """
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """The raw files that `read` would use; preparing is repeated when one of them changes."""
+        """List the raw files that `read` would use. The data is prepared again when one of them changes.
+
+        Args:
+            raw: the folder of raw files.
+        """
         return []
 
     def public(self, name: str) -> list[Source]:
-        """What `prepare` fetches where no raw folder is given.
+        """List what `prepare` downloads where no raw folder is given.
 
         Args:
             name: the data set's name (--data.name).

@@ -1,4 +1,4 @@
-"""Raw files as streams of bytes and of records, and the account of lines that make no sense."""
+"""Raw files as streams of bytes or of records, and the count of malformed lines."""
 
 import ast
 import gzip
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -27,15 +27,16 @@ class RawFile(NamedTuple):
 
     @property
     def name(self) -> str:
+        """What messages call the file: its name, behind that of its archive."""
         return f"{self.path.name}/{self.member}" if self.member else self.path.name
 
 
-class Tally:
-    """Counts the lines of one file and those of them that are skipped because they are malformed.
+class LineCounter:
+    """Counts the lines of a file, and the malformed ones, which are skipped.
 
     Args:
         file: what the messages call the file.
-        limit: a whole number of malformed lines that is still put up with, or a share of the lines (0.01: 1%).
+        limit: how many lines may be malformed: a whole number, or a float for a share of the lines (0.01: 1%).
 
     Raises:
         ConfigError: the limit is neither.
@@ -48,26 +49,31 @@ class Tally:
         self.lines = self.skipped = 0
         self._first: list[str] = []
 
-    def bad(self, line: int, why: str, count: int = 1) -> None:
+    def skip(self, line: int, why: str, count: int = 1) -> None:
         """Count a malformed line, or `count` of them from this one on.
 
+        Args:
+            line: its number, from 1.
+            why: what is wrong with it.
+            count: how many lines are lost.
+
         Raises:
-            DataError: the limit is a number of lines, and is passed.
+            DataError: the limit is a number of lines, and this is more.
         """
         self.skipped += count
         if len(self._first) < _SHOWN:
             self._first.append(f"line {line} ({why})")
         if isinstance(self.limit, int) and self.skipped > self.limit:
-            raise DataError(self._sentence(f"more than max_bad_lines ({self.limit})"))
+            raise DataError(self._error(f"more than max_bad_lines ({self.limit})"))
 
     def close(self) -> None:
-        """Check the share at the end of the file, and tell of what was skipped.
+        """At the end of the file: check the share, and print what was skipped to stderr.
 
         Raises:
-            DataError: the limit is a share, and is passed.
+            DataError: the limit is a share, and this is more.
         """
         if isinstance(self.limit, float) and self.skipped > self.limit * self.lines:
-            raise DataError(self._sentence(f"more than max_bad_lines ({self.limit:.2%} of {self.lines:,})"))
+            raise DataError(self._error(f"more than max_bad_lines ({self.limit:.2%} of {self.lines:,})"))
         if self.skipped:
             print(f"{self.file}: skipped {self._what()} of {self.lines:,}: {self._examples()}", file=sys.stderr)
 
@@ -77,7 +83,7 @@ class Tally:
     def _examples(self) -> str:
         return ", ".join(self._first) + (", ..." if self.skipped > len(self._first) else "")
 
-    def _sentence(self, more: str) -> str:
+    def _error(self, more: str) -> str:
         return (
             f"{self.file} has {self._what()}, {more}: {self._examples()}; correct the file, the reader's options, or "
             "allow more with --data.reader.max_bad_lines."
@@ -86,10 +92,11 @@ class Tally:
 
 @contextmanager
 def opened(file: RawFile) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked on the way where it is gzip (whatever its name) or inside a zip.
+    """Open a file for its bytes. A gzip file (whatever its name) and a member of a zip archive are unpacked on the way.
 
     Raises:
-        DataError: not there, damaged, cut off, or locked with a password; also while the body reads on.
+        DataError: the file is missing, damaged, cut off, or locked with a password. Errors of reading inside the block turn
+            into this one too.
     """
     try:
         with ExitStack() as stack:
@@ -112,33 +119,35 @@ def opened(file: RawFile) -> Iterator[IO[bytes]]:
         ) from None
 
 
-def records(file: RawFile, tally: Tally) -> Iterator[tuple[int, dict]]:
-    """Line number and content of every line: JSON objects, or Python dicts as literals (Amazon 2014, Steam).
+def records(file: RawFile, counter: LineCounter) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the content of every line: JSON objects, or Python dict literals (Amazon 2014, Steam).
 
-    Empty lines are passed over, malformed ones counted.
+    Empty lines are left out. Malformed ones are counted.
 
     Raises:
-        DataError: see `opened` and `Tally`.
+        DataError: see `opened` and `LineCounter`.
     """
     with opened(file) as stream:
         for number, line in enumerate(stream, 1):
             line = line.strip().removeprefix(b"\xef\xbb\xbf")
             if not line:
                 continue
-            tally.lines += 1
+            counter.lines += 1
             try:
                 record = parse(line)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                tally.bad(number, "not a JSON object" if line.startswith(b'{"') else "neither JSON nor a Python dict")
+                counter.skip(
+                    number, "not a JSON object" if line.startswith(b'{"') else "neither JSON nor a Python dict"
+                )
                 continue
             yield number, record
 
 
-def parse(line: bytes) -> dict:
-    """A JSON object or a Python dict literal; nothing is ever executed.
+def parse(line: bytes) -> dict[str, Any]:
+    """Read a JSON object or a Python dict literal. Nothing in it is executed.
 
     Raises:
-        ValueError: and SyntaxError, TypeError, MemoryError, RecursionError: it is neither.
+        ValueError: the line is neither. SyntaxError, TypeError, MemoryError or RecursionError say the same.
     """
     text = line.decode("utf8")
     try:

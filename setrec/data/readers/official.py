@@ -1,4 +1,4 @@
-"""The authors' release: dicts of users, sets of items, a pickled SASRec matrix (github.com/Linxyhaha/SETRec)."""
+"""The authors' release (github.com/Linxyhaha/SETRec): dicts of users, sets of items, a pickled SASRec matrix."""
 
 import json
 from itertools import chain
@@ -21,10 +21,10 @@ _PUBLISHED = ("toys", "beauty", "sports", "steam")
 
 
 class OfficialRelease(Reader):
-    """The official SETRec release: splits and item ids as the authors made them.
+    """Reads the official SETRec release, with the splits and the item ids that the authors made.
 
-    The lists and dicts of warm and cold items follow from the training dict (cold = absent from it), so they may be
-    missing (Sports, Beauty); where they are there, they must agree.
+    The sets and dicts of warm and cold items follow from the training dict (cold = absent from it). They may be missing
+    (Sports, Beauty). If they are there, they must agree with it.
 
     Args:
         training: file of the training dict, {user: [item, ...]} pickled into a .npy.
@@ -35,9 +35,9 @@ class OfficialRelease(Reader):
         warm: file of the set of warm items; optional.
         cold: file of the set of cold items; optional.
         items: one JSON line per item in id order: item_id, asin, title, keywords; optional.
-        vectors: a matrix of the release with one row per item, which tells the number of items; optional.
-        download: where to fetch the files when --data.raw is not given; null: the authors' repository, for the data
-            sets called toys, beauty, sports and steam.
+        vectors: a matrix of the release with one row per item, which gives the number of items; optional.
+        download: files to download where --data.raw is not given; null: those of the authors' repository, for the data sets
+            called toys, beauty, sports and steam.
     """
 
     gives_splits: ClassVar[bool] = True
@@ -69,6 +69,7 @@ class OfficialRelease(Reader):
         return [Source(f"{_PUBLIC}/{name}/{file}", optional=file not in needed) for file in files]
 
     def sources(self, raw: Path | None) -> list[Path]:
+        """See `Reader.sources`."""
         if raw is None:
             return []
         required = (self.training, self.validation, self.testing)
@@ -76,7 +77,7 @@ class OfficialRelease(Reader):
         return [raw / name for name in required] + [raw / name for name in optional if (raw / name).is_file()]
 
     def read(self, raw: Path | None) -> SplitLog:
-        """See `Reader.read`. The user's own id is the dict's key, the item's the asin of items.jsonl or the number."""
+        """See `Reader.read`. A user's own id is the dict's key; an item's is the asin in items.jsonl, or the item's number."""
         assert raw is not None, "prepare() asks for the folder first"
         names = (self.training, self.validation, self.testing)
         splits = [_read_dict(raw / name) for name in names]
@@ -107,9 +108,14 @@ class OfficialRelease(Reader):
         return SplitLog([str(user) for user in users], table, train, validation, test)
 
     def _count(
-        self, raw: Path, table: pl.DataFrame | None, warm: set[int] | None, cold: set[int] | None, splits: list[dict]
+        self,
+        raw: Path,
+        table: pl.DataFrame | None,
+        warm: set[int] | None,
+        cold: set[int] | None,
+        splits: list[dict[int, list[int]]],
     ) -> int:
-        """N, from whatever knows it; all that know it must agree."""
+        """The number of items, N. All files that hold it must agree."""
         known: dict[str, int] = {}
         if table is not None:
             known[self.items] = len(table)
@@ -129,6 +135,7 @@ class OfficialRelease(Reader):
         return max((item for split in splits for row in split.values() for item in row), default=-1) + 1
 
     def _check_part(self, name: str, part: dict[int, list[int]], whole: dict[int, list[int]], kept: set[int]) -> None:
+        """Check that a dict of warm or cold items holds the `kept` items of the whole dict."""
         for user in sorted(set(part) | set(whole)):
             if part.get(user, []) != [item for item in whole.get(user, []) if item in kept]:
                 raise DataError(
@@ -138,7 +145,7 @@ class OfficialRelease(Reader):
 
 
 def _read_dict(path: Path) -> dict[int, list[int]]:
-    """A split: {user: [item, ...]}, every user and item a whole number."""
+    """Read a split: {user: [item, ...]}, every user and item a whole number."""
     content = load_object_npy(path)
     if not isinstance(content, dict):
         raise DataError(f"{path.name} holds a {type(content).__name__}, not a dict of users; download it again.")

@@ -5,37 +5,38 @@ from pathlib import Path
 from typing import get_args
 
 from setrec.data.readers.base import EventLog, Reader
-from setrec.data.readers.columns import LINE, TICKS, TimeUnit, csv_batches, header
+from setrec.data.readers.columns import LINE, csv_batches, header
 from setrec.data.readers.download import Source
 from setrec.data.readers.gather import Events, Items
-from setrec.data.readers.lines import RawFile, Tally
-from setrec.data.readers.table import add_events, require
+from setrec.data.readers.lines import LineCounter, RawFile
+from setrec.data.readers.table import add_events, require_columns
 from setrec.errors import ConfigError, DataError
+from setrec.files.tables import TICKS, TimeUnit
 
 _TITLES = ("title", "movie_title", "name", "app_name", "item_name")  # what RecBole's own data sets call a title
 
 
 class RecBoleFiles(Reader):
-    """A data set in RecBole's form, in a folder or a zip archive, which is read without unpacking it.
+    """Reads a data set in RecBole's form, from a folder or from a zip archive.
 
-    The header says "name:type", with the types token, token_seq, float and float_seq. Quotes have no meaning.
+    The header names each column as "name:type", with the types token, token_seq, float and float_seq. Quotes have no meaning.
 
     Args:
         dataset: X of X.inter and X.item; null: the only .inter in the raw folder, or in the zip archives inside it.
         user: name of the user's column, without its type.
         item: name of the item's column, in both files.
-        timestamp: name of the time's column: a number since 1970, fractions allowed.
-        rating: name of the rating's column; it is passed over where the file has none.
+        timestamp: name of the time's column: numbers since 1970, fractions allowed.
+        rating: name of the rating's column; a file without this column has no ratings.
         title: name of the title's column in the .item; null: title, movie_title, name, app_name or item_name.
-        text_fields: columns of the .item that the item's text is made from, "title: ...; genre: ..."; null: all of the
-            types token and token_seq but the id.
-        separator: between columns.
+        text_fields: columns of the .item that an item's text is made from: "title: ...; genre: ..."; null: all of the types
+            token and token_seq except the id.
+        separator: the character between columns.
         time_unit: of the times; auto: below 1e11 they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
-        keep_unreviewed: put items that no event speaks of into the catalogue too: cold items, known by their text.
-        max_text: characters of text per item that are kept.
-        max_bad_lines: malformed lines per file that are skipped and reported: a whole number of them, or (with a
-            decimal point) a share of the lines; more stop the run.
-        download: where the files can be fetched from when --data.raw is not given, a zip for instance.
+        keep_unreviewed: put items without any event into the catalogue too, as cold items.
+        max_text: the most characters of an item's text.
+        max_bad_lines: malformed lines that a file may have: a whole number, or (with a decimal point) a share of its lines.
+            They are skipped and reported; more of them stop the run.
+        download: files to download where --data.raw is not given, such as a zip.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RecBoleFiles(Reader):
         self.max_bad_lines, self.download = max_bad_lines, download
 
     def sources(self, raw: Path | None) -> list[Path]:
+        """See `Reader.sources`."""
         return list(dict.fromkeys(file.path for file in self._files(raw) if file is not None)) if raw else []
 
     def read(self, raw: Path | None) -> EventLog:
@@ -70,61 +72,61 @@ class RecBoleFiles(Reader):
         names = list(self._types(inter))
         rating = self.rating if self.rating in names else None
         wanted = [self.user, self.item, self.timestamp, *([rating] if rating else [])]
-        require(inter, wanted, names)
-        tally = Tally(inter.name, self.max_bad_lines)
-        events = Events(tally)
-        for batch in csv_batches(inter, wanted, tally, self.separator, names, quotes=False):
-            add_events(events, tally, batch, self.user, self.item, self.timestamp, rating, self.time_unit)
+        require_columns(inter, wanted, names)
+        counter = LineCounter(inter.name, self.max_bad_lines)
+        events = Events(counter)
+        for batch in csv_batches(inter, wanted, counter, self.separator, names, quotes=False):
+            add_events(events, counter, batch, self.user, self.item, self.timestamp, rating, self.time_unit)
         frame = events.frame()
-        skipped = {inter.name: tally.skipped}
+        skipped = {inter.name: counter.skipped}
         items = Items((), None if self.keep_unreviewed else events.items, self.max_text)
         if about is not None:
             skipped[about.name] = self._read_items(about, items)
         return EventLog(frame, items.frame(), TICKS, self.keep_unreviewed, skipped)
 
     def _read_items(self, file: RawFile, items: Items) -> int:
-        """Read the items; returns how many lines were malformed."""
+        """Read the items. Returns the number of malformed lines."""
         types = self._types(file)
         title = self.title or next((name for name in _TITLES if name in types), None)
         texts = [name for name, kind in types.items() if kind.startswith("token") and name != self.item]
         items.text_fields = texts if self.text_fields is None else self.text_fields
         wanted = list(dict.fromkeys([self.item, *([title] if title else []), *items.text_fields]))
-        require(file, wanted, list(types))
-        tally = Tally(file.name, self.max_bad_lines)
-        for batch in csv_batches(file, wanted, tally, self.separator, list(types), quotes=False):
+        require_columns(file, wanted, list(types))
+        counter = LineCounter(file.name, self.max_bad_lines)
+        for batch in csv_batches(file, wanted, counter, self.separator, list(types), quotes=False):
             for record in batch.iter_rows(named=True):
                 if not record[self.item]:
-                    tally.bad(record[LINE], "no item")
+                    counter.skip(record[LINE], "no item")
                     continue
-                items.put(record[self.item], record[title] if title else None, record)
-        tally.close()
-        return tally.skipped
+                items.add(record[self.item], record[title] if title else None, record)
+        counter.close()
+        return counter.skipped
 
     def _types(self, file: RawFile) -> dict[str, str]:
-        """Column -> type, in order."""
+        """The type of each column, in order."""
         columns = [name.partition(":") for name in header(file, self.separator, quotes=False)]
         if not any(kind for _, _, kind in columns):
             raise DataError(
-                f"{file.name} line 1 names no types (user_id:token and so on); it is no RecBole file: use TableFiles."
+                f"{file.name} line 1 names no types (user_id:token and so on); it is not a RecBole file: use TableFiles."
             )
         return {name: kind for name, _, kind in columns}
 
     def _files(self, raw: Path | None) -> tuple[RawFile, RawFile | None]:
-        """The .inter and the .item."""
+        """Find the .inter and the .item."""
         if raw is None:
             raise DataError("RecBoleFiles needs raw files; pass --data.raw DIR with the folder that holds them.")
-        there = [RawFile(path) for path in sorted(raw.rglob("*")) if path.suffix in (".inter", ".item")]
-        if not there:
-            there = [file for path in sorted(raw.glob("*.zip")) for file in _members(path)]
+        found = [RawFile(path) for path in sorted(raw.rglob("*")) if path.suffix in (".inter", ".item")]
+        if not found:
+            found = [file for path in sorted(raw.glob("*.zip")) for file in _members(path)]
         named: dict[str, list[RawFile]] = {".inter": [], ".item": []}
-        for file in there:
+        for file in found:
             inside = Path(file.member or file.path.name)
             if self.dataset in (None, inside.stem):
                 named[inside.suffix].append(file)
         if len(named[".inter"]) != 1:
-            found = ", ".join(file.name for file in named[".inter"][:5]) or "none"
+            names = ", ".join(file.name for file in named[".inter"][:5]) or "none"
             raise DataError(
-                f"{raw} must hold one {self.dataset or ''}.inter, as a file or in a zip, but has {found}; name the data "
+                f"{raw} must hold one {self.dataset or ''}.inter, as a file or in a zip, but has {names}; name the data "
                 "set with --data.reader.dataset."
             )
         inter = named[".inter"][0]

@@ -1,4 +1,4 @@
-"""Steam reviews (McAuley Lab, UC San Diego): players' reviews and the games' descriptions, Python literals."""
+"""Steam reviews (McAuley Lab, UC San Diego): players' reviews and the games' descriptions, as Python literals."""
 
 from datetime import date
 from functools import lru_cache
@@ -8,7 +8,7 @@ from typing import Literal
 from setrec.data.readers.base import EventLog, Reader
 from setrec.data.readers.download import Source
 from setrec.data.readers.gather import Events, Items, own_id
-from setrec.data.readers.lines import RawFile, Tally, records
+from setrec.data.readers.lines import LineCounter, RawFile, records
 from setrec.errors import DataError
 from setrec.files.raw import raw_file
 
@@ -20,23 +20,22 @@ _SERVER = "https://cseweb.ucsd.edu/~wckang/"
 
 
 class SteamReviews(Reader):
-    """Reviews of games; a user is a user name, an item a game by its number on Steam.
+    """Reads reviews of games. A user's own id is the user name, an item's is the game's number on Steam.
 
-    The dates are days, so a user's reviews of one day stand by the game's id (with paper_ids by their order in the
+    The dates are days, so a user's reviews of one day are put in order of the games' ids (with paper_ids, in the order of the
     file). There are no ratings.
 
     Args:
         reviews: name of the file of reviews (username, product_id, date); null: steam_reviews.json.gz or
             steam_new.json.gz, packed or not.
-        games: name of the file of games; null: steam_games.json.gz, packed or not, and where it is missing titles and
-            texts are empty.
-        text_fields: what an item's text is made from, in this order, as "title: ...; genres: ...": empty fields are
-            left out.
-        keep_unreviewed: put games that no review speaks of into the catalogue too: cold items, known by their text.
-        max_text: characters of text per item that are kept.
-        max_bad_lines: malformed lines per file that are skipped and reported: a whole number of them, or (with a
-            decimal point) a share of the lines; more stop the run.
-        download: where to fetch the files when --data.raw is not given; null: the lab's server.
+        games: name of the file of games; null: steam_games.json.gz, packed or not. Without one, titles and texts are empty.
+        text_fields: fields that an item's text is made from, in this order: "title: ...; genres: ...". Empty fields are left
+            out.
+        keep_unreviewed: put games without any review into the catalogue too, as cold items.
+        max_text: the most characters of an item's text.
+        max_bad_lines: malformed lines that a file may have: a whole number, or (with a decimal point) a share of its lines.
+            They are skipped and reported; more of them stop the run.
+        download: files to download where --data.raw is not given; null: those of the lab's server.
     """
 
     def __init__(
@@ -54,6 +53,7 @@ class SteamReviews(Reader):
         self.download = download
 
     def sources(self, raw: Path | None) -> list[Path]:
+        """See `Reader.sources`."""
         return [path for path in self._files(raw) if path is not None] if raw is not None else []
 
     def public(self, name: str) -> list[Source]:
@@ -63,38 +63,38 @@ class SteamReviews(Reader):
         return [Source(_SERVER + _REVIEWS[0]), Source(_SERVER + _GAMES[0])]
 
     def read(self, raw: Path | None) -> EventLog:
-        """See `Reader.read`. Times are the days' beginnings, in seconds."""
+        """See `Reader.read`. Times are in seconds: the beginnings of the days."""
         reviews, games = (RawFile(path) if path is not None else None for path in self._files(raw))
         assert reviews is not None, "_files gives it or raises"
-        tally = Tally(reviews.name, self.max_bad_lines)
-        events = Events(tally)
-        for line, record in records(reviews, tally):
-            events.put(line, record.get("username"), record.get("product_id"), _day(record.get("date")))
+        counter = LineCounter(reviews.name, self.max_bad_lines)
+        events = Events(counter)
+        for line, record in records(reviews, counter):
+            events.add(line, record.get("username"), record.get("product_id"), _day(record.get("date")))
         frame = events.frame()
         wanted = None if self.keep_unreviewed else events.items
         items = Items(self.text_fields, wanted, self.max_text, kept=("category", "brand"))
-        skipped = {reviews.name: tally.skipped}
+        skipped = {reviews.name: counter.skipped}
         if games is not None:
             skipped[games.name] = self._read_games(games, items)
         return EventLog(frame, items.frame(), keep_unreviewed=self.keep_unreviewed, skipped=skipped)
 
     def _read_games(self, file: RawFile, items: Items) -> int:
-        """Read the games; returns how many lines were malformed."""
-        tally = Tally(file.name, self.max_bad_lines)
-        for line, record in records(file, tally):
+        """Read the games. Returns the number of malformed lines."""
+        counter = LineCounter(file.name, self.max_bad_lines)
+        for line, record in records(file, counter):
             own = own_id(record.get("id"))
             if not own:
-                tally.bad(line, "no id")
+                counter.skip(line, "no id")
                 continue
             title = record.get("title") or record.get("app_name")
             genres = record.get("genres")
             first = genres[0] if isinstance(genres, list) and genres else None
-            items.put(own, title, record | {"title": title, "category": first, "brand": record.get("developer")})
-        tally.close()
-        return tally.skipped
+            items.add(own, title, record | {"title": title, "category": first, "brand": record.get("developer")})
+        counter.close()
+        return counter.skipped
 
     def _files(self, raw: Path | None) -> tuple[Path, Path | None]:
-        """The reviews and the games."""
+        """Find the files of the reviews and of the games."""
         if raw is None:
             raise DataError("SteamReviews needs raw files; pass --data.raw DIR with the folder that holds them.")
         games = [raw / name for name in ([self.games] if self.games else _GAMES) if (raw / name).is_file()]
@@ -117,6 +117,6 @@ def _seconds(day: str) -> int | None:
 
 
 def _day(day: object) -> object:
-    """Seconds since 1970 of a day such as 2017-12-17; what is none comes back, to be complained about."""
+    """Seconds since 1970 of a day such as 2017-12-17. Anything else comes back as it is, for the message about the line."""
     seconds = _seconds(day) if isinstance(day, str) else None
     return day if seconds is None else seconds

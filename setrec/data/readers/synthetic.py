@@ -1,4 +1,4 @@
-"""A small world with the regularities that a recommender can learn, made from a seed in a second."""
+"""A small synthetic world with patterns that a recommender can learn, made from a seed in a second."""
 
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -30,22 +30,22 @@ class _Items(NamedTuple):
     brand: np.ndarray  # (N,) int
     adjective: np.ndarray  # (N,) int
     fame: np.ndarray  # (N,) float: popularity, skewed
-    release: np.ndarray  # (N,) float in [0, 1): when it can first be bought; 0 for what was always there
+    release: np.ndarray  # (N,) float in [0, 1): when it can first be bought; 0: from the start
 
 
 class SyntheticWorld(Reader):
-    """Events of made-up users buying made-up items.
+    """Makes events of synthetic users who buy synthetic items.
 
-    What can be learned: a purchase calls for the accessory that follows it, mostly of the same brand (a coffee grinder
-    after an espresso machine); users have favourite categories that drift, and favourite brands; few items are famous.
-    Titles name brand, quality and product, so an item released after training (cold under a global time split) can be
-    recognised by its text.
+    The patterns: a purchase is often followed by the accessory that belongs to it, mostly of the same brand (a coffee grinder
+    after an espresso machine). Users have favourite brands, and favourite categories that change over time. Few items are
+    famous. A title names brand, quality and product, so the text of an item that is released after training (cold under a
+    global time split) tells what it is.
 
     Args:
         users: how many users there are before cleaning.
         items: how many items there are before cleaning.
         events: events per user on average.
-        new_share: share of the items that is released while the world runs; the last of them are the cold items.
+        new_share: share of the items that are released during the year; the last of them are the cold items.
         follow: probability that a purchase follows from the one before it.
         seed: of the whole world.
     """
@@ -65,7 +65,7 @@ class SyntheticWorld(Reader):
         self.new_share, self.follow, self.seed = new_share, follow, seed
 
     def read(self, raw: Path | None) -> EventLog:
-        """See `Reader.read`. Ratings are not made; times are Unix seconds."""
+        """See `Reader.read`. There are no ratings. Times are in seconds."""
         rng = np.random.default_rng(self.seed)
         world = self._make_items(rng)
         user, item, when = self._make_events(rng, world)
@@ -80,7 +80,7 @@ class SyntheticWorld(Reader):
         return EventLog(events, self._describe(world, item_ids))
 
     def _item_ids(self, rng: np.random.Generator) -> np.ndarray:
-        """Own ids that say nothing about the item."""
+        """Own ids that tell nothing about the item."""
         return np.array([f"B{number:06X}" for number in rng.choice(16**6, self.items, replace=False)])
 
     def _make_items(self, rng: np.random.Generator) -> _Items:
@@ -105,10 +105,10 @@ class SyntheticWorld(Reader):
             n = max(3, rng.poisson(self.events))
             times = np.sort(rng.uniform(rng.uniform(0, 0.5), 1, n))
             liked_brand = brands[user, world.brand]  # (N,)
-            bought = np.ones(self.items)  # 0 where the user has the item already
+            wanted = np.ones(self.items)  # (N,) 0 where the user has the item already
             last = -1
             for when, chance, place in zip(times, rng.random(n), rng.random(n), strict=True):
-                there = (world.release <= when) * bought  # (N,)
+                available = (world.release <= when) * wanted  # (N,)
                 if last >= 0 and chance < self.follow:
                     weight = (world.kind == follower[last]) * np.where(world.brand == world.brand[last], 12.0, 0.5)
                 elif chance < self.follow + 0.4:
@@ -116,12 +116,12 @@ class SyntheticWorld(Reader):
                     weight = taste[category] * liked_brand
                 else:
                     weight = fame
-                fresh = 1 + 3 * (when - world.release < 0.15) * (world.release > 0)  # new things are shown more
-                total = np.cumsum(weight * there * np.sqrt(fame) * fresh)
-                if total[-1] <= 0:  # nothing of that kind is left for this user
-                    total = np.cumsum(there * fame)
+                fresh = 1 + 3 * (when - world.release < 0.15) * (world.release > 0)  # (N,) new items are bought more
+                total = np.cumsum(weight * available * np.sqrt(fame) * fresh)
+                if total[-1] <= 0:  # no such item is left for this user
+                    total = np.cumsum(available * fame)
                 last = int(np.searchsorted(total, place * total[-1], side="right"))
-                bought[last] = 0
+                wanted[last] = 0
                 all_user.append(user)
                 all_item.append(last)
                 all_time.append(when)

@@ -1,0 +1,53 @@
+"""The options of `setrec serve`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from setrec.errors import ConfigError
+from setrec.text import TextVectors
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a model is served.
+
+    Args:
+        host: Address to listen at; 127.0.0.1: this machine only; 0.0.0.0: everyone who can reach it.
+        port: TCP port; 0: any free one.
+        device: Where the model computes: cpu, cuda.
+        max_batch: Most histories in one call of the model.
+        max_wait_ms: Milliseconds that a request waits for others to share a call with.
+        max_waiting: Most histories that may wait; further requests get status 503.
+        items: File that keeps the items added to and removed from the catalogue; default: beside ckpt_path. Name one file to keep
+            them when ckpt_path changes.
+        models: Folder that checkpoints named by POST /model/reload must lie in; default: the working directory.
+        watch: Seconds between two looks at ckpt_path, which is loaded again when it has changed; 0: never.
+        drain: Seconds that running requests get after SIGTERM.
+        encoder: Text encoder for new items, such as SentenceTransformerText, if the data holds ready vectors and names no encoder.
+            It must make the vectors that the model was trained on.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "cpu"
+    max_batch: int = 32
+    max_wait_ms: float = 2.0
+    max_waiting: int = 4096
+    items: Path | None = None
+    models: Path = Path()
+    watch: float = 0.0
+    drain: int = 30
+    encoder: TextVectors | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        smallest = {"max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0}
+        for option, least in smallest.items():
+            value = getattr(self, option)
+            if not value >= least:  # this way round it refuses NaN, too
+                raise ConfigError(f"--{option} is {value}; it must be {least} or more.")
+        if not 0 <= self.port <= 65_535:
+            raise ConfigError(f"--port is {self.port}; it must be between 0 and 65535.")

@@ -1,0 +1,59 @@
+"""The counters, gauges and histograms that Prometheus reads at /metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.types import Scope
+
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class ServerMetrics:
+    """The metrics of one server. They have a registry of their own, so that a process can run several servers."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "setrec_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "setrec_request_seconds", "From the head of a request to the end of its answer.", ["route"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.in_flight = Gauge("setrec_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.batch = Histogram(
+            "setrec_batch_histories", "Histories answered by one batch.", buckets=HISTORIES, registry=self.registry
+        )
+        self.waiting = Gauge("setrec_waiting_histories", "Histories that wait for a batch.", registry=self.registry)
+        self.takeovers = Counter(
+            "setrec_takeovers", "Checkpoints that were to be taken over.", ["outcome"], registry=self.registry
+        )
+        self.generation = Gauge("setrec_generation", "Checkpoints taken over since the start.", registry=self.registry)
+        self.items = Gauge("setrec_items", "Items in the catalogue.", registry=self.registry)
+        for outcome in ("done", "refused"):
+            self.takeovers.labels(outcome)
+
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request. route: its pattern, so that unknown paths make no new series."""
+        self.requests.labels(route, method, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def show(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def method_label(scope: Scope) -> str:
+    """The label of a request's method; unknown methods share one."""
+    return str(scope["method"]) if scope["method"] in METHODS else "other"
+
+
+def route_label(scope: Scope) -> str:
+    """The label of a request's route: its pattern, or `none` if no route matched."""
+    return str(getattr(scope.get("route"), "path", "none"))
