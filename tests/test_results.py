@@ -20,12 +20,12 @@ WARM = torch.tensor([True] * 20 + [False] * 5)
 NAMES = ("model", "popularity", "item_cf", "text", "item_cf_text")
 
 
-def table_of(seed: int, variants: tuple[float, ...] = (0.0,), cold: bool = True) -> RankingTable:
+def table_of(seed: int, cold: bool = True) -> RankingTable:
     draw = torch.Generator().manual_seed(seed)
-    scores = torch.rand(len(variants), 50, 25, generator=draw)
+    scores = torch.rand(50, 25, generator=draw)
     target = torch.randint(-1, 25 if cold else 20, (50, 3), generator=draw)
-    metric = RankingMetrics(variants)
-    metric.update(torch.arange(50), torch.stack([top_groups(s, WARM, 20) for s in scores]), target, WARM)
+    metric = RankingMetrics()
+    metric.update(torch.arange(50), top_groups(scores, WARM, 20), target, WARM)
     return metric.compute()
 
 

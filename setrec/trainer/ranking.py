@@ -145,7 +145,7 @@ class RankingModule(LightningModule):
         self.search = WeightSearch(len(self.grid)).to(self.device) if len(self.grid) > 1 else None
         if self.search is None:  # nothing to choose
             self.choose(self.grid[0])
-        self.validation_metrics = RankingMetrics([0.0], CUTOFFS).to(self.device)
+        self.validation_metrics = RankingMetrics(CUTOFFS).to(self.device)
         # the command `validate` compares with the baselines; within fit that would only take time
         self.comparison = self.compare("validation") if self.trainer.state.fn == TrainerFn.VALIDATING else None
 
@@ -163,7 +163,7 @@ class RankingModule(LightningModule):
             recall = self.search.compute()  # (V,)
             self.choose(self.grid[int(recall.argmax())])  # of equals the first
         ranked = self.rank(self.score(batch), batch, self.filter_seen)  # (G, B, k)
-        self.validation_metrics.update(batch.user, ranked[None], batch.target, self.warm)
+        self.validation_metrics.update(batch.user, ranked, batch.target, self.warm)
 
     def on_validation_epoch_end(self) -> None:
         """Log every group's figures under the weights that were chosen by Recall@10 over all items."""
@@ -214,7 +214,7 @@ class RankingModule(LightningModule):
     def compare(self, split: EvalSplit) -> Comparison:
         """A new comparison of the model with the baselines on a split."""
         data = self.data
-        return Comparison(data.catalogue, data.histories, split, self.chosen.beta, CUTOFFS, self.device)
+        return Comparison(data.catalogue, data.histories, split, CUTOFFS, self.device)
 
     def report(self, comparison: Comparison) -> RankingTable:
         """Print the table and its protocol, and write results.json and the files beside it into the run's folder.
