@@ -37,7 +37,7 @@ class HubModel(ModelHubMixin):
         write_published(save_directory, trained, snapshot.restored, snapshot.catalogue, items, text)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(  # type: ignore[override]  # takes no other keyword than device
         cls,
         *,
         model_id: str,
