@@ -35,8 +35,8 @@ class WeightSearch(DistributedMetric):
         self.hits.append(hits.to(int32))  # (B, V)
         self.targets.append(targets.to(int32))  # (B,)
 
-    def no_rows(self) -> dict[str, Tensor]:
-        """See `DistributedMetric.no_rows`."""
+    def empty_states(self) -> dict[str, Tensor]:
+        """See `DistributedMetric.empty_states`."""
         return {
             "user": empty(0, dtype=int64, device=self.device),
             "hits": empty(0, self.n_weightings, dtype=int32, device=self.device),

@@ -162,7 +162,7 @@ class RankingModule(LightningModule):
         if self.search is not None and batch_index == 0:
             recall = self.search.compute()  # (V,)
             self.choose(self.grid[int(recall.argmax())])  # of equals the first
-        ranked = self.rank(self.score(batch), batch, self.filter_seen)  # (G, B, k)
+        ranked = self.rank(self.score(batch), batch)  # (G, B, k)
         self.validation_metrics.update(batch.user, ranked, batch.target, self.warm)
 
     def on_validation_epoch_end(self) -> None:

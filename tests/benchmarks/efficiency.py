@@ -164,7 +164,7 @@ def own_evaluation(module: SETRecModule, rows: EvalRows, users: np.ndarray, cpu:
     for some in tqdm(EvalPlan(users, rows.shown[users], EVAL_BATCH).batches(), desc="evaluation", unit="batch"):
         batch = rows[some]
         for metric, scores in zip(metrics, module.scorer.scores(batch, [Weights(beta) for beta in BETAS]), strict=True):
-            metric.update(batch.user, module.rank(scores, batch, filter_seen=True), batch.target, module.warm)
+            metric.update(batch.user, module.rank(scores, batch), batch.target, module.warm)
     for metric in metrics:
         metric.compute()
     return len(users) / (now() - start)

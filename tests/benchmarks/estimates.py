@@ -74,7 +74,7 @@ def measured(case: Case) -> tuple[float, int, float]:
             for metric, scores in zip(
                 metrics, module.scorer.scores(batch, [Weights(beta) for beta in BETAS]), strict=True
             ):
-                metric.update(batch.user, module.rank(scores, batch, filter_seen=True), batch.target, catalogue.warm)
+                metric.update(batch.user, module.rank(scores, batch), batch.target, catalogue.warm)
         reading.append(now() - start)
     return min(times[1:]), most, min(reading)
 

@@ -70,7 +70,7 @@ def recall(model: SETRec, data: SETRecDataModule) -> float:
     for some in EvalPlan(users, rows.shown[users], EVAL_BATCH).batches():
         batch = rows[some]
         for metric, scores in zip(metrics, module.scorer.scores(batch, [Weights(beta) for beta in BETAS]), strict=True):
-            metric.update(batch.user, module.rank(scores, batch, filter_seen=True), batch.target, module.warm)
+            metric.update(batch.user, module.rank(scores, batch), batch.target, module.warm)
     return max(metric.compute().value("recall@10") for metric in metrics)
 
 
