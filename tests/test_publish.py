@@ -20,7 +20,7 @@ from setrec.errors import ConfigError
 from setrec.inference.restore import instance_of
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun, train_tiny
-from tests.test_decoder import save_model
+from tests.language_models import save_model
 from tests.test_t5 import folder as t5_folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
