@@ -261,7 +261,7 @@ def test_setrec_takes_the_vectors_by_one_option_beside_svd(fitted, tmp_path):
     taken = ["--data.cf=[CFFile]", f"--data.cf.file={file}"]
     run(command("fit", tmp_path, "one", *small, *taken))
     both = run(command("fit", tmp_path, "two", *small, *taken, "--data.cf+=CooccurrenceSVD", "--model.n_cf=2"))
-    assert both.model.n_cf == 2
+    assert both.model.hparams["n_cf"] == 2
     catalogue = Catalogue.load(tmp_path / "data/two")
     with safe_open(file, framework="pt") as stored:
         assert torch.equal(catalogue.cf[0], stored.get_tensor("vectors"))
