@@ -34,7 +34,7 @@ def test_the_naive_way_agrees(backbone: Backbone) -> None:
     assert loss < 1e-5
     assert gradient < 1e-5
     module = module_of(model, catalogue)
-    module.refresh()
+    module.scorer.refresh()
     rows = EvalRows(made_up_rows(20, 300, seed=1), made_up_rows(20, 300, (0.0, 0.5), seed=2), 50)
     score, spread = score_differences(model, module, rows, np.arange(0, 20, 5))
     assert score < 1e-4 * spread

@@ -164,7 +164,7 @@ def own_evaluation(module: SETRecModule, rows: EvalRows, users: np.ndarray, cpu:
     for some in tqdm(EvalPlan(users, rows.shown[users], EVAL_BATCH).batches(), desc="evaluation", unit="batch"):
         batch = rows[some]
         ranked = [
-            module.rank(scores, batch, filter_seen=True)
+            module.rank(scores, batch)
             for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
         ]
         metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)

@@ -72,7 +72,7 @@ def measured(case: Case) -> tuple[float, int, float]:
         metrics, start = RankingMetrics(BETAS, CUTOFFS), now()
         with torch.no_grad():
             ranked = [
-                module.rank(scores, batch, filter_seen=True)
+                module.rank(scores, batch)
                 for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
             ]
         metrics.update(batch.user, torch.stack(ranked), batch.target, catalogue.warm)

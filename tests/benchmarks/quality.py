@@ -70,7 +70,7 @@ def recall(model: SETRec, data: SETRecDataModule) -> float:
     for some in EvalPlan(users, rows.shown[users], EVAL_BATCH).batches():
         batch = rows[some]
         ranked = [
-            module.rank(scores, batch, filter_seen=True)
+            module.rank(scores, batch)
             for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
         ]
         metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
