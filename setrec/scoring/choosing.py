@@ -103,7 +103,8 @@ def hits_of_weightings(
     factors = factors_of(grid, parts, device)  # (V, 2 P)
     ids, edges = _candidates(parts, by_text, seen, target, at.weights)  # (B, U), (B, C)
     whole = torch.stack([part.expand(len(target), -1) for part in parts.values()], dim=1)  # (B, P, N)
-    bound = edges @ at.share.T.to(device)  # (B, V)
+    slack = 1e-5 * edges.abs().amax()  # (): sums of another order are rounded otherwise
+    bound = edges @ at.share.T.to(device) + slack  # (B, V)
     hits = torch.zeros(len(target), len(grid), dtype=torch.int64, device=device)  # (B, V)
     user, column = mask_of(target).nonzero(as_tuple=True)  # (T,), (T,): every target of the batch
     allowed = ~(target[user, column, None] == seen[user]).any(dim=1)  # (T,): a seen item is no hit
@@ -117,8 +118,7 @@ def hits_of_weightings(
         mine = scores.gather(2, place[:, None, None].expand(-1, len(grid), 1))  # (t, V, 1)
         higher = (scores > mine) | ((scores == mine) & (own < item[:, None])[:, None, :])  # (t, V, U)
         above = (higher & mask_of(own)[:, None, :]).sum(dim=2)  # (t, V)
-        slack = 1e-5 * scores.abs().amax()  # (): sums of another order are rounded otherwise
-        unsure = (above < k) & (mine.squeeze(2) <= bound[u] + slack)  # (t, V): an item outside may stand above it
+        unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
         for t, v in unsure.nonzero().tolist():
             above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
         hits.index_add_(0, u, (above < k).long())
