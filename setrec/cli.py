@@ -71,7 +71,14 @@ def dispatch(words: Sequence[str]) -> None:
     if name not in COMMANDS:
         raise ConfigError(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
     module = importlib.import_module(COMMANDS[name].module)
-    module.from_words(words if name in LIGHTNING else words[1:])
+    function = COMMANDS[name].function
+    if function is None:
+        module.from_words(words if name in LIGHTNING else words[1:])
+        return
+    from setrec.commands.words import call, ckpt_path_of  # here: `setrec --help` needs no parser
+
+    ckpt_path_of(words)
+    call(getattr(module, function), name, words[1:])
 
 
 def run(args: Sequence[str]) -> "SETRecCLI":

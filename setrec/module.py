@@ -1,6 +1,6 @@
 """SETRec as a LightningModule: training step, optimiser and scores. Its evaluation is in trainer/ranking.py."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,7 @@ class SETRecModule(RankingModule):
             self.model = self.make_model(self.data.catalogue, self.data.targets)
             if self.compile_backbone:
                 self.model.backbone.compile(dynamic=True)  # batches differ in length
+            self.data.validation_passes = min(2, len(self.weightings()))
             if self.device_mesh is not None:  # ModelParallelStrategy
                 shard(self.model, self.device_mesh)
 
@@ -190,9 +191,9 @@ class SETRecModule(RankingModule):
         """See `RankingModule.weightings`."""
         return self.scorer.weightings()
 
-    def score_weightings(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
-        """See `RankingModule.score_weightings`."""
-        return self.scorer.scores(batch, grid)
+    def hits(self, batch: Batch, target: Tensor, seen: Tensor, grid: Sequence[Weights], k: int) -> Tensor:
+        """See `RankingModule.hits`."""
+        return self.scorer.hits(batch, target, seen, grid, k)  # (B, V)
 
     def choose(self, weights: Weights) -> None:
         """See `RankingModule.choose`."""

@@ -8,7 +8,7 @@ Every shape comment in this project uses these letters:
     M  real (unpadded) prefixes          E  width of a collaborative (CF) vector
     T  sequence length                   F  width of a text vector
     U  distinct items in a batch         H  width of the semantic bottleneck
-    G  groups of items: all, warm, cold  V  variants scored at once (values of beta)
+    G  groups of items: all, warm, cold  V  weightings of the score that are tried
 
 Item ids are 0..N-1 everywhere. Padding is -1; only `mask_of` tests for it.
 """

@@ -154,7 +154,7 @@ def test_weight_is_the_one_with_the_best_validation_recall() -> None:
     for (kind, weight), recall in choice.recall.items():
         scores = mask_seen(ItemCFText(cf, texts[kind], weight).score(seen), seen)
         metric = RankingMetrics(cutoffs=(10,))
-        metric.update(torch.from_numpy(users), top_groups(scores, warm, 10)[None], target, warm)
+        metric.update(torch.from_numpy(users), top_groups(scores, warm, 10), target, warm)
         assert recall == pytest.approx(metric.compute().value("recall@10"), abs=1e-9)
     assert len(set(choice.recall.values())) > 2
     assert choice.recall[choice.kind, choice.weight] == max(choice.recall.values())
@@ -206,7 +206,7 @@ def test_toys_figures(toys: tuple[Catalogue, Histories]) -> None:
         scores["hybrid"] = scores["item_cf"] + scores["text"]
         for name, metric in ranked.items():
             lists = top_groups(mask_seen(scores[name], history), catalogue.warm, 10)
-            metric.update(user, lists[None], target, catalogue.warm)
+            metric.update(user, lists, target, catalogue.warm)
     tables = {"popularity": popular.compute()} | {name: metric.compute() for name, metric in ranked.items()}
     assert tables["text"].n_users() == {"all": 5559, "warm": 4489, "cold": 2053}
     expected = {

@@ -8,18 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from setrec.data import (
-    AmazonReviews,
-    SETRecDataModule,
-)
+from setrec.data import AmazonReviews, SETRecDataModule
 from setrec.errors import DataError
-from tests.raw_data import (
-    events_of,
-    items_of,
-    jsonl,
-    literal,
-    write,
-)
+from tests.raw_data import events_of, items_of, jsonl, literal, write
 
 REVIEWS_2014 = [
     {"reviewerID": "A1", "asin": "0001", "overall": 5.0, "unixReviewTime": 1390953600, "reviewText": 'so "good"'},

@@ -3,13 +3,9 @@
 import polars as pl
 import pytest
 
-from setrec.data import (
-    Cleaning,
-)
+from setrec.data import Cleaning
 from setrec.errors import DataError
-from tests.raw_data import (
-    random_events,
-)
+from tests.raw_data import random_events
 
 
 def naive_core(events: list[tuple], k: int) -> list[tuple]:

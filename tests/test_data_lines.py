@@ -4,16 +4,10 @@ import json
 
 import pytest
 
-from setrec.data import (
-    TableFiles,
-)
+from setrec.data import TableFiles
 from setrec.data.readers import columns, lines
 from setrec.errors import ConfigError, DataError
-from tests.raw_data import (
-    items_of,
-    prepared,
-    write,
-)
+from tests.raw_data import items_of, prepared, write
 
 
 def test_parse_takes_objects_only():

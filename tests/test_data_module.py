@@ -42,7 +42,8 @@ def test_what_each_loader_shows(tiny_release, tmp_path):
     log = OfficialRelease().read(tiny_release)
     train, validation, test = ([s.row(u).tolist() for u in range(60)] for s in (log.train, log.validation, log.test))
     users = range(60)
-    assert rows(data.val_dataloader()) == {u: (train[u][-5:], validation[u], train[u]) for u in users if validation[u]}
+    (first_pass,) = data.val_dataloader()
+    assert rows(first_pass) == {u: (train[u][-5:], validation[u], train[u]) for u in users if validation[u]}
     before = [a + b for a, b in zip(train, validation, strict=True)]
     assert rows(data.test_dataloader()) == {u: (before[u][-5:], test[u], before[u]) for u in users if test[u]}
     assert rows(data.predict_dataloader()) == {u: (before[u][-5:], test[u], before[u]) for u in users}

@@ -20,11 +20,7 @@ from setrec.data import (
 from setrec.data.prepare import Preparation
 from setrec.errors import DataError
 from setrec.text import TfidfSVD
-from tests.raw_data import (
-    Fixed,
-    official,
-    run,
-)
+from tests.raw_data import Fixed, official, run
 
 
 def test_prepared_data_comes_back(tiny_release, tmp_path):

@@ -4,15 +4,9 @@ import zipfile
 
 import pytest
 
-from setrec.data import (
-    RecBoleFiles,
-)
+from setrec.data import RecBoleFiles
 from setrec.errors import DataError
-from tests.raw_data import (
-    events_of,
-    items_of,
-    write,
-)
+from tests.raw_data import events_of, items_of, write
 
 INTER = 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n"1\t7\t4\t978300760.5\n2\t7\t3\t978300000\n'
 

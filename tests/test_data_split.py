@@ -5,19 +5,9 @@ import random
 
 import pytest
 
-from setrec.data import (
-    LeaveOneOut,
-    Ragged,
-    TimestampSplit,
-    catalogue,
-)
+from setrec.data import LeaveOneOut, Ragged, TimestampSplit, catalogue
 from setrec.errors import DataError
-from tests.raw_data import (
-    Fixed,
-    as_dicts,
-    random_events,
-    run,
-)
+from tests.raw_data import Fixed, as_dicts, random_events, run
 
 
 def papers_recipe(events: list[tuple]) -> tuple[list[str], list[dict[int, list[int]]], list[str]]:

@@ -2,16 +2,9 @@
 
 import pytest
 
-from setrec.data import (
-    SteamReviews,
-)
+from setrec.data import SteamReviews
 from setrec.errors import DataError
-from tests.raw_data import (
-    events_of,
-    items_of,
-    literal,
-    write,
-)
+from tests.raw_data import events_of, items_of, literal, write
 
 
 def test_steam(tmp_path):

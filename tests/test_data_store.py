@@ -9,16 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from setrec.cf import CooccurrenceSVD
-from setrec.data import (
-    Catalogue,
-    catalogue,
-    prepare,
-    store,
-)
+from setrec.data import Catalogue, catalogue, prepare, store
 from setrec.errors import DataError
-from tests.raw_data import (
-    official,
-)
+from tests.raw_data import official
 
 
 def test_another_folder_is_not_replaced(tiny_release, tmp_path):

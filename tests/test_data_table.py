@@ -5,18 +5,10 @@ import csv
 import polars as pl
 import pytest
 
-from setrec.data import (
-    TableFiles,
-    TimestampSplit,
-)
+from setrec.data import TableFiles, TimestampSplit
 from setrec.errors import ConfigError, DataError
 from setrec.files import tables
-from tests.raw_data import (
-    events_of,
-    items_of,
-    prepared,
-    write,
-)
+from tests.raw_data import events_of, items_of, prepared, write
 
 TABLE = [("u1", "007", 1400000000, 5.0), ("u2", 'é, "q"', 1400000001, 3.5), ("u1", "9", 1400000002, None)]
 

@@ -84,10 +84,7 @@ def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
 
 @pytest.mark.parametrize(
     ("split", "counted", "recent"),
-    [
-        ("validation", [2, 3, 2, 1, 0, 0], [0, 1, 2, 1, 0, 0]),
-        ("test", [2, 3, 3, 2, 2, 0], [0, 0, 2, 1, 1, 0]),
-    ],
+    [("validation", [2, 3, 2, 1, 0, 0], [0, 1, 2, 1, 0, 0]), ("test", [2, 3, 3, 2, 2, 0], [0, 0, 2, 1, 1, 0])],
 )
 def test_known_is_what_came_before_and_never_test(split, counted, recent) -> None:
     found = past_events(histories(), N, split)

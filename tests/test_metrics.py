@@ -95,7 +95,7 @@ TARGETS = torch.tensor([[4, 1, 6, -1, -1], [7, -1, -1, -1, -1], [3, 6, 6, 0, 3],
 
 def metrics_of(scores: Tensor, targets: Tensor, cutoffs: tuple[int, ...] = (1, 3)) -> RankingTable:
     metric = RankingMetrics(cutoffs=cutoffs)
-    metric.update(torch.arange(len(scores)), top_groups(scores, WARM, max(cutoffs))[None], targets, WARM)
+    metric.update(torch.arange(len(scores)), top_groups(scores, WARM, max(cutoffs)), targets, WARM)
     return metric.compute()
 
 
@@ -160,26 +160,16 @@ def test_no_targets_at_all_gives_zeros_and_no_users() -> None:
 def test_users_shown_twice_count_once() -> None:
     metric = RankingMetrics(cutoffs=(3,))
     for rows in ([2, 0], [1, 2], [0, 0]):
-        metric.update(torch.tensor(rows), top_groups(SCORES[rows], WARM, 3)[None], TARGETS[rows], WARM)
+        metric.update(torch.tensor(rows), top_groups(SCORES[rows], WARM, 3), TARGETS[rows], WARM)
     once, table = metrics_of(SCORES[:3], TARGETS[:3], (3,)), metric.compute()
     assert table.user.tolist() == [0, 1, 2]
     assert table.table() == once.table()
 
 
-def test_variants_and_choice() -> None:
-    metric = RankingMetrics(variants=(0.0, 0.5, 1.0), cutoffs=(3,))
-    lists = torch.stack([top_groups(scores, WARM, 3) for scores in (-SCORES, SCORES, SCORES)])  # (V, G, B, k)
-    metric.update(torch.arange(4), lists, TARGETS, WARM)
-    table = metric.compute()
-    assert table.best("recall@3") == 1  # the first of equals
-    assert table.curve("recall@3")[1] == metrics_of(SCORES, TARGETS).value("recall@3")
-    assert table.curve("recall@3")[0] == metrics_of(-SCORES, TARGETS).value("recall@3")
-
-
 def test_wrong_lists_and_names_are_refused() -> None:
     metric = RankingMetrics(cutoffs=(5,))
-    with pytest.raises(ValueError, match="5 or more"):
-        metric.update(torch.arange(4), top_groups(SCORES, WARM, 3)[None], TARGETS, WARM)
+    with pytest.raises(ValueError, match="3 items, but 5 are needed"):
+        metric.update(torch.arange(4), top_groups(SCORES, WARM, 3), TARGETS, WARM)
     for name in ("recall@6", "recall", "hits@3", "recall@0"):
         with pytest.raises(ValueError, match="unknown metric"):
             metrics_of(SCORES, TARGETS, (5,)).per_user(name)
@@ -233,7 +223,7 @@ def add_users(metric: RankingMetrics, users: list[int]) -> None:
     scores, targets = world()
     for start in range(0, len(users), 5):
         rows = users[start : start + 5]
-        ranked = scores[rows] if isinstance(metric, RandomTieMetrics) else top_groups(scores[rows], WARM, 5)[None]
+        ranked = scores[rows] if isinstance(metric, RandomTieMetrics) else top_groups(scores[rows], WARM, 5)
         metric.update(torch.tensor(rows), ranked, targets[rows], WARM)
 
 

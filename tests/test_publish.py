@@ -180,11 +180,11 @@ def test_a_changed_or_missing_file_is_refused(name: str, copy: Path) -> None:
 
 
 def test_weights_load_strictly(copy: Path) -> None:
-    """Whoever fixes the hash of a weight file with a missing or a strange tensor is refused too."""
+    """A weight file with a missing or an additional tensor is refused even if its hash is right."""
     from setrec.files.hashes import file_hash
 
     config = json.loads((copy / "config.json").read_text())
-    for change in ("missing", "strange"):
+    for change in ("missing", "additional"):
         weights = load_file(copy / "model.safetensors")
         if change == "missing":
             weights.pop("model.queries")

@@ -15,11 +15,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from setrec.class_names import CLASSES
 from setrec.commands import COMMANDS
 from setrec.commands.estimate import Workload
-from setrec.commands.predict_file import predict_file
+from setrec.commands.predict_file import PredictFileOptions, predict_file
 from setrec.data.datamodule import SETRecDataModule
 from setrec.model import Recipe
 from setrec.module import SETRecModule
 from setrec.sasrec import SASRecModule
+from setrec.serve.options import ServeOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,9 +63,13 @@ TOP: dict[str, Set[str]] = {  # first part of an option of fit -> what may follo
 def options_of(command: str) -> Mapping[str, Set[str]]:
     """The options of a command, and what may follow each after a dot."""
     if command in LIGHTNING:
-        return TOP | (dict.fromkeys(arguments(predict_file), NOTHING) if command == "predict" else {})
+        return TOP | (
+            dict.fromkeys(arguments(predict_file) | fields(PredictFileOptions), NOTHING) if command == "predict" else {}
+        )
     module = importlib.import_module(COMMANDS[command].module)
-    own = arguments(getattr(module, command.replace("-", "_")))
+    own = arguments(getattr(module, command.replace("-", "_"))) | (
+        fields(ServeOptions) if command == "serve" else set()
+    )
     return dict.fromkeys(own, NESTED) | ({"workload": fields(Workload)} if command == "estimate" else {})
 
 

@@ -101,11 +101,11 @@ def test_an_empty_history_gets_the_prior_and_unknown_ids_are_told(
     recommender: Recommender, users: list[list[str]]
 ) -> None:
     known = users[0][:2]
-    empty, strange, plain = recommender.recommend([[], ["nope", known[0], "nope", "never", known[1]], known])
+    empty, partly_unknown, plain = recommender.recommend([[], ["nope", known[0], "nope", "never", known[1]], known])
     assert len(empty.items) == 10
     assert empty.unknown == []
-    assert strange.unknown == ["nope", "never"]
-    assert [item.id for item in strange.items] == [item.id for item in plain.items]
+    assert partly_unknown.unknown == ["nope", "never"]
+    assert [item.id for item in partly_unknown.items] == [item.id for item in plain.items]
     with pytest.raises(DataError, match="history 1: item 'nope'"):
         recommender.recommend([known, ["nope"]], unknown="refuse")
 
@@ -186,10 +186,10 @@ def test_why_names_the_closest_items_of_the_history(recommender: Recommender, us
 
 
 @pytest.fixture(scope="module")
-def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """A model that weighs counted neighbours beside its slots, with weights that cannot be overlooked."""
+def with_graphs(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A model with item graphs, and with weights large enough to be seen in every score."""
     flags = ["--model.objective=score", "--model.memory=true", "--model.missing_cf=zero", "--model.neighbours=true"]
-    run = train_tiny(tmp_path_factory.mktemp("counting"), *flags)
+    run = train_tiny(tmp_path_factory.mktemp("with_graphs"), *flags)
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["state_dict"]["neighbours_weight"].fill_(4.0)
     checkpoint["state_dict"]["recency_weight"].fill_(0.3)
@@ -198,8 +198,8 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return run
 
 
-def test_only_cold_items_feel_the_weight_of_cold(counting: TrainedRun) -> None:
-    scorer, data = Recommender.load(counting.checkpoint)._snapshot.restored.scorer, datamodule(counting)
+def test_cold_text_weighs_cold_items_only(with_graphs: TrainedRun) -> None:
+    scorer, data = Recommender.load(with_graphs.checkpoint)._snapshot.restored.scorer, datamodule(with_graphs)
     batch = next(iter(data.test_dataloader()))
     assert scorer.graphs is not None
     weights = Weights(beta=0.3, neighbours=2.0, recency=0.5, cold_text=2.0)
@@ -211,22 +211,24 @@ def test_only_cold_items_feel_the_weight_of_cold(counting: TrainedRun) -> None:
     assert torch.equal(once[:, warm], thrice[:, warm])
     assert torch.allclose(thrice - once, 0.3 * (6.0 - 2.0) * text * ~warm, atol=1e-5)
     assert (text * ~warm).any()
-    assert torch.equal(once[:, ~warm], counted[:, ~warm])  # what is counted says nothing of them
+    assert torch.equal(once[:, ~warm], counted[:, ~warm])  # recency is not part of their score
     assert not torch.equal(once[:, warm], counted[:, warm])
 
 
-def test_a_checkpoint_from_when_the_weight_of_cold_was_a_factor(counting: TrainedRun, tmp_path: Path) -> None:
-    checkpoint = torch.load(counting.checkpoint, weights_only=True)
+def test_an_older_checkpoint_with_cold_weight_as_a_factor(with_graphs: TrainedRun, tmp_path: Path) -> None:
+    checkpoint = torch.load(with_graphs.checkpoint, weights_only=True)
     checkpoint["state_dict"]["cold_weight"] = checkpoint["state_dict"].pop("cold_text_weight") / 4.0  # neighbours: 4
     torch.save(checkpoint, tmp_path / "older.ckpt")
-    now, older = (Recommender.load(path, data=counting.data) for path in (counting.checkpoint, tmp_path / "older.ckpt"))
+    now, older = (
+        Recommender.load(path, data=with_graphs.data) for path in (with_graphs.checkpoint, tmp_path / "older.ckpt")
+    )
     assert now._snapshot.restored.weights.cold_text == 3.0
     assert older.recommend([[], ["I1"]]) == now.recommend([[], ["I1"]])
 
 
-def test_counted_neighbours_are_part_of_the_answer(counting: TrainedRun, tmp_path: Path) -> None:
-    """As in the test step, in the explanation, in a published folder, and after items went and came back."""
-    recommender, data = Recommender.load(counting.checkpoint), datamodule(counting)
+def test_item_graphs_are_part_of_the_answer(with_graphs: TrainedRun, tmp_path: Path) -> None:
+    """As in the test step, in the explanation, in a published folder, and after items were added and removed."""
+    recommender, data = Recommender.load(with_graphs.checkpoint), datamodule(with_graphs)
     restored = recommender._snapshot.restored
     ids, rows = data.catalogue.ids, data.histories.train.joined(data.histories.validation)
     users = [[ids[item] for item in rows.row(u)] for u in range(len(rows))]

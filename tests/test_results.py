@@ -20,12 +20,12 @@ WARM = torch.tensor([True] * 20 + [False] * 5)
 NAMES = ("model", "popularity", "item_cf", "text", "item_cf_text")
 
 
-def table_of(seed: int, variants: tuple[float, ...] = (0.0,), cold: bool = True) -> RankingTable:
+def table_of(seed: int, cold: bool = True) -> RankingTable:
     draw = torch.Generator().manual_seed(seed)
-    scores = torch.rand(len(variants), 50, 25, generator=draw)
+    scores = torch.rand(50, 25, generator=draw)
     target = torch.randint(-1, 25 if cold else 20, (50, 3), generator=draw)
-    metric = RankingMetrics(variants)
-    metric.update(torch.arange(50), torch.stack([top_groups(s, WARM, 20) for s in scores]), target, WARM)
+    metric = RankingMetrics()
+    metric.update(torch.arange(50), top_groups(scores, WARM, 20), target, WARM)
     return metric.compute()
 
 
@@ -119,12 +119,11 @@ def test_short_numbers() -> None:
 
 
 def test_beta_curve() -> None:
-    table = table_of(1, variants=(0.0, 0.5, 1.0))
-    figure = beta_curve(table, [0, 1, 2], 1)
-    assert [axes.get_title() for axes in figure.axes] == ["validation recall@10", "validation ndcg@10"]
-    for axes, metric in zip(figure.axes, ("recall@10", "ndcg@10"), strict=True):
-        for line, group in zip(axes.lines, ("all", "warm", "cold"), strict=False):
-            assert list(line.get_ydata()) == table.curve(metric, group)
+    recall = {0.0: 0.1, 0.5: 0.3, 1.0: 0.2}
+    figure = beta_curve(recall, 0.5)
+    curve, chosen = figure.axes[0].lines
+    assert dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == recall
+    assert set(chosen.get_xdata()) == {0.5}
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     assert picture.getvalue().startswith(b"\x89PNG")

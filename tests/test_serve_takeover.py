@@ -101,7 +101,9 @@ def test_a_watched_checkpoint_is_taken_over_when_it_changes(holder: ModelHolder)
         wait_for('setrec_takeovers_total{outcome="done"} 1.0')
         answer = client.post("/recommend", json={"histories": [[]], "k": 1}).json()
         assert answer["recommendations"][0]["items"][0]["score"] == 7.0
-        path.write_text("garbage")
+        garbage = path.with_suffix(".part")
+        garbage.write_text("garbage")
+        garbage.replace(path)  # at once: a look between emptying and writing would see a third version
         wait_for('setrec_takeovers_total{outcome="refused"} 1.0')
         assert client.post("/recommend", json={"histories": [[]], "k": 1}).json()["generation"] == 1
         threading.Event().wait(0.1)  # refused once, not at every look

@@ -6,6 +6,8 @@ A name is imported when it is first used, because transformers takes seconds to 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from setrec.class_names import CLASSES
+
 if TYPE_CHECKING:
     from setrec.backbones.base import Backbone
     from setrec.backbones.decoder import DecoderBackbone
@@ -14,16 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "DecoderBackbone", "LoRA", "T5Backbone"]
 
-_MODULES = {
-    "Backbone": "setrec.backbones.base",
-    "DecoderBackbone": "setrec.backbones.decoder",
-    "LoRA": "setrec.backbones.lora",
-    "T5Backbone": "setrec.backbones.t5",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name not in _MODULES:
+    module = CLASSES.get(f"setrec.backbones.{name}") or ("setrec.backbones.base" if name == "Backbone" else None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return getattr(importlib.import_module(module), name)

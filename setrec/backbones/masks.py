@@ -56,10 +56,7 @@ def history_mask(
         (T, T) bool.
     """
     order = torch.cat(
-        [
-            torch.full((n_text,), -1, device=device),
-            torch.arange(n_items, device=device).repeat_interleave(n_slots),
-        ]
+        [torch.full((n_text,), -1, device=device), torch.arange(n_items, device=device).repeat_interleave(n_slots)]
     )  # (T,): the item that a token belongs to, -1 for text
     row, column = order[:, None], order[None, :]  # (T, 1), (1, T)
     earlier = (column <= row) & (row >= 0) if own_item else column < row  # (T, T)

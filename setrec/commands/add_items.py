@@ -1,10 +1,8 @@
 """add-items: write a new version of a trained model's catalogue."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
-from setrec.commands.words import call
 from setrec.errors import ConfigError
 from setrec.files.tables import read_table
 from setrec.inference.versions import VERSION, newest
@@ -54,8 +52,3 @@ def add_items(
     print(f"version: {folder}")
     print(f"next: setrec predict --ckpt_path {folder} --histories FILE")
     return folder
-
-
-def from_words(words: Sequence[str]) -> None:
-    """Run `add-items`."""
-    call(add_items, "add-items", words)

@@ -8,7 +8,6 @@ second, or given for another machine. tests/benchmarks/estimates.py compares the
 
 import time
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +23,6 @@ from torch.utils.flop_counter import flop_registry
 import setrec.backbones.decoder  # noqa: F401  (--backbone DecoderBackbone is found by its name)
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
-from setrec.commands.words import call
 from setrec.data.batches import EvalRows, TrainRows
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
@@ -343,8 +341,3 @@ def estimate(
     print(f"at              {speeds.flops / 1e9:.4g} GFLOP/s ({speeds.float32_flops / 1e9:.4g} in float32),")
     print(f"                {bandwidth / 1e9:.3g} GB/s and {speeds.ranked / 1e6:.3g} million scores ranked a second;")
     print("                libraries and allocator need 0.2 to 0.8 GiB more")
-
-
-def from_words(words: Sequence[str]) -> None:
-    """Run `estimate`."""
-    call(estimate, "estimate", words)

@@ -1,11 +1,9 @@
 """merge: add a checkpoint's adapters to their language model, and write it as a plain Hugging Face folder."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from setrec.backbones.base import Backbone
 from setrec.backbones.decoder import DecoderBackbone
-from setrec.commands.words import call, ckpt_path_of
 from setrec.errors import ConfigError
 from setrec.files.checkpoint import read_checkpoint
 from setrec.hparams import instantiate
@@ -32,9 +30,3 @@ def merge(ckpt_path: str, output: str) -> None:
     backbone.load_state_dict(weights)
     backbone.merge(Path(output))
     print(f"merged model: {output}")
-
-
-def from_words(words: Sequence[str]) -> None:
-    """Run `merge`."""
-    ckpt_path_of(words)
-    call(merge, "merge", words)

@@ -1,11 +1,9 @@
 """publish: write a model as a folder that others can use."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from setrec.commands.words import call
 from setrec.errors import ConfigError, DataError
 from setrec.files.whole import whole_folder
 from setrec.recommend import Recommender
@@ -59,8 +57,3 @@ def _read_results(path: Path) -> dict[str, Any]:
         return results
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as results.json ({error}).") from None
-
-
-def from_words(words: Sequence[str]) -> None:
-    """Run `publish`."""
-    call(publish, "publish", words)

@@ -1,10 +1,8 @@
 """The command `report`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from setrec.commands.words import call
 from setrec.errors import ConfigError
 from setrec.evaluation.results import write_results
 from setrec.report.figure import draw_report
@@ -88,8 +86,3 @@ def report(
     path = write_results(folder / "report.json", content)
     print(f"report: {path}, {folder / 'report.png'}")
     return path
-
-
-def from_words(words: Sequence[str]) -> None:
-    """Run `report`."""
-    call(report, "report", words)

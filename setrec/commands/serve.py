@@ -1,11 +1,9 @@
 """serve: recommendations over HTTP; needs the extra `serve`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
-from setrec.commands.words import call, ckpt_path_of
 from setrec.errors import ConfigError
 from setrec.recommend import Recommender
 from setrec.serve.options import ServeOptions
@@ -31,9 +29,3 @@ def serve(ckpt_path: Path, **options: Any) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'setrec[serve]'.") from None
     run_server(lambda path: Recommender.load(path, device=chosen.device), ckpt_path, chosen)
-
-
-def from_words(words: Sequence[str]) -> None:
-    """Run `serve`."""
-    ckpt_path_of(words)
-    call(serve, "serve", words)

@@ -23,7 +23,7 @@ def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> None:
 def values_of(words: Sequence[str], *options: str) -> list[str]:
     """What a command line gives for an option, in order: `--option value` or `--option=value`."""
     found = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):  # no words: nothing
         name, equals, value = word.partition("=")
         if name in options:
             found.append(value if equals else after)

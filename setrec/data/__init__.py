@@ -7,6 +7,8 @@ of raw files nor Lightning.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from setrec.class_names import CLASSES
+
 if TYPE_CHECKING:
     from setrec.data.catalogue import Catalogue, Histories
     from setrec.data.clean import Cleaning
@@ -44,31 +46,20 @@ __all__ = [
     "TimestampSplit",
 ]
 
-_MODULES = {  # name -> the module that defines it
-    "AmazonReviews": "setrec.data.readers.amazon",
+_OTHERS = {  # public names that no file holds, and the modules that define them
     "Catalogue": "setrec.data.catalogue",
-    "Cleaning": "setrec.data.clean",
     "EventLog": "setrec.data.readers.base",
     "Histories": "setrec.data.catalogue",
-    "LeaveOneOut": "setrec.data.split",
-    "OfficialRelease": "setrec.data.readers.official",
     "Ragged": "setrec.files.ragged",
     "Reader": "setrec.data.readers.base",
-    "RecBoleFiles": "setrec.data.readers.recbole",
-    "SETRecDataModule": "setrec.data.datamodule",
-    "Source": "setrec.data.readers.download",
     "Split": "setrec.data.split",
     "SplitLog": "setrec.data.readers.base",
-    "SteamReviews": "setrec.data.readers.steam",
-    "SyntheticWorld": "setrec.data.readers.synthetic",
-    "TableFiles": "setrec.data.readers.table",
-    "TimeRatioSplit": "setrec.data.split",
-    "TimestampSplit": "setrec.data.split",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name not in _MODULES:
+    module = CLASSES.get(f"setrec.data.{name}") or _OTHERS.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return getattr(importlib.import_module(module), name)

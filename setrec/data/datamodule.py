@@ -61,6 +61,7 @@ class SETRecDataModule(LightningDataModule):
 
     catalogue: Catalogue
     histories: Histories
+    validation_passes = 1  # over the users; a model with weights to choose asks for two
 
     def __init__(
         self,
@@ -142,9 +143,10 @@ class SETRecDataModule(LightningDataModule):
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 
-    def val_dataloader(self) -> BatchLoader:
-        """Batches of users with validation items: the history is train, the targets are validation."""
-        return self._evaluate(self.histories.train, self.histories.validation)
+    def val_dataloader(self) -> list[BatchLoader]:
+        """Users with validation items: the history is train, the targets are validation. One loader for each pass."""
+        h = self.histories
+        return [self._evaluate(h.train, h.validation) for _ in range(self.validation_passes)]
 
     def test_dataloader(self) -> BatchLoader:
         """Batches of users with test items: the history is train + validation, the targets are test."""

@@ -1,32 +1,24 @@
-"""A figure of validation metrics over beta, the weight of the semantic slots."""
+"""The picture of beta: Recall@10 on validation over the weight of the semantic slots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from setrec.evaluation.ranking_table import RankingTable
-from setrec.schemas import GROUPS
 
-
-def beta_curve(table: RankingTable, line: Sequence[int], best: int) -> Figure:
-    """Draw Recall@10 and NDCG@10 over beta, one line a group, for TensorBoard.
+def beta_curve(recall: Mapping[float, float], chosen: float) -> Figure:
+    """Recall@10 (All) over beta, for TensorBoard. No pyplot, so no global state and no window.
 
     Args:
-        table: Metrics of validation, one variant for each value of beta.
-        line: Places of the variants to draw.
-        best: Place of the chosen variant.
+        recall: under each beta, the other weights as chosen.
+        chosen: the beta to mark.
     """
-    # without pyplot there is no global state and no window
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.5, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    chosen, betas = table.variants[best], [table.variants[place] for place in line]
-    for axes, metric in zip(figure.subplots(1, 2), ("recall@10", "ndcg@10"), strict=True):
-        for group in GROUPS:
-            curve = table.curve(metric, group)
-            axes.plot(betas, [curve[place] for place in line], marker="o", markersize=3, label=group)
-        axes.axvline(chosen, color="grey", linestyle=":", label=f"chosen: {chosen:g}")
-        axes.set(xlabel="beta: weight of the semantic slots", title=f"validation {metric}", ylim=(0, None))
-        axes.grid(alpha=0.3)
+    axes = figure.subplots()
+    axes.plot(list(recall), list(recall.values()), marker="o", markersize=3, label="all items")
+    axes.axvline(chosen, color="grey", linestyle=":", label=f"chosen: {chosen:g}")
+    axes.set(xlabel="beta: weight of the semantic slots", title="validation recall@10", ylim=(0, None))
+    axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure

@@ -29,7 +29,6 @@ class Comparison:
         catalogue: The items.
         histories: The histories that baselines count in.
         split: The split that is evaluated.
-        beta: The model's beta, which labels its figures.
         cutoffs: Lengths of the lists.
         device: Device of the scores.
     """
@@ -39,7 +38,6 @@ class Comparison:
         catalogue: Catalogue,
         histories: Histories,
         split: EvalSplit,
-        beta: float,
         cutoffs: tuple[int, ...],
         device: torch.device,
     ) -> None:
@@ -50,8 +48,7 @@ class Comparison:
         for filtered in (True, False):
             for name in (MODEL, *self.baselines):
                 kind = RandomTieMetrics if self.random_ties(name) else RankingMetrics
-                labels = (beta if name == MODEL else 0.0,)
-                self.metrics[filtered, name] = kind(labels, cutoffs).to(device), TargetHits(cutoffs).to(device)
+                self.metrics[filtered, name] = kind(cutoffs).to(device), TargetHits(cutoffs).to(device)
 
     def random_ties(self, name: str) -> bool:
         """Whether a method is reported at its expected value under random ties: popularity, which ties all cold items."""
@@ -73,7 +70,7 @@ class Comparison:
                 hits = expected_hits(ranking, batch.target, self.cutoffs)  # (B, R, C)
             else:
                 ranked = top_groups(ranking, self.warm, max(self.cutoffs))  # (G, B, k)
-                metric.update(batch.user, ranked[None], batch.target, self.warm)
+                metric.update(batch.user, ranked, batch.target, self.warm)
                 hits = list_hits(ranked[0], batch.target, self.cutoffs)  # (B, R, C)
             targets.update(batch.user, batch.target, hits)
 

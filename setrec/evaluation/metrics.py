@@ -20,7 +20,6 @@ class RankingMetrics(DistributedMetric):
     RetrievalRecall ignores hits with scores <= 0, and counts only the targets it is given.)
 
     Args:
-        variants: Labels of the V ways to score, e.g. values of beta; one by default.
         cutoffs: Lengths k of the lists; the ranked lists must be as long as the longest.
     """
 
@@ -33,9 +32,8 @@ class RankingMetrics(DistributedMetric):
     hits: list[Tensor]
     targets: list[Tensor]
 
-    def __init__(self, variants: Sequence[float] = (0.0,), cutoffs: Sequence[int] = (5, 10, 20)) -> None:
+    def __init__(self, cutoffs: Sequence[int] = (5, 10, 20)) -> None:
         super().__init__()
-        self.variants = tuple(float(v) for v in variants)
         self.cutoffs = tuple(sorted(int(k) for k in cutoffs))
         for name in ("user", "hits", "targets"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -45,37 +43,36 @@ class RankingMetrics(DistributedMetric):
 
         Args:
             user: (B,) int64, row in the table of users.
-            ranked: (V, G, B, k) int64 item ids, best first, padded with -1: `top_groups` of each variant. The lists of
-                warm and cold hold warm and cold items only.
+            ranked: (G, B, k) int64 item ids, best first, padded with -1, see `top_groups`. The lists of warm and cold hold
+                warm and cold items only.
             target: (B, any) int64, padded with -1.
             warm: (N,) bool.
 
         Raises:
-            ValueError: the lists are shorter than the longest cutoff, or there is not one for each variant.
+            ValueError: the lists are shorter than the longest cutoff.
         """
         k = max(self.cutoffs)
-        if ranked.shape[0] != len(self.variants) or ranked.shape[-1] < k:
-            need = f"({len(self.variants)}, {len(GROUPS)}, users, {k} or more)"
-            raise ValueError(f"ranked lists have shape {tuple(ranked.shape)}, but {need} is needed")
-        lists = ranked[..., :k].permute(2, 0, 1, 3)  # (B, V, G, k)
-        flat = lists.reshape(len(user), -1)  # (B, V*G*k)
+        if ranked.shape[-1] < k:
+            raise ValueError(f"ranked lists have {ranked.shape[-1]} items, but {k} are needed")
+        lists = ranked[..., :k].transpose(0, 1)  # (B, G, k)
+        flat = lists.reshape(len(user), -1)  # (B, G*k)
         target, member = group_targets(target, warm)  # (B, R), (G, B, R)
         if target.shape[1]:
-            place = torch.searchsorted(target, flat).clamp(max=target.shape[1] - 1)  # (B, V*G*k)
-            hit = (target.gather(1, place) == flat) & mask_of(flat)  # (B, V*G*k)
+            place = torch.searchsorted(target, flat).clamp(max=target.shape[1] - 1)  # (B, G*k)
+            hit = (target.gather(1, place) == flat) & mask_of(flat)  # (B, G*k)
         else:
-            hit = torch.zeros_like(flat, dtype=torch.bool)  # (B, V*G*k)
+            hit = torch.zeros_like(flat, dtype=torch.bool)  # (B, G*k)
         self._add(user, hit.view(lists.shape), member)
 
     def _add(self, user: Tensor, hits: Tensor, member: Tensor) -> None:
-        """Add rows: user (B,), hits (B, V, G, k), member (G, B, R)."""
+        """Add rows: user (B,), hits (B, G, k), member (G, B, R)."""
         self.user.append(user.long())  # (B,)
-        self.hits.append(hits.to(self.hit_dtype))  # (B, V, G, k)
+        self.hits.append(hits.to(self.hit_dtype))  # (B, G, k)
         self.targets.append(member.sum(-1).T.to(torch.int32))  # (B, G)
 
     def empty_states(self) -> dict[str, Tensor]:
         """See `DistributedMetric.empty_states`."""
-        shape = (0, len(self.variants), len(GROUPS), max(self.cutoffs))
+        shape = (0, len(GROUPS), max(self.cutoffs))
         return {
             "user": torch.empty(0, dtype=torch.int64, device=self.device),
             "hits": torch.empty(shape, dtype=self.hit_dtype, device=self.device),
@@ -85,13 +82,11 @@ class RankingMetrics(DistributedMetric):
     def compute(self) -> RankingTable:
         """The table of all users that were added, on the CPU; empty (no users, every metric 0) if there are none."""
         if isinstance(self.user, list) and not self.user:
-            k = max(self.cutoffs)
-            none = torch.zeros(0, len(self.variants), len(GROUPS), k, dtype=self.hit_dtype)  # (0, V, G, k)
-            targets = torch.zeros(0, len(GROUPS), dtype=torch.int32)  # (0, G)
-            return RankingTable(np.zeros(0, np.int64), none, None, targets, self.cutoffs, self.variants)
+            none = {name: state.cpu() for name, state in self.empty_states().items()}
+            return RankingTable(np.zeros(0, np.int64), none["hits"], None, none["targets"], self.cutoffs)
         user, keep = self._unique_users()
         hits, targets = (dim_zero_cat(state).cpu()[keep] for state in (self.hits, self.targets))
-        return RankingTable(user.numpy(), hits, None, targets, self.cutoffs, self.variants)
+        return RankingTable(user.numpy(), hits, None, targets, self.cutoffs)
 
     def _unique_users(self) -> tuple[Tensor, Tensor]:
         """Users ascending, each once, and their places in the states: (n,) int64 twice, on the CPU."""
@@ -107,15 +102,15 @@ class RandomTieMetrics(RankingMetrics):
     Popularity gives every cold item the same score, so any fixed order (by item id, for example) would decide its metrics.
     In a block of m tied items with t targets, each rank holds a target with probability t / m. Recall, precision and DCG are
     linear in it, so their expected value is exact. For MRR: the first hit is at the i-th rank of the first block with targets
-    with probability C(m-i, t-1) / C(m, t). One variant only.
+    with probability C(m-i, t-1) / C(m, t).
     """
 
     hit_dtype = torch.float64
 
     first: list[Tensor]
 
-    def __init__(self, variants: Sequence[float] = (0.0,), cutoffs: Sequence[int] = (5, 10, 20)) -> None:
-        super().__init__(variants, cutoffs)
+    def __init__(self, cutoffs: Sequence[int] = (5, 10, 20)) -> None:
+        super().__init__(cutoffs)
         self.add_state("first", default=[], dist_reduce_fx="cat")
 
     def update(self, user: Tensor, scores: Tensor, target: Tensor, warm: Tensor) -> None:
@@ -134,9 +129,9 @@ class RandomTieMetrics(RankingMetrics):
             candidates = scores.index_select(1, allowed.nonzero().squeeze(1))  # (B, n)
             wanted = at_target.masked_fill(~member[group], -torch.inf)  # (B, R)
             pairs.append(_hit_probabilities(candidates, wanted, max(self.cutoffs)))
-        hits, first = (torch.stack(of, 1)[:, None] for of in zip(*pairs, strict=True))  # (B, V = 1, G, k)
+        hits, first = (torch.stack(of, 1) for of in zip(*pairs, strict=True))  # (B, G, k)
         self._add(user, hits, member)
-        self.first.append(first)  # (B, 1, G, k)
+        self.first.append(first)  # (B, G, k)
 
     def empty_states(self) -> dict[str, Tensor]:
         """See `DistributedMetric.empty_states`."""
@@ -146,9 +141,9 @@ class RandomTieMetrics(RankingMetrics):
     def compute(self) -> RankingTable:
         """See `RankingMetrics.compute`; with the probability of the first hit."""
         table = super().compute()
-        return (
-            table._replace(first=dim_zero_cat(self.first).cpu()[self._unique_users()[1]]) if len(table.user) else table
-        )
+        if len(table.user):
+            table = table._replace(first=dim_zero_cat(self.first).cpu()[self._unique_users()[1]])
+        return table
 
 
 def _hit_probabilities(scores: Tensor, at_target: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -49,11 +49,10 @@ class RankingTable(NamedTuple):
     """Hits of every user at every rank, and the metrics computed from them. Users ascending, each once; on the CPU."""
 
     user: np.ndarray  # (n,) int64; not a tensor, since torchmetrics turns a tensor of one user into a scalar
-    hits: Tensor  # (n, V, G, k): 1 where the item at a rank is a target, or the probability of it under random ties
-    first: Tensor | None  # (n, V, G, k): probability of the first hit under random ties; None: take it from `hits`
+    hits: Tensor  # (n, G, k): 1 where the item at a rank is a target, or the probability of it under random ties
+    first: Tensor | None  # (n, G, k): probability of the first hit under random ties; None: take it from `hits`
     targets: Tensor  # (n, G) int32: distinct targets in the group
     cutoffs: tuple[int, ...]
-    variants: tuple[float, ...]  # V labels, e.g. values of beta
 
     def metrics(self) -> list[str]:
         """Names of all metrics: recall@5, recall@10, ..."""
@@ -63,7 +62,7 @@ class RankingTable(NamedTuple):
         """Users with at least one target, by group."""
         return {group: int((self.targets[:, g] > 0).sum()) for g, group in enumerate(GROUPS)}
 
-    def per_user(self, metric: str, group: str = "all", variant: int = 0) -> tuple[Tensor, Tensor]:
+    def per_user(self, metric: str, group: str = "all") -> tuple[Tensor, Tensor]:
         """One metric of every user, for intervals and paired tests.
 
         Returns:
@@ -78,14 +77,14 @@ class RankingTable(NamedTuple):
         k, g = int(text), GROUPS.index(group)
         has = self.targets[:, g] > 0  # (n,)
         n_targets = self.targets[has, g].double()  # (n',)
-        hits = self.hits[has, variant, g, :k].double()  # (n', k)
+        hits = self.hits[has, g, :k].double()  # (n', k)
         rank = torch.arange(1, k + 1, dtype=torch.float64)  # (k,)
         if kind == "recall":
             values = hits.sum(1) / n_targets  # (n',)
         elif kind == "precision":
             values = hits.sum(1) / k  # (n',)
         elif kind == "mrr":
-            first = hits * (hits.cumsum(1) == 1) if self.first is None else self.first[has, variant, g, :k]  # (n', k)
+            first = hits * (hits.cumsum(1) == 1) if self.first is None else self.first[has, g, :k]  # (n', k)
             values = (first / rank).sum(1)  # (n',)
         else:
             discount = 1 / (rank + 1).log2()  # (k,)
@@ -93,20 +92,11 @@ class RankingTable(NamedTuple):
             values = (hits * discount).sum(1) / ideal  # (n',)
         return torch.from_numpy(self.user)[has], values
 
-    def value(self, metric: str, group: str = "all", variant: int = 0) -> float:
+    def value(self, metric: str, group: str = "all") -> float:
         """Mean over the users with a target in the group; 0 where there is no such user (see `n_users`)."""
-        values = self.per_user(metric, group, variant)[1]
+        values = self.per_user(metric, group)[1]
         return float(values.mean()) if len(values) else 0.0
 
-    def table(self, variant: int = 0) -> dict[str, dict[str, float]]:
+    def table(self) -> dict[str, dict[str, float]]:
         """{"all": {"recall@5": x, ...}, "warm": {...}, "cold": {...}}."""
-        return {group: {name: self.value(name, group, variant) for name in self.metrics()} for group in GROUPS}
-
-    def curve(self, metric: str, group: str = "all") -> list[float]:
-        """The metric of every variant, in order."""
-        return [self.value(metric, group, variant) for variant in range(len(self.variants))]
-
-    def best(self, metric: str = "recall@10", group: str = "all") -> int:
-        """Place of the best variant; the first one of equals."""
-        values = self.curve(metric, group)
-        return values.index(max(values))
+        return {group: {name: self.value(name, group) for name in self.metrics()} for group in GROUPS}

@@ -49,13 +49,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        queries: Tensor,
-        table: Tensor,
-        target: Tensor,
-        weight: Tensor,
-        trained: slice,
-        log_q: Tensor | None,
+        ctx: Any, queries: Tensor, table: Tensor, target: Tensor, weight: Tensor, trained: slice, log_q: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The sum and the losses; see `catalogue_cross_entropy`. Keeps the gradients for `backward`."""
         needs_queries, needs_table = ctx.needs_input_grad[:2]

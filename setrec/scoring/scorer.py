@@ -8,6 +8,7 @@ from torch import Tensor
 from setrec.layers.grounding import Index, part_scores
 from setrec.model import SETRec
 from setrec.schemas import Batch
+from setrec.scoring.choosing import Corners, corners, hits_of_weightings
 from setrec.scoring.graphs import ItemGraphs, graph_parts
 from setrec.scoring.weights import BETAS, FACTORS, Weights, weightings
 
@@ -26,6 +27,7 @@ class Scorer:
 
     def __init__(self, model: SETRec, graphs: ItemGraphs | None = None) -> None:
         self.model, self.graphs = model, graphs
+        self._corners: tuple[tuple[Weights, ...], Corners] | None = None  # of the last grid that was asked for
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -42,6 +44,12 @@ class Scorer:
         """Make the index of the catalogue from the weights as they are now."""
         with torch.autocast(self.model.queries.device.type, enabled=False):
             self.index = self.model.index()
+
+    def hits(self, batch: Batch, target: Tensor, seen: Tensor, grid: Sequence[Weights], k: int) -> Tensor:
+        """Targets of each user among the first k items under every weighting, (B, V) int64; see `hits_of_weightings`."""
+        if self._corners is None or self._corners[0] != tuple(grid):
+            self._corners = tuple(grid), corners(grid)
+        return hits_of_weightings(self._parts(batch), self._cold, seen, target, grid, self._corners[1], k)  # (B, V)
 
     def scores(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
         """Scores (B, N) under each weighting in turn, from one forward pass. batch: one prefix a user."""

@@ -55,11 +55,7 @@ class PredictionWriter(BasePredictionWriter):
         self.frames.append(frame.filter(pl.col("item") != PAD))
 
     def write_on_epoch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
         """Write this process's part; the first process joins all parts into one file."""
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ all groups of items, every weighting from one forward pass, the baselines, and o
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +23,15 @@ from setrec.evaluation.beta_curve import beta_curve
 from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
 from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
-from setrec.evaluation.ranking_table import RankingTable
+from setrec.evaluation.ranking_table import RankingTable, group_targets
 from setrec.evaluation.results import MODEL, RESULTS, Protocol, make_results, print_table, write_results
+from setrec.evaluation.weight_search import WeightSearch
 from setrec.hparams import plain_hparams
-from setrec.schemas import GROUPS, Batch, EvalSplit
+from setrec.schemas import GROUPS, PAD, Batch, EvalSplit
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups, top_items
 from setrec.scoring.weights import Weights
+
+BEST_AT = 10  # weights are chosen by recall at this length
 
 
 class Predictions(NamedTuple):
@@ -74,9 +77,12 @@ class RankingModule(LightningModule):
         """The weightings that validation chooses from."""
         return [self.chosen]
 
-    def score_weightings(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
-        """The scores, (B, N), under each weighting in turn, from one forward pass."""
-        yield self.score(batch)
+    def hits(self, batch: Batch, target: Tensor, seen: Tensor, grid: Sequence[Weights], k: int) -> Tensor:
+        """Targets of each user among the first k items under every weighting, (B, V) int64.
+
+        target: (B, R) int64, distinct, padded; seen: (B, any) int64, items that are not ranked, padded.
+        """
+        raise NotImplementedError  # a model with one weighting is never asked
 
     def choose(self, weights: Weights) -> None:
         """Keep the weights that validation found best."""
@@ -132,43 +138,53 @@ class RankingModule(LightningModule):
 
     # ------------------------------------------------------------------------------------------------------- validation
     def on_validation_epoch_start(self) -> None:
-        """Prepare to collect the metrics of every weighting."""
+        """Begin to collect figures: in the first pass those of every weighting, in the second those of the best."""
         self.prepare_scoring("validation")
         self.warm = self.data.catalogue.warm.to(self.device)  # (N,)
         self.grid = self.weightings()  # V of them
-        self.validation_metrics = RankingMetrics([weights.beta for weights in self.grid], CUTOFFS).to(self.device)
-        # only the command `validate` compares with the baselines; in a fit it would take too long
+        self.search = WeightSearch(len(self.grid)).to(self.device) if len(self.grid) > 1 else None
+        if self.search is None:  # nothing to choose
+            self.choose(self.grid[0])
+        self.validation_metrics = RankingMetrics(CUTOFFS).to(self.device)
+        # the command `validate` compares with the baselines; within fit that would only take time
         self.comparison = self.compare("validation") if self.trainer.state.fn == TrainerFn.VALIDATING else None
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Rank a batch under every weighting."""
-        ranked = [self.rank(scores, batch) for scores in self.score_weightings(batch, self.grid)]  # V of (G, B, k)
-        if self.comparison is not None:
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """First pass: count the hits of every weighting. Last pass: rank under the best one."""
+        if dataloader_idx == 0 and self.comparison is not None:  # under the checkpoint's weights
             self.comparison.update(batch, self.score(batch))
-        self.validation_metrics.update(batch.user, torch.stack(ranked), batch.target, self.warm)
+        if dataloader_idx == 0 and self.search is not None:
+            target, member = group_targets(batch.target, self.warm)  # (B, R), (G, B, R)
+            seen = batch.seen if self.filter_seen else batch.seen[:, :0]  # (B, any)
+            hits = self.hits(batch, target.masked_fill(~member[0], PAD), seen, self.grid, BEST_AT)  # (B, V)
+            self.search.update(batch.user, hits, member[0].sum(dim=1))
+            return
+        if self.search is not None and batch_index == 0:
+            recall = self.search.compute()  # (V,)
+            self.choose(self.grid[int(recall.argmax())])  # of equals the first
+        ranked = self.rank(self.score(batch), batch)  # (G, B, k)
+        self.validation_metrics.update(batch.user, ranked, batch.target, self.warm)
 
     def on_validation_epoch_end(self) -> None:
-        """Choose the weights by Recall@10 over all items, and log every group's metrics under them."""
-        if self.comparison is not None:  # it was scored under the checkpoint's weights: report before choosing others
+        """Log every group's figures under the weights that were chosen by Recall@10 over all items."""
+        if self.comparison is not None:
             self.report(self.comparison)
         table = self.validation_metrics.compute()
-        best = table.best("recall@10", "all")
-        chosen = self.grid[best]
-        self.choose(chosen)
+        chosen = self.chosen
         figures = {
             f"validation/{group}/{name}": value
-            for group, row in table.table(best).items()
+            for group, row in table.table().items()
             for name, value in row.items()
             if name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
         }
         figures |= {f"validation/{name}": value for name, value in chosen._asdict().items()}
         self.log_dict({name: torch.tensor(value) for name, value in figures.items()})
-        # early stopping and checkpoints watch this name; it is short enough for the progress bar
-        self.log("recall@10", torch.tensor(table.value("recall@10", "all", best)), prog_bar=True, logger=False)
-        # the variants that differ from the chosen one in beta only
-        line = [v for v, weights in enumerate(self.grid) if weights[1:] == chosen[1:]]
-        if len(line) > 1 and isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
-            self.logger.experiment.add_figure("validation/beta curve", beta_curve(table, line, best), self.global_step)
+        # the name that early stopping and checkpoints watch, short enough for the progress bar
+        self.log("recall@10", torch.tensor(table.value("recall@10")), prog_bar=True, logger=False)
+        if self.search is not None and isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
+            recall = self.search.compute().tolist()  # V
+            line = {w.beta: recall[v] for v, w in enumerate(self.grid) if w[1:] == chosen[1:]}  # beta alone varies
+            self.logger.experiment.add_figure("validation/beta curve", beta_curve(line, chosen.beta), self.global_step)
 
     def rank(self, scores: Tensor, batch: Batch) -> Tensor:
         """Ranked lists of every group: (B, N) -> (G, B, k)."""
@@ -198,7 +214,7 @@ class RankingModule(LightningModule):
     def compare(self, split: EvalSplit) -> Comparison:
         """A new comparison of the model with the baselines on a split."""
         data = self.data
-        return Comparison(data.catalogue, data.histories, split, self.chosen.beta, CUTOFFS, self.device)
+        return Comparison(data.catalogue, data.histories, split, CUTOFFS, self.device)
 
     def report(self, comparison: Comparison) -> RankingTable:
         """Print the table and its protocol, and write results.json and the files beside it into the run's folder.

@@ -144,12 +144,12 @@ def naive_evaluation(model: SETRec, warm: Tensor, rows: EvalRows, users: np.ndar
     codes, now = model.codes(), clock(cpu)  # (N, H)
     start = now()
     for beta in tqdm(BETAS, desc="naive evaluation", unit="beta"):
-        metrics = RankingMetrics((beta,), CUTOFFS)
+        metrics = RankingMetrics(CUTOFFS)
         for user in users:
             batch = rows[np.array([user])]
             catalogue = model.tokens(model.cf, codes).transpose(0, 1).contiguous()  # (K, N, D)
             scores = mask_seen(naive.scores(model, catalogue, batch, beta)[None], batch.seen)  # (1, N)
-            metrics.update(batch.user, top_groups(scores, warm, max(CUTOFFS))[None], batch.target, warm)
+            metrics.update(batch.user, top_groups(scores, warm, max(CUTOFFS)), batch.target, warm)
         metrics.compute()
     return len(users) / (now() - start)
 
@@ -158,16 +158,15 @@ def naive_evaluation(model: SETRec, warm: Tensor, rows: EvalRows, users: np.ndar
 def own_evaluation(module: SETRecModule, rows: EvalRows, users: np.ndarray, cpu: bool) -> float:
     """Users a second over all betas, in the batches of the data module; the index is made within the time."""
     now = clock(cpu)
-    metrics = RankingMetrics(BETAS, CUTOFFS)
+    metrics = [RankingMetrics(CUTOFFS) for _ in BETAS]
     start = now()
     module.scorer.refresh()
     for some in tqdm(EvalPlan(users, rows.shown[users], EVAL_BATCH).batches(), desc="evaluation", unit="batch"):
         batch = rows[some]
-        ranked = [
-            module.rank(scores, batch) for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
-        ]
-        metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
-    metrics.compute()
+        for metric, scores in zip(metrics, module.scorer.scores(batch, [Weights(beta) for beta in BETAS]), strict=True):
+            metric.update(batch.user, module.rank(scores, batch), batch.target, module.warm)
+    for metric in metrics:
+        metric.compute()
     return len(users) / (now() - start)
 
 

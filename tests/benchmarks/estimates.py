@@ -69,12 +69,12 @@ def measured(case: Case) -> tuple[float, int, float]:
     history, targets = equal_rows(w.eval_batch_size, w.items, w.history), equal_rows(w.eval_batch_size, w.items, 1)
     batch, reading = EvalRows(history, targets, w.history)[np.arange(w.eval_batch_size)], []
     for _ in range(3):
-        metrics, start = RankingMetrics(BETAS, CUTOFFS), now()
+        metrics, start = [RankingMetrics(CUTOFFS) for _ in BETAS], now()
         with torch.no_grad():
-            ranked = [
-                module.rank(scores, batch) for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
-            ]
-        metrics.update(batch.user, torch.stack(ranked), batch.target, catalogue.warm)
+            for metric, scores in zip(
+                metrics, module.scorer.scores(batch, [Weights(beta) for beta in BETAS]), strict=True
+            ):
+                metric.update(batch.user, module.rank(scores, batch), batch.target, catalogue.warm)
         reading.append(now() - start)
     return min(times[1:]), most, min(reading)
 

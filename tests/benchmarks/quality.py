@@ -66,14 +66,12 @@ def recall(model: SETRec, data: SETRecDataModule) -> float:
     module = module_of(model.eval(), data.catalogue)
     module.scorer.refresh()
     rows = EvalRows(data.histories.train, data.histories.validation, HISTORY)
-    users, metrics = np.flatnonzero(data.histories.validation.lengths), RankingMetrics(BETAS, (10,))
+    users, metrics = np.flatnonzero(data.histories.validation.lengths), [RankingMetrics((10,)) for _ in BETAS]
     for some in EvalPlan(users, rows.shown[users], EVAL_BATCH).batches():
         batch = rows[some]
-        ranked = [
-            module.rank(scores, batch) for scores in module.scorer.scores(batch, [Weights(beta) for beta in BETAS])
-        ]
-        metrics.update(batch.user, torch.stack(ranked), batch.target, module.warm)
-    return max(metrics.compute().curve("recall@10", "all"))
+        for metric, scores in zip(metrics, module.scorer.scores(batch, [Weights(beta) for beta in BETAS]), strict=True):
+            metric.update(batch.user, module.rank(scores, batch), batch.target, module.warm)
+    return max(metric.compute().value("recall@10") for metric in metrics)
 
 
 def train(data: SETRecDataModule, way: str, epochs: int, seed: int, lr: float, size: int, dropout: float) -> float:

@@ -71,11 +71,7 @@ class SyntheticWorld(Reader):
         user, item, when = self._make_events(rng, world)
         user_ids, item_ids = np.array([f"user{u:05d}" for u in range(self.users)]), self._item_ids(rng)
         events = pl.DataFrame(
-            {
-                "user": user_ids[user],
-                "item": item_ids[item],
-                "time": (_START + when * _SECONDS).astype(np.int64),
-            }
+            {"user": user_ids[user], "item": item_ids[item], "time": (_START + when * _SECONDS).astype(np.int64)}
         )
         return EventLog(events, self._describe(world, item_ids))
 

@@ -1,0 +1,163 @@
+"""Which weights of the score are best on validation, without ranking the catalogue once for every weighting.
+
+A weighting is good if a target stands among the first k items. For that, one number counts: how many items score higher than the
+target. The items that can do so are few, and they are found once for all weightings:
+
+1. The score is linear in each weight, so the score under any weighting of the grid is a mean of the scores at the corners of
+   the box of weights around it, with shares that add up to 1 (multilinear interpolation).
+2. The m best items of every corner are the candidates. An item that is no candidate scores, at each corner, at most as high as the
+   corner's m-th best item. So under any weighting it scores at most the mean of these numbers: the bound.
+3. Candidates are scored under every weighting by one matrix product. A target with k or more candidates above it is a miss. A
+   target above the bound with fewer is a hit. The few that are neither are counted over the whole catalogue.
+
+So every hit is exact, up to the rounding of sums. tests/test_choosing.py compares with ranking everything.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from setrec.schemas import PAD, mask_of
+from setrec.scoring.topk import mask_seen
+from setrec.scoring.weights import FACTORS, Weights
+
+CANDIDATES = 50  # m, best items of a corner
+CHUNK = 1 << 24  # scores held at once
+
+
+class Corners(NamedTuple):
+    """The corners of a grid of weightings, and how each weighting lies between them."""
+
+    weights: list[Weights]  # C corners
+    share: Tensor  # (V, C) float: every row adds up to 1
+
+
+def corners(grid: Sequence[Weights], betas: int = 3) -> Corners:
+    """The corners that enclose a grid.
+
+    Args:
+        grid: V weightings.
+        betas: values of beta that corners are placed at, spread evenly; more corners make a tighter bound.
+    """
+    axes: list[list[float]] = []
+    for place, name in enumerate(Weights._fields):
+        low, high = min(w[place] for w in grid), max(w[place] for w in grid)
+        n = betas if name == "beta" else 2
+        axes.append([low] if low == high else [low + (high - low) * i / (n - 1) for i in range(n)])
+    weights = [Weights(*values) for values in itertools.product(*axes)]
+    share = torch.ones(len(grid), len(weights), dtype=torch.float64)  # (V, C)
+    for place, axis in enumerate(axes):
+        for v, w in enumerate(grid):
+            hats = _hats(w[place], axis)
+            share[v] *= torch.tensor([hats[axis.index(corner[place])] for corner in weights])  # (C,)
+    return Corners(weights, share.float())
+
+
+def _hats(value: float, axis: list[float]) -> list[float]:
+    """Shares of the points of an axis in a value between two of them: linear interpolation."""
+    shares = [0.0] * len(axis)
+    right = next((i for i, point in enumerate(axis) if point >= value - 1e-9), len(axis) - 1)
+    if right == 0:
+        shares[0] = 1.0
+        return shares
+    t = (value - axis[right - 1]) / (axis[right] - axis[right - 1])
+    shares[right - 1], shares[right] = 1 - t, t
+    return shares
+
+
+def factors_of(grid: Sequence[Weights], parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """(V, 2 P) float32: what each part is multiplied by under each weighting, for warm items, then for cold ones."""
+    rows = [[FACTORS[name].warm(w) for name in parts] + [FACTORS[name].cold(w) for name in parts] for w in grid]
+    return torch.tensor(rows, device=device)  # (V, 2 P)
+
+
+def hits_of_weightings(
+    parts: Mapping[str, Tensor],
+    cold: Tensor,
+    seen: Tensor,
+    target: Tensor,
+    grid: Sequence[Weights],
+    at: Corners,
+    k: int = 10,
+) -> Tensor:
+    """Targets of each user among the first k items, under every weighting.
+
+    Args:
+        parts: of the score before they are weighed, (B, N) or (N,) float each, see `Scorer.parts`.
+        cold: (cold,) int64, the items that are scored by the factors of cold items.
+        seen: (B, any) int64, items that are no candidates, padded.
+        target: (B, R) int64, each user's distinct targets, padded.
+        grid: V weightings.
+        at: their corners.
+        k: length of the list.
+
+    Returns:
+        (B, V) int64.
+    """
+    device, n_items = target.device, next(iter(parts.values())).shape[1]
+    by_text = torch.zeros(n_items, dtype=torch.bool, device=device)  # (N,)
+    by_text[cold] = True
+    factors = factors_of(grid, parts, device)  # (V, 2 P)
+    ids, edges = _candidates(parts, by_text, seen, target, at.weights)  # (B, U), (B, C)
+    whole = torch.stack([part.expand(len(target), -1) for part in parts.values()], dim=1)  # (B, P, N)
+    slack = 1e-5 * edges.abs().amax()  # (): sums of another order are rounded otherwise
+    bound = edges @ at.share.T.to(device) + slack  # (B, V)
+    hits = torch.zeros(len(target), len(grid), dtype=torch.int64, device=device)  # (B, V)
+    user, column = mask_of(target).nonzero(as_tuple=True)  # (T,), (T,): every target of the batch
+    allowed = ~(target[user, column, None] == seen[user]).any(dim=1)  # (T,): a seen item is no hit
+    user, column = user[allowed], column[allowed]
+    step = max(1, CHUNK // (len(grid) * ids.shape[1]))
+    for start in range(0, len(user), step):
+        u, item = user[start : start + step], target[user, column][start : start + step]  # (t,), (t,)
+        own = ids[u]  # (t, U)
+        scores = _at(whole[u], by_text, own, factors)  # (t, V, U)
+        place = (own == item[:, None]).long().argmax(dim=1)  # (t,): a target is among its candidates
+        mine = scores.gather(2, place[:, None, None].expand(-1, len(grid), 1))  # (t, V, 1)
+        higher = (scores > mine) | ((scores == mine) & (own < item[:, None])[:, None, :])  # (t, V, U)
+        above = (higher & mask_of(own)[:, None, :]).sum(dim=2)  # (t, V)
+        unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
+        for t, v in unsure.nonzero().tolist():
+            above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
+        hits.index_add_(0, u, (above < k).long())
+    return hits
+
+
+def _candidates(
+    parts: Mapping[str, Tensor], by_text: Tensor, seen: Tensor, target: Tensor, weights: Sequence[Weights]
+) -> tuple[Tensor, Tensor]:
+    """The best items of every corner, each once, (B, U) int64, padded; and each corner's m-th best score, (B, C)."""
+    found, edges = [target], []
+    for w in weights:
+        scores = torch.zeros_like(next(iter(parts.values())))  # (B, N)
+        for name, part in parts.items():
+            warm, cold = FACTORS[name].warm(w), FACTORS[name].cold(w)
+            scores += part * torch.where(by_text, cold, warm)  # (B, N)
+        best = mask_seen(scores, seen).topk(min(CANDIDATES, scores.shape[1]), dim=1)  # (B, m)
+        found.append(best.indices)
+        edges.append(best.values[:, -1])
+    ids = torch.cat(found, dim=1).sort(dim=1).values  # (B, C m + R)
+    repeated = torch.zeros_like(ids, dtype=torch.bool)  # (B, C m + R)
+    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    gone = (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, C m + R)
+    ids = ids.masked_fill(repeated | gone, PAD).sort(dim=1, descending=True).values  # padding at the end
+    used = int(mask_of(ids).sum(dim=1).amax())
+    return ids[:, : max(used, 1)], torch.stack(edges, dim=1)  # (B, U), (B, C)
+
+
+def _at(parts: Tensor, by_text: Tensor, items: Tensor, factors: Tensor) -> Tensor:
+    """Scores of some items under every weighting: (t, P, N), (N,), (t, n), (V, 2 P) -> (t, V, n)."""
+    place = items.clamp(min=0)  # (t, n)
+    values = parts.gather(2, place[:, None, :].expand(-1, parts.shape[1], -1))  # (t, P, n)
+    cold = by_text[place][:, None, :]  # (t, 1, n)
+    return factors @ torch.cat([values.masked_fill(cold, 0), values.masked_fill(~cold, 0)], dim=1)  # (t, V, n)
+
+
+def _above(parts: Tensor, by_text: Tensor, factors: Tensor, seen: Tensor, item: Tensor) -> Tensor:
+    """How many items stand above one in the whole catalogue: (P, N), (N,), (2 P,), (any,), () -> ()."""
+    everything = torch.arange(parts.shape[1], device=parts.device)  # (N,)
+    scores = _at(parts[None], by_text, everything[None], factors[None])[0, 0]  # (N,)
+    scores = mask_seen(scores[None], seen[None])[0]  # (N,)
+    return ((scores > scores[item]) | ((scores == scores[item]) & (everything < item))).sum()
