@@ -7,7 +7,6 @@ import torch
 from jsonargparse.typing import lazy_instance
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
@@ -126,6 +125,8 @@ class SETRecModule(RankingModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and cosine decay; the learning rate changes at every step."""
+        from transformers import get_cosine_schedule_with_warmup  # here: it loads what only training needs
+
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
