@@ -216,6 +216,7 @@ class SentenceTransformerText(LanguageModelText):
                 device=str(self.torch_device),
                 revision=self.revision,
                 local_files_only=only_local,
+                trust_remote_code=False,
                 model_kwargs={"dtype": self.torch_dtype},
             )
 
@@ -294,10 +295,18 @@ class HiddenStatesText(LanguageModelText):
         def make(only_local: bool) -> torch.nn.Module:
             nonlocal tokenizer
             tokenizer = AutoTokenizer.from_pretrained(
-                self.model, revision=self.revision, local_files_only=only_local, padding_side="right"
+                self.model,
+                revision=self.revision,
+                local_files_only=only_local,
+                padding_side="right",
+                trust_remote_code=False,
             )
             model: torch.nn.Module = AutoModel.from_pretrained(
-                self.model, revision=self.revision, local_files_only=only_local, dtype=self.torch_dtype
+                self.model,
+                revision=self.revision,
+                local_files_only=only_local,
+                dtype=self.torch_dtype,
+                trust_remote_code=False,
             )
             return model
 

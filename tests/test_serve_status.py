@@ -34,3 +34,10 @@ def test_the_document_describes_what_is_there(client: TestClient) -> None:
     assert histories["maxItems"] == messages.MAX_HISTORIES
     assert "HTTPValidationError" not in json.dumps(document["paths"])
     assert client.get("/docs").status_code == 404  # it would load scripts from elsewhere
+
+
+def test_no_answer_is_taken_for_another_kind(client: TestClient) -> None:
+    """A browser must not guess what an answer is: pages, JSON, figures and errors alike."""
+    for path in ("/", "/health", "/metrics", "/openapi.json", "/nowhere"):
+        assert client.get(path).headers["x-content-type-options"] == "nosniff"
+    assert client.post("/recommend", json={}).headers["x-content-type-options"] == "nosniff"

@@ -36,7 +36,7 @@ def load_decoder(
     """
     if source.gguf_file and find_spec("gguf") is None:
         raise ConfigError('A GGUF file needs the package gguf, which is not installed: pip install "setrec[gguf]".')
-    where: dict[str, Any] = {"revision": source.revision or "main"}
+    where: dict[str, Any] = {"trust_remote_code": False, "revision": source.revision or "main"}
     if source.gguf_file:
         where["gguf_file"] = source.gguf_file
     try:

@@ -156,7 +156,7 @@ class T5Backbone(Backbone):
     def _load(self) -> tuple[T5Model, Tensor]:
         """The pretrained weights in float32, and the embedded text, (n_text, D)."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.pretrained)
+            tokenizer = AutoTokenizer.from_pretrained(self.pretrained, trust_remote_code=False)
             model = T5Model.from_pretrained(
                 self.pretrained, dtype=torch.float32, dropout_rate=self.dropout, attn_implementation="sdpa"
             )
