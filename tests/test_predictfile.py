@@ -116,6 +116,7 @@ def test_predictions_are_those_of_recommend_each_user_once(
     assert len(expected) == 600 * 5
 
 
+@pytest.mark.process
 def test_processes_share_the_work_and_change_nothing(tiny_run: TrainedRun, histories: Path, tmp_path: Path) -> None:
     one, two = (
         predicted(tiny_run, histories, tmp_path / f"{n}.parquet", f"--processes={n}", "--explain") for n in (1, 2)

@@ -327,6 +327,7 @@ def test_many_threads_get_one_state_each_while_items_come_and_go(tiny_run: Train
     assert not odd
 
 
+@pytest.mark.slow
 def test_a_decoder_only_backbone(tmp_path_factory: pytest.TempPathFactory) -> None:
     run = train_tiny(
         tmp_path_factory.mktemp("decoder"), "--model.backbone=DecoderBackbone", "--model.backbone.shape=nano"

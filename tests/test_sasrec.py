@@ -125,6 +125,7 @@ def fit(folder: Path, module: SASRecModule, epochs: int) -> tuple[Trainer, SETRe
     return trainer, data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.1}, {"loss": "bce", "negatives": 8}], ids=str)
 def test_learns_more_than_popularity(tmp_path, options):
     torch.manual_seed(0)
@@ -233,6 +234,7 @@ def test_resumes_to_the_bit(tmp_path):
     assert torch.equal(weights(tmp_path / "b", "--trainer.max_epochs=3", f"--ckpt_path={last}"), unbroken)
 
 
+@pytest.mark.process
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
     """Dropout off, as it differs by process."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -250,6 +252,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     assert vectors[0] == pytest.approx(vectors[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_setrec_takes_the_vectors_by_one_option_beside_svd(fitted, tmp_path):
     file = fitted / "item_vectors.safetensors"
     small = [
