@@ -19,6 +19,8 @@ from setrec.hparams import instantiate, to_plain
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun
 
+pytestmark = pytest.mark.slow  # trains or loads models in most tests
+
 PAYLOAD = "from pathlib import Path\nPath('ran').touch()\nclass Reader: ...\n"
 
 

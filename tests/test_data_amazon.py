@@ -129,6 +129,7 @@ def test_no_literal_is_ever_executed(tmp_path):
     assert not trap.exists()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path):
     """200 MB of review texts pass through; what stays are the events."""
     import tracemalloc

@@ -12,6 +12,8 @@ import pytest
 from setrec import Recommender
 from setrec.cli import run
 
+pytestmark = pytest.mark.slow  # trains or loads models in most tests
+
 FILES = Path(__file__).parent / "files"
 EXPECTED = json.loads((FILES / "old/expected.json").read_text())
 SHORT = [

@@ -15,6 +15,8 @@ from setrec.evaluation.per_user import deciles, write_parts
 from setrec.evaluation.target_hits import TargetHits, expected_hits, list_hits
 from tests.test_cli import at, best, command, fitted, model  # noqa: F401  (a fixture among them)
 
+pytestmark = pytest.mark.slow  # trains or loads models in most tests
+
 INF = float("inf")
 
 

@@ -23,6 +23,8 @@ from tests.conftest import TrainedRun, train_tiny
 from tests.language_models import save_model
 from tests.test_t5 import folder as t5_folder  # noqa: F401
 
+pytestmark = pytest.mark.slow  # trains or loads models in most tests
+
 ROOT = Path(__file__).parents[1]
 
 

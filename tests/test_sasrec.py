@@ -203,6 +203,7 @@ def test_fit_leaves_a_table_and_vectors_of_the_best_checkpoint(fitted):
         assert file.metadata()["model"] == "SASRec"
 
 
+@pytest.mark.slow
 def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     (best,) = (fitted / "checkpoints").glob("epoch-*.ckpt")
     quiet = [
@@ -223,6 +224,7 @@ def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     assert list(tmp_path.rglob("predictions.parquet"))
 
 
+@pytest.mark.slow
 def test_resumes_to_the_bit(tmp_path):
     def weights(folder: Path, *more: str) -> torch.Tensor:
         words = command("fit", folder, "s", "--model=SASRecModule", "--model.width=16", "--model.inner=16", *more)

