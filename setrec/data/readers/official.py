@@ -187,7 +187,7 @@ def _check_range(name: str, split: dict[int, list[int]], n_items: int) -> None:
 
 
 def _read_items(path: Path) -> pl.DataFrame:
-    """items.jsonl -> id, title, text ("title. keywords", what the released text vectors were made from), keywords."""
+    """items.jsonl -> id, title, text ("title. keywords", what the MiniLM vectors were made from), keywords."""
     rows = []
     with path.open(encoding="utf8") as file:
         for number, line in enumerate(file):
