@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jsonargparse.typing import lazy_instance
+from jsonargparse import lazy_instance
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 

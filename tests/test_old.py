@@ -144,6 +144,7 @@ def test_figures_of_the_command_test(name: str, with_raw: bool) -> None:
                 assert {at: rows[renamed(method)][group][at] for at in row} == near(row, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5.ckpt", "decoder.ckpt", "sasrec.ckpt"])
 def test_a_fit_goes_on_from_an_old_checkpoint(name: str) -> None:
     fit = run(["fit", "--ckpt_path", name, *SHORT, *raw(True), "--trainer.max_epochs=5"])

@@ -207,6 +207,7 @@ def test_a_config_can_name_nothing_but_what_is_asked_for(name: str) -> None:
         instance_of({"class_path": name, "init_args": {"args": ["true"]}}, TextVectors)
 
 
+@pytest.mark.slow
 def test_a_pretrained_backbone_is_not_looked_for_again(t5_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     """All its weights are in the folder; the hub's name or the folder it came from is gone."""
     base = Path(shutil.copytree(t5_folder, tmp_path / "base"))
@@ -223,6 +224,7 @@ def test_a_pretrained_backbone_is_not_looked_for_again(t5_folder: Path, tmp_path
     assert Recommender.load(tmp_path / "again").recommend(histories) == answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", [False, True])
 def test_a_language_model_is_published_whole_or_as_adapters(adapted: bool, tmp_path: Path) -> None:
     """Trained as a whole, nothing else is needed; adapters name their frozen base, and refuse another one."""

@@ -204,6 +204,7 @@ def test_fit_leaves_a_table_and_vectors_of_the_best_checkpoint(fitted):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     (best,) = (fitted / "checkpoints").glob("epoch-*.ckpt")
     quiet = [
@@ -224,6 +225,7 @@ def test_the_checkpoint_alone_is_enough(fitted, tmp_path):
     assert list(tmp_path.rglob("predictions.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_resumes_to_the_bit(tmp_path):
     def weights(folder: Path, *more: str) -> torch.Tensor:

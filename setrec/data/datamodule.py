@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import lazy_instance
+from jsonargparse import lazy_instance
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
