@@ -48,6 +48,7 @@ def exhaustive(
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([30, 300]), st.sampled_from([3, 50]), st.booleans())
+@pytest.mark.slow
 def test_hits_are_those_of_ranking_everything(seed: int, n_items: int, m: int, tied: bool) -> None:
     parts, cold, seen, target = world(seed, 5, n_items, tied)
     if tied:  # so that no sum is rounded and ties are ties

@@ -118,6 +118,7 @@ def naive(events: list[tuple]) -> list[dict[str, list[str]]]:
 @pytest.mark.parametrize("form", FORMATS)
 @FEW
 @given(events=EVENTS, titles=st.lists(TEXTS, min_size=30, max_size=30), seed=st.integers(0, 9))
+@pytest.mark.slow
 def test_every_format_gives_what_plain_python_gives_in_any_order(form, events, titles, seed):
     """Unicode, ties, users with one event, items without metadata, metadata without items, empty and missing titles."""
     if len(set(events)) < 5:

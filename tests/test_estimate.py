@@ -33,6 +33,7 @@ def real_model(w: Workload, backbone: Backbone) -> SETRec:
     return SETRec(catalogue, backbone, Recipe(n_cf=w.n_cf, n_sem=w.n_sem, sampled=w.sampled))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampled", [None, 64])
 @pytest.mark.parametrize("kind", ["t5", "decoder", "lora"])
 def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sampled: int | None) -> None:

@@ -41,6 +41,7 @@ def test_drawing_everything_is_the_exact_softmax(recipe: Recipe, sampling: str) 
         assert (gradient - grads_two[name]).abs().max() <= 2e-5 * gradient.abs().max() + 1e-6, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_the_softmaxs_sum_is_estimated_without_bias(sampling: str) -> None:
     """exp(loss + target's score) is the estimated sum over the catalogue: its mean over many draws is the true sum."""

@@ -127,6 +127,7 @@ def renamed(name: str) -> str:
     return {"item_cf_letters": "item_cf_ngrams", "cold": "cold_text"}.get(name, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(EXPECTED["test"]))
 @pytest.mark.parametrize("with_raw", [True, False])
 def test_figures_of_the_command_test(name: str, with_raw: bool) -> None:
@@ -152,6 +153,7 @@ def test_a_fit_goes_on_from_an_old_checkpoint(name: str) -> None:
     assert fit.trainer.global_step == 5 * 9  # not only the epochs after the checkpoint
 
 
+@pytest.mark.slow
 def test_a_fit_repeats_from_an_old_configuration() -> None:
     """config.yaml lies in the run's folder and names classes as they were."""
     fit = run(["fit", "--config=config.yaml", *SHORT, *raw(True), "--trainer.max_epochs=1"])

@@ -13,6 +13,8 @@ from setrec.serve.app import create_app
 from setrec.serve.options import ServeOptions
 from tests.serve_fake import TOKEN, holder_of, listening
 
+pytestmark = pytest.mark.slow
+
 OPERATIONS = [
     ("POST", "/recommend"), ("GET", "/items"), ("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload"),
     ("GET", "/model"), ("GET", "/health"), ("GET", "/metrics"),
