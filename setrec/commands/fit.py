@@ -31,14 +31,13 @@ from setrec.commands.configurations import OPTIONS, find_configuration, with_con
 from setrec.commands.words import ckpt_path_of, values_of
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
-from setrec.files.checkpoint import read_checkpoint
+from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.module import SETRecModule
 from setrec.trainer.checkpoints import WholeCheckpointIO
 from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
 
 SEED = 2023
-SETREC = "setrec.module.SETRecModule"
 MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from setrec.class_names import current_name, current_names
 from setrec.errors import ConfigError
 
+SETREC = "setrec.module.SETRecModule"  # the model_class of checkpoints that can recommend
+
 
 class Checkpoint(NamedTuple):
     """The content of a checkpoint. Classes are public names. Nothing was imported to read it."""
@@ -31,7 +33,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         file = path / "meta.pt" if path.is_dir() else path
         content = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
         return Checkpoint(
-            model_class=current_name(content.get("model_class", "setrec.module.SETRecModule")),
+            model_class=current_name(content.get("model_class", SETREC)),
             model=_arguments(content["hyper_parameters"]),
             data=_arguments(content["datamodule_hyper_parameters"]),
             weights=content.get("state_dict", {}),

@@ -13,14 +13,13 @@ from setrec.backbones.base import Backbone
 from setrec.data.catalogue import ENCODER, ITEMS, Catalogue, Histories
 from setrec.data.past import past_events
 from setrec.errors import ConfigError, DataError
-from setrec.files.checkpoint import read_checkpoint
+from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
 
-SETREC = "setrec.module.SETRecModule"  # the model_class of checkpoints that can recommend
 # arguments of SETRecModule for training and ranking; `Recipe` holds those of the model itself
 TRAINING = frozenset(
     {"backbone", "lr", "alpha", "compile", "start_from", "warmup_steps", "weight_decay", "filter_seen", "top_k"}

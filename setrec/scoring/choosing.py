@@ -108,10 +108,10 @@ def hits_of_weightings(
     hits = torch.zeros(len(target), len(grid), dtype=torch.int64, device=device)  # (B, V)
     user, column = mask_of(target).nonzero(as_tuple=True)  # (T,), (T,): every target of the batch
     allowed = ~(target[user, column, None] == seen[user]).any(dim=1)  # (T,): a seen item is no hit
-    user, column = user[allowed], column[allowed]
+    user, wanted = user[allowed], target[user, column][allowed]  # (T,), (T,)
     step = max(1, CHUNK // (len(grid) * ids.shape[1]))
     for start in range(0, len(user), step):
-        u, item = user[start : start + step], target[user, column][start : start + step]  # (t,), (t,)
+        u, item = user[start : start + step], wanted[start : start + step]  # (t,), (t,)
         own = ids[u]  # (t, U)
         scores = _at(whole[u], by_text, own, factors)  # (t, V, U)
         place = (own == item[:, None]).long().argmax(dim=1)  # (t,): a target is among its candidates

@@ -214,6 +214,7 @@ class RankingModule(LightningModule):
     def compare(self, split: EvalSplit) -> Comparison:
         """A new comparison of the model with the baselines on a split."""
         data = self.data
+        self.compared_weights = self.chosen  # validation may choose others before the report
         return Comparison(data.catalogue, data.histories, split, CUTOFFS, self.device)
 
     def report(self, comparison: Comparison) -> RankingTable:
@@ -225,7 +226,7 @@ class RankingModule(LightningModule):
         self.results_path = folder / RESULTS[comparison.split]
         data, figures = self.data, comparison.compute()
         own = figures[self.filter_seen][MODEL].table
-        catalogue, weights = data.catalogue, self.chosen._asdict()
+        catalogue, weights = data.catalogue, self.compared_weights._asdict()
         protocol = Protocol.of(
             comparison.split,
             data.fit_on,
