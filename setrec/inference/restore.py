@@ -1,5 +1,6 @@
 """From a checkpoint on the disk to a model that scores a catalogue, without Lightning."""
 
+import dataclasses
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -73,12 +74,9 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         )
     catalogue = Catalogue.load(folder)
     trained_on = checkpoint.catalogue
-    if trained_on["fingerprint"] != catalogue.fingerprint:
-        raise ConfigError(
-            f"The checkpoint {path} was trained on the data set {trained_on['name']!r} "
-            f"({trained_on['fingerprint'][:12]}), but {folder} holds {catalogue.name!r} ({catalogue.fingerprint[:12]}): "
-            "item ids and vectors would not match. Prepare its own data again."
-        )
+    catalogue.check(trained_on, f"The checkpoint {path}")
+    # versions of the catalogue name it as the checkpoint does; the one here may differ by rounding
+    catalogue = dataclasses.replace(catalogue, fingerprint=trained_on["fingerprint"])
     state = folder / ENCODER
     return Trained(
         path=path,
