@@ -317,7 +317,7 @@ def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, An
     report["read"] = {"events": len(events), "users": len(log.users), "items": len(log.items)}
     report["times"] = about_times(events["time"], log.ticks, tied, preparation.paper_ids)
     if not preparation.paper_ids:
-        keys = tie_keys(log.users["id"].to_list(), log.items["id"].to_list(), events)
+        keys = tie_keys(log.users["id"].to_list(), log.items["id"].to_list(), events, log.ticks)
         events = events.with_columns(tie=pl.Series(keys)).sort("time", "tie").drop("tie")
     elif log.ticks > 1:
         events = events.sort("time", maintain_order=True)

@@ -10,19 +10,20 @@ import numpy as np
 import polars as pl
 
 
-def tie_keys(users: list[str], items: list[str], events: pl.DataFrame) -> np.ndarray:
+def tie_keys(users: list[str], items: list[str], events: pl.DataFrame, ticks: int = 1) -> np.ndarray:
     """Return a number for each event that looks random and depends on user, item and time only.
 
     Args:
         users: own ids.
         items: own ids.
         events: user (place in `users`), item (place in `items`), time int64.
+        ticks: of the time in a second; whole seconds count, whatever the unit of the file.
 
     Returns:
         (events,) uint64.
     """
     user, item = events["user"].to_numpy(), events["item"].to_numpy()  # (events,)
-    time = events["time"].to_numpy().astype(np.uint64)  # (events,)
+    time = (events["time"].to_numpy() // ticks).astype(np.uint64)  # (events,)
     return _mixed(_mixed(_mixed(_hashes(users)[user]) ^ _hashes(items)[item]) ^ time)  # (events,)
 
 

@@ -173,10 +173,7 @@ class Table:
         broken: list[tuple[int, str]] = []  # malformed rows of a block: the number of the row in it, and what is wrong
 
         def skip_row(row: pacsv.InvalidRow) -> str:
-            left_open = '"' in row.text and "\n" in row.text
-            broken.append(
-                (row.number, f"{row.actual_columns} fields, not {n_fields}" + ", a quote left open" * left_open)
-            )
+            broken.append((row.number, f"{row.actual_columns} field{'s' * (row.actual_columns > 1)}, not {n_fields}"))
             return "skip"
 
         quotes = self.form.quotes

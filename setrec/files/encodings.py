@@ -86,7 +86,7 @@ def _mark_bad(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("setrec_bad", _mark_bad)
 
 
-def as_utf8(stream: IO[bytes], encoding: str | None = None) -> tuple[str, Iterator[bytes]]:
+def as_utf8(stream: IO[bytes], encoding: str | None = None, size: int | None = None) -> tuple[str, Iterator[bytes]]:
     r"""Return the encoding of a stream, and its content in blocks of UTF-8, without a byte order mark.
 
     A line ends with \n. \r\n becomes \n, and so does \r in a file without any \n; another \r becomes a blank. A byte that
@@ -95,20 +95,22 @@ def as_utf8(stream: IO[bytes], encoding: str | None = None) -> tuple[str, Iterat
     Args:
         stream: the bytes.
         encoding: None: see `guess_encoding`.
+        size: bytes that are read at a time; None: 16 MiB.
     """
-    first = stream.read(_BLOCK)
+    size = size or _BLOCK
+    first = stream.read(size)
     encoding = codecs.lookup(encoding or guess_encoding(first)).name
-    return encoding, _blocks(first, stream, encoding)
+    return encoding, _blocks(first, stream, encoding, size)
 
 
-def _blocks(first: bytes, stream: IO[bytes], encoding: str) -> Iterator[bytes]:
+def _blocks(first: bytes, stream: IO[bytes], encoding: str, size: int) -> Iterator[bytes]:
     for mark, of in _MARKS.items():
         if first.startswith(mark) and encoding in (of, of.rpartition("-")[0]):  # "utf-16" takes either order
             first, encoding = first[len(mark) :], of
             break
     decoder = codecs.getincrementaldecoder(encoding)("setrec_bad") if encoding not in ("utf-8", "ascii") else None
     held, line_end = b"", b""
-    for data in chain([first], iter(lambda: stream.read(_BLOCK), b""), [None]):
+    for data in chain([first], iter(lambda: stream.read(size), b""), [None]):
         block = data or b""
         if decoder is not None:
             block = decoder.decode(block, final=data is None).encode("utf-8", "surrogateescape")

@@ -12,7 +12,9 @@ from setrec.files.encodings import as_utf8, whole_lines
 from setrec.files.packed import RawFile, opened
 
 _SHOWN = 3  # malformed lines that a message quotes
+_RECORDS = 1 << 20  # bytes of JSON lines that are held at a time
 _LONGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is held as a whole
+_ADVICE = "correct the file, the reader's options, or allow more with --data.reader.max_bad_lines"
 NOT_UTF8 = "not UTF-8"
 
 
@@ -35,7 +37,7 @@ class LineCounter:
     Args:
         file: what the messages call the file.
         limit: how many rows may be malformed: a whole number, or a float for a share of the rows (0.01: 1%).
-        advice: what to do if there are more.
+        advice: what to do if there are more; None: what readers of data say.
         encoding_option: the option that tells the encoding of the file.
 
     Raises:
@@ -43,11 +45,7 @@ class LineCounter:
     """
 
     def __init__(
-        self,
-        file: str,
-        limit: int | float,
-        advice: str = "correct the file, the reader's options, or allow more with --data.reader.max_bad_lines",
-        encoding_option: str = "--data.reader.encoding",
+        self, file: str, limit: int | float, advice: str | None = None, encoding_option: str = "--data.reader.encoding"
     ) -> None:
         if limit < 0 or (isinstance(limit, float) and limit > 1):
             raise ConfigError(f"max_bad_lines {limit} must be a whole number from 0, or a share between 0.0 and 1.0.")
@@ -78,7 +76,7 @@ class LineCounter:
         if len(self._first) < _SHOWN:
             self._first.append(f"line {line} ({reason})")
         if isinstance(self.limit, int) and self.skipped > self.limit:
-            raise DataError(self._error(f", more than max_bad_lines ({self.limit})" if self.limit else ""))
+            raise DataError(self._error(f", more than max_bad_lines ({self.limit})"))
 
     def note(self, line: int, what: str, shown: str) -> None:
         """Count a line that is odd but was read."""
@@ -103,7 +101,8 @@ class LineCounter:
         return about
 
     def _error(self, more: str) -> str:
-        advice = self._advice
+        advice = self._advice or _ADVICE
+        more = "" if self._advice else more  # there is no such option
         if any(NOT_UTF8 in why for why in self.reasons):
             advice = f"name its encoding with {self._option} (cp1252, gb18030, shift_jis, ...), {advice}"
         examples = ", ".join(self._first) + (", ..." if self.skipped > len(self._first) else "")
@@ -111,14 +110,16 @@ class LineCounter:
         return f"{self.file} has {what}{more}: {examples}; {advice}."
 
 
-def text_lines(file: RawFile, counter: LineCounter, encoding: str | None = None) -> Iterator[bytes]:
-    """Yield a text file in chunks of whole lines, in UTF-8, and tell the counter the encoding.
+def text_lines(
+    file: RawFile, counter: LineCounter, encoding: str | None = None, size: int | None = None
+) -> Iterator[bytes]:
+    """Yield a text file in chunks of whole lines, in UTF-8, and tell the counter the encoding. encoding, size: see `as_utf8`.
 
     Raises:
         DataError: see `opened`; or a line has no end.
     """
     with opened(file) as stream:
-        counter.encoding, blocks = as_utf8(stream, encoding)
+        counter.encoding, blocks = as_utf8(stream, encoding, size)
         yield from whole_lines(blocks, file.name)
 
 
@@ -131,7 +132,7 @@ def records(file: RawFile, counter: LineCounter, encoding: str | None = None) ->
         DataError: see `text_lines` and `LineCounter`.
     """
     number = 0
-    chunks = text_lines(file, counter, encoding)
+    chunks = text_lines(file, counter, encoding, _RECORDS)
     for chunk in chunks:
         if number == 0 and chunk.lstrip().startswith(b"["):
             chunk = _whole(chunk, chunks, file)

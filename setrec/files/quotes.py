@@ -112,12 +112,19 @@ class RowReader:
             if b'"' not in following:
                 continue
             if self._proper.fullmatch(text):
-                swallowed = lines[place + 1 : place + 1 + more]
-                rows = all(part.count(self.separator) == self.fields - 1 for part in [lines[place], *swallowed])
-                return 0 if rows or len(self._field.findall(text)) != self.fields else more
+                right = len(self._field.findall(text)) == self.fields
+                return more if right and not self._are_rows(lines[place : place + 1 + more]) else 0
             if not self._open.fullmatch(text):
                 return 0
         return None if place + 1 + _AHEAD > len(lines) else 0
+
+    def _are_rows(self, lines: list[bytes]) -> bool:
+        """Whether lines that a pair of quotes would make one row of are rather rows of their own."""
+        full = [line.count(self.separator) == self.fields - 1 for line in lines]
+        if not all(full):
+            return len(lines) > 4 and all(full[1:-1])
+        text_in_few_lines = self.separator in b",;" and self.fields <= 3 and len(lines) <= 4
+        return not text_in_few_lines and b'""' not in lines[0]
 
     def _as_it_stands(self, text: bytes) -> tuple[bytes, str | None]:
         """Write a line with odd quotes in the proper form; None: it has another number of fields anyway."""

@@ -37,7 +37,10 @@ def read_table(path: str | Path) -> pl.DataFrame:
         batches = list(table.batches(table.named, counter))
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}).") from None
-    return pl.concat(batches).drop(LINE) if batches else pl.DataFrame(schema=dict.fromkeys(table.named, pl.String))
+    if not batches:
+        return pl.DataFrame(schema=dict.fromkeys(table.named, pl.String))
+    empty = (pl.col(pl.String) == "").fill_null(False)
+    return pl.concat(batches).drop(LINE).with_columns(pl.when(~empty).then(pl.col(pl.String)).name.keep())
 
 
 def _column(name: str, rows: list[Mapping[str, Any]]) -> pl.Series:
