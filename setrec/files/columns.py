@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from setrec.errors import ConfigError, DataError
 from setrec.files.encodings import check_encoding
 from setrec.files.ids import own_id
-from setrec.files.lines import NOT_UTF8, LineCounter, records, text_lines
+from setrec.files.lines import LineCounter, records, text_lines
 from setrec.files.packed import RawFile, opened
 from setrec.files.quotes import RowReader
 
@@ -274,14 +274,14 @@ def _utf8(field: bytes) -> str | None:
 
 
 def _without_bad(data: pl.DataFrame, counter: LineCounter) -> pl.DataFrame:
-    """Count and leave out the rows with a field that is not UTF-8."""
+    """Count and leave out the rows with a field that could not be decoded."""
     names = [name for name in data.columns if name != LINE]
     bad = data.select(bad=pl.any_horizontal(pl.col(names).is_null()))["bad"]
     if not bad.any():
         return data
     for row in data.filter(bad).iter_rows(named=True):
         column = next(name for name in names if row[name] is None)
-        counter.skip(row[LINE], f"{NOT_UTF8} in column {column!r}")
+        counter.skip_undecoded(row[LINE], f" in column {column!r}")
     return data.filter(~bad)
 
 

@@ -108,7 +108,7 @@ def _blocks(first: bytes, stream: IO[bytes], encoding: str, size: int) -> Iterat
         if first.startswith(mark) and encoding in (of, of.rpartition("-")[0]):  # "utf-16" takes either order
             first, encoding = first[len(mark) :], of
             break
-    decoder = codecs.getincrementaldecoder(encoding)("setrec_bad") if encoding not in ("utf-8", "ascii") else None
+    decoder = codecs.getincrementaldecoder(encoding)("setrec_bad") if encoding != "utf-8" else None
     held, line_end = b"", b""
     for data in chain([first], iter(lambda: stream.read(size), b""), [None]):
         block = data or b""

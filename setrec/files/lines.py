@@ -15,7 +15,6 @@ _SHOWN = 3  # malformed lines that a message quotes
 _RECORDS = 1 << 20  # bytes of JSON lines that are held at a time
 _LONGEST_ARRAY = 1 << 30  # bytes of a JSON array, which is held as a whole
 _ADVICE = "correct the file, the reader's options, or allow more with --data.reader.max_bad_lines"
-NOT_UTF8 = "not UTF-8"
 
 
 @dataclass
@@ -55,6 +54,7 @@ class LineCounter:
         self.reasons: dict[str, Count] = {}  # why rows were skipped
         self.notes: dict[str, Count] = {}  # what was odd in rows that were kept
         self._first: list[str] = []
+        self._undecoded = False
 
     def skip(self, line: int, why: str, count: int = 1, shown: object = None) -> None:
         """Count a malformed line, or `count` of them from this one on.
@@ -77,6 +77,11 @@ class LineCounter:
             self._first.append(f"line {line} ({reason})")
         if isinstance(self.limit, int) and self.skipped > self.limit:
             raise DataError(self._error(f", more than max_bad_lines ({self.limit})"))
+
+    def skip_undecoded(self, line: int, where: str = "") -> None:
+        """Count a malformed line that is no text in the file's encoding. where: in which column."""
+        self._undecoded = True
+        self.skip(line, f"not {self.encoding.upper()}{where}")
 
     def note(self, line: int, what: str, shown: str) -> None:
         """Count a line that is odd but was read."""
@@ -103,7 +108,7 @@ class LineCounter:
     def _error(self, more: str) -> str:
         advice = self._advice or _ADVICE
         more = "" if self._advice else more  # there is no such option
-        if any(NOT_UTF8 in why for why in self.reasons):
+        if self._undecoded:
             advice = f"name its encoding with {self._option} (cp1252, gb18030, shift_jis, ...), {advice}"
         examples = ", ".join(self._first) + (", ..." if self.skipped > len(self._first) else "")
         what = f"{self.skipped:,} malformed line" + "s" * (self.skipped > 1)
@@ -154,7 +159,7 @@ def records(file: RawFile, counter: LineCounter, encoding: str | None = None) ->
             try:
                 record = parse(line)
             except UnicodeDecodeError:
-                counter.skip(number, NOT_UTF8)
+                counter.skip_undecoded(number)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 counter.skip(
                     number, "not a JSON object" if line.startswith(b'{"') else "neither JSON nor a Python dict"

@@ -23,8 +23,8 @@ _WEEKDAY = re.compile(r"^(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*[,.]? ", re.IGNORE
 _PARTS = re.compile(
     r"(?P<date>.*?\d)"
     r"(?:[T ,:]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
-    r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?)?"
-    r"(?: ?(?P<zone>Z|UTC|GMT|[A-Za-z]+/[A-Za-z_/]+|(?:UTC|GMT)?[+-]\d{2}:?(?:\d{2})?))?"
+    r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
+    r"(?: ?(?P<zone>Z|UTC|GMT|[A-Za-z]+/[A-Za-z_/]+|(?:UTC|GMT)?[+-]\d{2}:?(?:\d{2})?))?)?"
     r"(?:\[[^\]]*\])?(?: (?P<year>\d{4}))?"
 )
 
