@@ -195,7 +195,7 @@ class SETRec(nn.Module):
         target = batch.target.flatten()[batch.valid]  # (M,)
         distinct, tables = self.softmax_tables(batch, self.negatives(target))  # (U, H)
         output = self.forward(batch, None, distinct)
-        n_prefix = target.new_tensor(len(target), dtype=torch.float32)  # ()
+        n_prefix = target.new_full((), len(target), dtype=torch.float32)  # ()
         if self.recipe.objective == "slots":
             ranking, slots = self.slot_losses(output.projected, tables)  # (), (K,)
         else:
