@@ -76,8 +76,8 @@ class Recipe:
             cold items (paper: 0). Needs objective score.
         memory: Add a weighted sum of the history's own CF and text vectors to the query outputs; the weights are learned and
             depend on age (paper: false). Needs objective score.
-        neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, and how often items
-            occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
+        neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,
+            and how often items occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
             setrec/scoring/weights.py.
     """
 

@@ -1,7 +1,7 @@
 """A device that isn't there: tensors that compute on the CPU but refuse every mixture with CPU tensors, as a GPU does.
 
-`torch.device("fakegpu")` works in `to`, in factories and in `with torch.device(...)` while `FakeGPU()` is entered. Numbers are real,
-so whatever reads them (`tolist`, `if`, `nonzero`) works too. A 0-dim CPU tensor may meet a tensor of any size, as on a GPU.
+`torch.device("fakegpu")` works in `to`, in factories and in `with torch.device(...)` while `FakeGPU()` is entered. Numbers are
+real, so whatever reads them (`tolist`, `if`, `nonzero`) works too. A 0-dim CPU tensor may meet a tensor of any size, as on a GPU.
 """
 
 from typing import Any

@@ -119,13 +119,18 @@ def _is_hashed(path: Path) -> bool:
 def _statistics_tensors(statistics: HistoryStatistics, base: Catalogue, catalogue: Catalogue) -> dict[str, Tensor]:
     """The statistics of the published items as tensors. They hold sums over all users, not the history of any one."""
     statistics = statistics.moved(rows_of(base, catalogue))
-    pairs = {"pairs_item": statistics.cooccurrence.item.int(), "pairs_weight": statistics.cooccurrence.weight}
-    return {name: tensor.contiguous() for name, tensor in (pairs | {"recent": statistics.recency}).items()}
+    graphs = {"pairs": statistics.cooccurrence, "next": statistics.transitions}
+    tensors = {f"{name}_item": graph.item.int() for name, graph in graphs.items()}
+    tensors |= {f"{name}_weight": graph.weight for name, graph in graphs.items()}
+    return {name: tensor.contiguous() for name, tensor in (tensors | {"recent": statistics.recency}).items()}
 
 
 def _read_statistics(path: Path) -> HistoryStatistics:
     tensors = load_file(path)
-    return HistoryStatistics(Graph(tensors["pairs_item"].long(), tensors["pairs_weight"]), tensors["recent"])
+    n_items = len(tensors["recent"])
+    none = torch.zeros(n_items, 1)  # (N, 1): before version 0.3.0 there were no transitions, and their weight is 0
+    after = Graph(tensors.get("next_item", none).long(), tensors.get("next_weight", none))
+    return HistoryStatistics(Graph(tensors["pairs_item"].long(), tensors["pairs_weight"]), after, tensors["recent"])
 
 
 def catalogue_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,8 @@ target. The items that can do so are few, and they are found once for all weight
 1. The score is linear in each weight, so the score under any weighting of the grid is a mean of the scores at the corners of
    the box of weights around it, with shares that add up to 1 (multilinear interpolation).
 2. The m best items of every corner are the candidates. An item that is no candidate scores, at each corner, at most as high as the
-   corner's m-th best item. So under any weighting it scores at most the mean of these numbers: the bound.
+   corner's m-th best item. So under any weighting it scores at most the mean of these numbers: the bound. The graphs touch
+   few items, so the rest of the catalogue is ranked for the corners of beta and recency only.
 3. Candidates are scored under every weighting by one matrix product. A target with k or more candidates above it is a miss. A
    target above the bound with fewer is a hit. The few that are neither are counted over the whole catalogue.
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from setrec.schemas import PAD, mask_of
 from setrec.scoring.topk import mask_seen
-from setrec.scoring.weights import FACTORS, Weights
+from setrec.scoring.weights import FACTORS, GRAPHS, Weights
 
 CANDIDATES = 50  # m, best items of a corner
 CHUNK = 1 << 24  # scores held at once
@@ -128,23 +129,58 @@ def hits_of_weightings(
 def _candidates(
     parts: Mapping[str, Tensor], by_text: Tensor, seen: Tensor, target: Tensor, weights: Sequence[Weights]
 ) -> tuple[Tensor, Tensor]:
-    """The best items of every corner, each once, (B, U) int64, padded; and each corner's m-th best score, (B, C)."""
-    found, edges = [target], []
+    """The best items of every corner, each once, (B, U) int64, padded; and a bound of all others at each corner, (B, C)."""
+    touched = torch.zeros_like(next(iter(parts.values())), dtype=torch.bool)  # (B, N)
+    for name in GRAPHS & parts.keys():
+        touched |= parts[name] > 0
+    few = _places(touched)  # (B, T), padded
+    seen_few = (few[:, :, None] == seen[:, None, :]).any(dim=2) | ~mask_of(few)  # (B, T)
+    at_few = {name: part.expand(len(few), -1).gather(1, few.clamp(min=0)) for name, part in parts.items()}  # of (B, T)
+    dense = {name: part for name, part in parts.items() if name not in GRAPHS}  # of (B, N)
+    found, edges, known = [target], [], {}
     for w in weights:
-        scores = torch.zeros_like(next(iter(parts.values())))  # (B, N)
-        for name, part in parts.items():
-            warm, cold = FACTORS[name].warm(w), FACTORS[name].cold(w)
-            scores += part * torch.where(by_text, cold, warm)  # (B, N)
-        best = mask_seen(scores, seen).topk(min(CANDIDATES, scores.shape[1]), dim=1)  # (B, m)
-        found.append(best.indices)
-        edges.append(best.values[:, -1])
-    ids = torch.cat(found, dim=1).sort(dim=1).values  # (B, C m + R)
-    repeated = torch.zeros_like(ids, dtype=torch.bool)  # (B, C m + R)
+        key = tuple((FACTORS[name].warm(w), FACTORS[name].cold(w)) for name in dense)
+        if key not in known:  # the items that no graph touches
+            scores = mask_seen(_weighed(dense, by_text, w), seen).masked_fill_(touched, -torch.inf)  # (B, N)
+            best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)  # (B, m)
+            found.append(best.indices)
+            known[key] = best.values[:, -1]  # (B,)
+        edge = known[key]  # (B,)
+        if few.shape[1]:
+            scores = _weighed(at_few, by_text[few.clamp(min=0)], w).masked_fill_(seen_few, -torch.inf)  # (B, T)
+            best = scores.topk(min(CANDIDATES, few.shape[1]), dim=1)  # (B, m)
+            found.append(few.gather(1, best.indices))
+            edge = edge.maximum(best.values[:, -1])  # (B,)
+        edges.append(edge)
+    ids = torch.cat(found, dim=1).sort(dim=1).values  # (B, any)
+    repeated = torch.zeros_like(ids, dtype=torch.bool)  # (B, any)
     repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
-    gone = (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, C m + R)
+    gone = (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, any)
     ids = ids.masked_fill(repeated | gone, PAD).sort(dim=1, descending=True).values  # padding at the end
     used = int(mask_of(ids).sum(dim=1).amax())
     return ids[:, : max(used, 1)], torch.stack(edges, dim=1)  # (B, U), (B, C)
+
+
+def _weighed(parts: Mapping[str, Tensor], by_text: Tensor, w: Weights) -> Tensor:
+    """The weighted sum of parts, (B, n) each; by_text: (n,) or (B, n) bool."""
+    scores = torch.zeros_like(next(iter(parts.values())))  # (B, n)
+    for name, part in parts.items():
+        warm, cold = FACTORS[name].warm(w), FACTORS[name].cold(w)
+        if warm == cold:
+            scores.add_(part, alpha=warm)  # (B, n)
+        else:
+            scores += part * torch.where(by_text, cold, warm)  # (B, n)
+    return scores
+
+
+def _places(chosen: Tensor) -> Tensor:
+    """The columns that are true in each row, in order: (B, N) bool -> (B, most) int64, padded."""
+    row, column = chosen.nonzero(as_tuple=True)  # (all,), (all,)
+    count = chosen.sum(dim=1)  # (B,)
+    places = column.new_full((len(chosen), int(count.amax()) if len(count) else 0), PAD)  # (B, most)
+    first = count.cumsum(0) - count  # (B,)
+    places[row, torch.arange(len(row), device=row.device) - first[row]] = column
+    return places
 
 
 def _at(parts: Tensor, by_text: Tensor, items: Tensor, factors: Tensor) -> Tensor:

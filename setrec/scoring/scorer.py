@@ -72,7 +72,8 @@ class Scorer:
             items: (B, k) int64 item ids.
 
         Returns:
-            name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf; sem_0, ..., memory_text, neighbours_text; recent.
+            name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf, transitions; sem_0, ..., memory_text, neighbours_text;
+            recent.
         """
         with torch.autocast(batch.history.device.type, enabled=False):
             cf, sem = self.model.parts(batch, self.index, items)
@@ -80,7 +81,12 @@ class Scorer:
             (name, "semantic", part) for name, part in sem.items()
         ]
         if self.graphs is not None:
-            shown = {"cooccurrence": "neighbours_cf", "text": "neighbours_text", "recency": "recent"}
+            shown = {
+                "cooccurrence": "neighbours_cf",
+                "transitions": "transitions",
+                "text": "neighbours_text",
+                "recency": "recent",
+            }
             for kind, part in graph_parts(self.graphs, batch.history).items():
                 at_items = part.expand(len(items), -1).gather(1, items)  # (B, k)
                 named.append((shown[kind], kind, at_items))
