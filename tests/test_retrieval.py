@@ -102,3 +102,20 @@ def test_no_index_for_item_graphs(module: SETRecModule) -> None:
     module.model.recipe = dataclasses.replace(module.recipe, neighbours=True)
     with pytest.raises(ConfigError, match="item graphs"):
         Retriever(module)
+
+
+def test_a_validation_reads_every_batch_once(module: SETRecModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, read = module.scorer, []
+    whole = scorer.model.user_vectors
+    monkeypatch.setattr(scorer.model, "user_vectors", lambda *args: read.append(1) or whole(*args))
+    one, other = evaluation([[1, 2], [3]]), evaluation([[4], [5, 6]])._replace(user=torch.tensor([2, 3]))
+    scorer.refresh()
+    grid = [Weights(b) for b in (0.0, 0.5, 1.0)]
+    for batch in (one, other):
+        scorer.hits(batch, torch.tensor([[7], [8]]), batch.seen, grid, 10)
+    first = [next(scorer.scores(batch, grid[1:])) for batch in (one, other)]
+    assert len(read) == 2
+    scorer.refresh()  # a weight may have changed
+    again = [next(scorer.scores(batch, grid[1:])) for batch in (one, other)]
+    assert len(read) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -26,7 +26,8 @@ from setrec.scoring.topk import mask_seen
 from setrec.scoring.weights import FACTORS, GRAPHS, Weights
 
 CANDIDATES = 50  # m, best items of a corner
-CHUNK = 1 << 24  # scores held at once
+STRONGEST = 32  # candidates that are looked at first
+CHUNK = 1 << 20  # scores held at once: they stay in the processor's cache
 
 
 class Corners(NamedTuple):
@@ -104,25 +105,37 @@ def hits_of_weightings(
     factors = factors_of(grid, parts, device)  # (V, 2 P)
     ids, edges = _candidates(parts, by_text, seen, target, at.weights)  # (B, U), (B, C)
     whole = torch.stack([part.expand(len(target), -1) for part in parts.values()], dim=1)  # (B, P, N)
+    values = _by_group(
+        whole.gather(2, ids.clamp(min=0)[:, None, :].expand(-1, len(parts), -1)), by_text[ids]
+    )  # (B,2P,U)
+    mean = (factors_of(at.weights, parts, device).mean(dim=0) @ values).masked_fill_(
+        ~mask_of(ids), -torch.inf
+    )  # (B, U)
+    order = mean.argsort(dim=1, descending=True)  # (B, U): the strongest candidates first, padding at the end
+    ids, values = ids.gather(1, order), values.gather(2, order[:, None, :].expand_as(values))  # (B, U), (B, 2 P, U)
     slack = 1e-5 * edges.abs().amax()  # (): sums of another order are rounded otherwise
     bound = edges @ at.share.T.to(device) + slack  # (B, V)
     hits = torch.zeros(len(target), len(grid), dtype=torch.int64, device=device)  # (B, V)
     user, column = mask_of(target).nonzero(as_tuple=True)  # (T,), (T,): every target of the batch
     allowed = ~(target[user, column, None] == seen[user]).any(dim=1)  # (T,): a seen item is no hit
     user, wanted = user[allowed], target[user, column][allowed]  # (T,), (T,)
-    step = max(1, CHUNK // (len(grid) * ids.shape[1]))
-    for start in range(0, len(user), step):
-        u, item = user[start : start + step], wanted[start : start + step]  # (t,), (t,)
-        own = ids[u]  # (t, U)
-        scores = _at(whole[u], by_text, own, factors)  # (t, V, U)
-        place = (own == item[:, None]).long().argmax(dim=1)  # (t,): a target is among its candidates
-        mine = scores.gather(2, place[:, None, None].expand(-1, len(grid), 1))  # (t, V, 1)
-        higher = (scores > mine) | ((scores == mine) & (own < item[:, None])[:, None, :])  # (t, V, U)
-        above = (higher & mask_of(own)[:, None, :]).sum(dim=2)  # (t, V)
-        unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
-        for t, v in unsure.nonzero().tolist():
-            above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
-        hits.index_add_(0, u, (above < k).long())
+    for few in (STRONGEST, ids.shape[1]):  # most targets are missed under every weighting: a few candidates show it
+        step, kept = max(1, CHUNK // (len(grid) * few)), []
+        for start in range(0, len(user), step):
+            u, item = user[start : start + step], wanted[start : start + step]  # (t,), (t,)
+            place = (ids[u] == item[:, None]).long().argmax(dim=1)  # (t,): a target is among its candidates
+            mine = factors @ values[u, :, place][:, :, None]  # (t, V, 1)
+            above = _count_above(factors @ values[u, :, :few], mine, ids[u, :few], item)  # (t, V)
+            if few == STRONGEST < ids.shape[1]:
+                kept.append((above < k).any(dim=1))  # (t,)
+                continue
+            unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
+            for t, v in unsure.nonzero().tolist():
+                above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
+            hits.index_add_(0, u, (above < k).long())
+        if not kept:
+            break
+        user, wanted = user[torch.cat(kept)], wanted[torch.cat(kept)]  # (T',), (T',)
     return hits
 
 
@@ -183,17 +196,30 @@ def _places(chosen: Tensor) -> Tensor:
     return places
 
 
-def _at(parts: Tensor, by_text: Tensor, items: Tensor, factors: Tensor) -> Tensor:
-    """Scores of some items under every weighting: (t, P, N), (N,), (t, n), (V, 2 P) -> (t, V, n)."""
-    place = items.clamp(min=0)  # (t, n)
-    values = parts.gather(2, place[:, None, :].expand(-1, parts.shape[1], -1))  # (t, P, n)
-    cold = by_text[place][:, None, :]  # (t, 1, n)
-    return factors @ torch.cat([values.masked_fill(cold, 0), values.masked_fill(~cold, 0)], dim=1)  # (t, V, n)
+def _by_group(values: Tensor, cold: Tensor) -> Tensor:
+    """Parts that stand in the first half of the rows for warm items, in the second for cold ones.
+
+    values: (any, P, n) float; cold: (any, n) bool; returns (any, 2 P, n).
+    """
+    cold = cold[:, None, :]  # (any, 1, n)
+    return torch.cat([values.masked_fill(cold, 0), values.masked_fill(~cold, 0)], dim=1)  # (any, 2 P, n)
+
+
+def _count_above(scores: Tensor, mine: Tensor, ids: Tensor, item: Tensor) -> Tensor:
+    """How many candidates stand above a target, (t, V) int32.
+
+    scores: (t, V, U) float, changed; mine: (t, V, 1) float, the target's; ids: (t, U) int64, padded; item: (t,) int64.
+    """
+    gone = ~mask_of(ids) | (ids == item[:, None])  # (t, U)
+    scores.masked_fill_(gone[:, None, :], -torch.inf)  # (t, V, U)
+    above = (scores > mine).sum(dim=2, dtype=torch.int32)  # (t, V); into int64 it takes seven times as long
+    tied = (scores == mine).logical_and_((ids < item[:, None])[:, None, :])  # (t, V, U)
+    return above + tied.sum(dim=2, dtype=torch.int32)
 
 
 def _above(parts: Tensor, by_text: Tensor, factors: Tensor, seen: Tensor, item: Tensor) -> Tensor:
     """How many items stand above one in the whole catalogue: (P, N), (N,), (2 P,), (any,), () -> ()."""
     everything = torch.arange(parts.shape[1], device=parts.device)  # (N,)
-    scores = _at(parts[None], by_text, everything[None], factors[None])[0, 0]  # (N,)
+    scores = factors @ _by_group(parts[None], by_text[None])[0]  # (N,)
     scores = mask_seen(scores[None], seen[None])[0]  # (N,)
     return ((scores > scores[item]) | ((scores == scores[item]) & (everything < item))).sum()
