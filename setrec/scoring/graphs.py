@@ -27,8 +27,10 @@ from tqdm import tqdm
 
 from setrec.data.catalogue import Catalogue
 from setrec.data.past import PastEvents
+from setrec.schemas import PAD
 from setrec.scoring.char_ngrams import SHARE, CharNgrams
 from setrec.scoring.similarity import BLOCK, TextCosine, cooccurrence_cosine, faded_items, transition_cosine
+from setrec.scoring.weights import FACTORS, Weights
 
 
 class Reach(NamedTuple):
@@ -165,12 +167,17 @@ def most_similar(similar: Callable[[Tensor], Tensor], n_items: int, among: Seque
     return graphs
 
 
-def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:
-    """Scores of all items from the last items of each history: (B, L) int64 -> (B, N) float32."""
+def graph_entries(graph: Graph, history: Tensor, reach: Reach) -> Graph:
+    """What the last items of each history, (B, L) int64, give to which items: (B, last * S) each, an item more than once."""
     items, fading = faded_items(history, reach.last, reach.decay)  # (B, last)
     weight = fading[..., None] * graph.weight[items]  # (B, last, S)
-    scores = weight.new_zeros(len(history), len(graph.item))  # (B, N)
-    return scores.scatter_add_(1, graph.item[items].flatten(1), weight.flatten(1))  # (B, N)
+    return Graph(graph.item[items].flatten(1), weight.flatten(1))  # (B, last * S)
+
+
+def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:
+    """Scores of all items from the last items of each history: (B, L) int64 -> (B, N) float32."""
+    item, weight = graph_entries(graph, history, reach)  # (B, last * S)
+    return weight.new_zeros(len(history), len(graph.item)).scatter_add_(1, item, weight)  # (B, N)
 
 
 def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
@@ -187,3 +194,40 @@ def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
         text[:, graphs.cold] = graph_scores(graphs.text.cold, history, COLD_TEXT)[:, graphs.cold]  # (B, cold)
         parts["text"] = text
     return parts | {"recency": graphs.recency}  # (N,)
+
+
+def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Graph:
+    """The items that the graphs add to, each once, and what they add under the weights.
+
+    history: (B, L) int64, padded at the end; returns (B, U) int64, padded, and (B, U) float32.
+    """
+    cold = torch.zeros_like(graphs.recency, dtype=torch.bool).index_fill_(0, graphs.cold, True)  # (N,)
+    found = {
+        "cooccurrence": [graph_entries(graphs.cooccurrence, history, COOCCURRENCE)],
+        "transitions": [graph_entries(graphs.transitions, history, TRANSITIONS)],
+        "text": [],
+    }
+    if graphs.text is not None:  # each item from one of the two graphs
+        for graph, reach, of in ((graphs.text.all, TEXT, ~cold), (graphs.text.cold, COLD_TEXT, cold)):
+            entries = graph_entries(graph, history, reach)  # (B, last * S)
+            found["text"].append(entries._replace(weight=entries.weight * of[entries.item]))
+    items, added = [], []
+    for name, some in found.items():
+        warm_factor, cold_factor = FACTORS[name].warm(weights), FACTORS[name].cold(weights)
+        for entries in some:
+            items.append(entries.item)
+            added.append(entries.weight * torch.where(cold[entries.item], cold_factor, warm_factor))
+    return _summed(torch.cat(items, dim=1), torch.cat(added, dim=1))
+
+
+def _summed(item: Tensor, weight: Tensor) -> Graph:
+    """Equal items of a row as one, with the sum of their weights; those without any weight are left out."""
+    item = item.masked_fill(weight == 0, PAD)  # (B, M)
+    item, order = item.sort(dim=1, descending=True)  # (B, M): padding at the end
+    first = torch.ones_like(item, dtype=torch.bool)  # (B, M)
+    first[:, 1:] = item[:, 1:] != item[:, :-1]
+    slot = first.cumsum(1) - 1  # (B, M)
+    most = int(slot.amax()) + 1 if item.numel() else 0
+    items = item.new_full((len(item), most), PAD).scatter_(1, slot, item)  # (B, U)
+    sums = weight.new_zeros(len(item), most).scatter_add_(1, slot, weight.gather(1, order))  # (B, U)
+    return Graph(items, sums)
