@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS
 from setrec.errors import DataError
-from setrec.files.hashes import file_hash, ids_hash
+from setrec.files.hashes import file_hash, ids_hash, stamp
 from setrec.files.ragged import Ragged
 from setrec.files.whole import clear_leftovers, whole_file, whole_folder
 
@@ -92,6 +92,7 @@ def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
             _write_files(hidden, prepared)
             files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
             manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
+            manifest["file_stamps"] = {name: stamp(hidden / name) for name in files}
             manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             (hidden / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:

@@ -1,7 +1,7 @@
 """From a checkpoint on the disk to a model that scores a catalogue, without Lightning."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from setrec.backbones.base import Backbone
-from setrec.data.catalogue import ENCODER, ITEMS, Catalogue, Histories
+from setrec.data.catalogue import CF, ENCODER, ITEMS, TEXT, USERS, Catalogue, Histories, read_manifest
 from setrec.data.past import past_events
 from setrec.errors import ConfigError, DataError
 from setrec.files.checkpoint import SETREC, read_checkpoint
+from setrec.files.hashes import changed_file
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
@@ -53,7 +54,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
 
     Raises:
         ConfigError: the file is not a SETRec checkpoint, or belongs to other data.
-        DataError: the prepared data is not there.
+        DataError: the prepared data is not there, or was changed.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a sharded checkpoint: train with save_distributed_checkpoint false for one file.")
@@ -71,8 +72,10 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
             f"the prepared data of {path} is not at {folder}: go to the folder where it was trained, or name the prepared "
             "folder with --data DIR."
         )
-    catalogue = Catalogue.load(folder)
+    neighbours = bool(checkpoint.model.get("neighbours"))
+    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS] if neighbours else [])])
     trained_on = checkpoint.catalogue
+    catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
     if trained_on["fingerprint"] != catalogue.fingerprint:
         raise ConfigError(
             f"The checkpoint {path} was trained on the data set {trained_on['name']!r} "
@@ -93,8 +96,25 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
-        statistics=_statistics(folder, catalogue.n_items) if checkpoint.model.get("neighbours") else None,
+        statistics=_statistics(folder, catalogue.n_items) if neighbours else None,
     )
+
+
+def check_prepared(folder: Path, names: list[str]) -> None:
+    """Check files of prepared data against the hashes in its manifest. A file that nobody has touched is not read.
+
+    Raises:
+        DataError: a file is not the one that was prepared.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return  # `Catalogue.load` says so
+    changed = changed_file(folder, names, manifest.get("files", {}), manifest.get("file_stamps", {}))
+    if changed is not None:
+        raise DataError(
+            f"{folder / changed} was changed or damaged after it was prepared; delete the folder and prepare it again with "
+            "--data.raw DIR."
+        )
 
 
 def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
