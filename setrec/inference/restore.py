@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from setrec.backbones.base import Backbone
-from setrec.data.catalogue import CF, ENCODER, ITEMS, TEXT, USERS, Catalogue, Histories, read_manifest
+from setrec.data.catalogue import CF, ENCODER, ITEMS, TEXT, USERS, Catalogue, Histories
 from setrec.data.past import past_events
+from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
 from setrec.files.checkpoint import SETREC, read_checkpoint
-from setrec.files.hashes import changed_file
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
@@ -98,23 +98,6 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
         statistics=_statistics(folder, catalogue.n_items) if neighbours else None,
     )
-
-
-def check_prepared(folder: Path, names: list[str]) -> None:
-    """Check files of prepared data against the hashes in its manifest. A file that nobody has touched is not read.
-
-    Raises:
-        DataError: a file is not the one that was prepared.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return  # `Catalogue.load` says so
-    changed = changed_file(folder, names, manifest.get("files", {}), manifest.get("file_stamps", {}))
-    if changed is not None:
-        raise DataError(
-            f"{folder / changed} was changed or damaged after it was prepared; delete the folder and prepare it again with "
-            "--data.raw DIR."
-        )
 
 
 def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
