@@ -56,6 +56,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
+_MAX_VALUES = 100_000  # arguments, with all that is inside of them
 _SEAL = b"setrec sha256:"
 
 
@@ -117,6 +118,17 @@ def _hash_until(path: Path, end: int) -> str:
 
 
 def _arguments(stored: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters with current class names, without Lightning's own entries."""
+    """The hyper-parameters with current class names, without Lightning's own entries.
+
+    Raises:
+        ValueError: there are too many. A few lists that hold each other can stand for more than any memory holds.
+    """
+    count, waiting = 0, [stored]
+    while waiting:
+        one = waiting.pop()
+        count += 1
+        if count > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES:,} arguments")
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple) else ()
     own = {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")}
     return dict(current_names(own))
