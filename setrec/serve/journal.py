@@ -126,6 +126,8 @@ class Journal:
             raise ConfigError(
                 f"{self.path} cannot be read ({error.strerror}); name another file with --items."
             ) from None
+        if not content:
+            log.warning("%s is empty: it holds no change.", self.path)
         *lines, last = content.split(b"\n")  # `last`: what follows the last line break, mostly nothing
         torn = bool(last) and _is_torn(last)
         if torn:

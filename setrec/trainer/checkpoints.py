@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from setrec.errors import SETRecError
+from setrec.errors import ConfigError, SETRecError
 from setrec.files.checkpoint import check_unchanged, seal
 from setrec.files.whole import whole_file
 
@@ -40,7 +40,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """See `CheckpointIO.load_checkpoint`.
 
         Raises:
-            ConfigError: the checkpoint was changed after it was written.
+            ConfigError: the checkpoint cannot be read, or was changed after it was written.
         """
         check_unchanged(Path(path))
-        return super().load_checkpoint(path, *args, **kwargs)
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except Exception as error:  # torch has a type of its own for every damage
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}).") from error
