@@ -1,6 +1,7 @@
 """From a checkpoint on the disk to a model that scores a catalogue, without Lightning."""
 
 import json
+import logging
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
+
+log = logging.getLogger(__name__)
 
 # arguments of SETRecModule for training and ranking; `Recipe` holds those of the model itself
 TRAINING = frozenset(
@@ -101,11 +104,14 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
 
 
 def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
-    """Read results.json; None if there is none, or if it is of another data set."""
+    """Read results.json. None if there is none, if it is of another data set, or, with a warning, if it cannot be read."""
+    if not path.exists():
+        return None
     try:
         results = json.loads(path.read_text())
         return results if results["protocol"]["dataset"] == dataset else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("%s is damaged, or no results file (%s): the model is loaded without figures.", path, error)
         return None
 
 
