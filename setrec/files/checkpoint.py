@@ -84,7 +84,7 @@ def check_unchanged(path: Path) -> None:
     """
     try:
         state = path.stat()
-        whole = not zipfile.is_zipfile(path) or _is_whole(path.resolve(), state.st_size, state.st_mtime_ns)
+        whole = _is_whole(path.resolve(), state.st_size, state.st_mtime_ns)
     except OSError:
         return  # as above
     if not whole:
@@ -95,8 +95,10 @@ def check_unchanged(path: Path) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _is_whole(path: Path, size: int, changed: int) -> bool:
-    """Whether a zip archive is as it was written. `size` and `changed` (ns) are those of the file, for the cache."""
+    """Whether a file is as it was written, or no zip archive. `size` and `changed` (ns) are those of the file, for the cache."""
     try:
+        if not zipfile.is_zipfile(path):
+            return True
         with zipfile.ZipFile(path) as archive:
             comment = archive.comment
             if not re.fullmatch(_SEAL + b"[0-9a-f]{64}", comment):

@@ -35,8 +35,7 @@ def run_server(load: Callable[[Path], Recommender], ckpt_path: Path, options: Se
     try:
         holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder)
         app = create_app(holder, token, options)
-        names = {name.lower() for name in options.allowed_hosts or []}
-        app.add_middleware(HostCheck, names=own_names(options.host) | names)
+        app.add_middleware(HostCheck, names=own_names(options.host) | options.allowed_names)
         config = uvicorn.Config(
             app, access_log=False, log_level="info", timeout_graceful_shutdown=options.drain, ws="none",
             http=limited(options.client_timeout, options.max_connections),
