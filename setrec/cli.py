@@ -61,7 +61,7 @@ def dispatch(words: Sequence[str]) -> None:
     """Run a command; errors are raised.
 
     Raises:
-        ConfigError: there is no command of this name.
+        ConfigError: there is no command of this name, or a configuration is far too large.
     """
     if not words or words[0] in ("-h", "--help"):
         print(overview())
@@ -72,13 +72,14 @@ def dispatch(words: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         raise ConfigError(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
+    from setrec.commands.words import call, check_configurations, ckpt_path_of  # here: `setrec --help` needs no parser
+
+    check_configurations(words)
     module = import_at_once(COMMANDS[name].module)
     function = COMMANDS[name].function
     if function is None:
         module.from_words(words if name in LIGHTNING else words[1:])
         return
-    from setrec.commands.words import call, ckpt_path_of  # here: `setrec --help` needs no parser
-
     ckpt_path_of(words)
     call(getattr(module, function), name, words[1:])
 

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.spreadsheet import quoted
 from setrec.files.tables import read_table
 from setrec.files.whole import whole_file
 from setrec.inference.answers import Recommendation
@@ -186,4 +187,6 @@ def _join(parts: Path, final: Path, users: list[str]) -> None:
             schema = table.collect_schema()
             nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
             nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
-            table.with_columns(nested).sink_csv(hidden)
+            table = table.with_columns(nested)
+            texts = [quoted(name) for name, kind in table.collect_schema().items() if kind == pl.String]
+            table.with_columns(texts).sink_csv(hidden)

@@ -7,6 +7,7 @@ from typing import Literal
 import polars as pl
 
 from setrec.errors import DataError
+from setrec.files.spreadsheet import unquoted
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 TICKS = 1_000_000  # in a second: `times` gives microseconds
@@ -16,7 +17,7 @@ _PER_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1}
 def read_table(path: str | Path) -> pl.DataFrame:
     """Read a whole table: .parquet; .jsonl, .ndjson or .json (one object a line); anything else is CSV with a header.
 
-    Columns of a CSV come as text.
+    Columns of a CSV come as text, without the ' that `spreadsheet.quoted` puts before a formula.
 
     Raises:
         DataError: the file is missing, or cannot be read as such a table.
@@ -29,7 +30,7 @@ def read_table(path: str | Path) -> pl.DataFrame:
             return pl.read_parquet(path)
         if path.suffix in (".jsonl", ".ndjson", ".json"):
             return pl.read_ndjson(path, infer_schema_length=None)
-        return pl.read_csv(path, infer_schema=False)
+        return unquoted(pl.read_csv(path, infer_schema=False))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} cannot be read as a table ({str(error).splitlines()[0]}).") from None
 
