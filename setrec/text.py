@@ -11,6 +11,9 @@ import polars as pl
 from setrec.errors import DataError
 from setrec.files.raw import raw_file
 from setrec.files.vectorfile import read_vectors
+from setrec.words import without_labels, words_of
+
+_LABELS = "labels"  # the names of fields, in what TfidfSVD learned
 
 
 class TextVectors(ABC):
@@ -121,6 +124,9 @@ class TextFile(TextVectors):
 class TfidfSVD(TextVectors):
     """TF-IDF of the words, reduced by a truncated SVD. It needs no download and no GPU. Vectors have unit length.
 
+    In scripts without blanks between words (Chinese, Japanese, Thai, ...) letters and pairs of letters take the place of words. The
+    names of the fields in "title: ...; brand: ..." are no words.
+
     Not in the paper, which uses a language model's hidden states. An item without text (or with only rare words) gets the zero
     vector.
 
@@ -146,13 +152,15 @@ class TfidfSVD(TextVectors):
         from sklearn.decomposition import TruncatedSVD  # here: scikit-learn takes a second to import
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        words = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
+        labels = _labels(items)
+        words = TfidfVectorizer(analyzer=words_of, min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
-            counts = words.fit_transform(texts)  # (N, words)
+            counts = words.fit_transform(without_labels(texts, labels))  # (N, words)
         except ValueError as error:  # what scikit-learn raises for an empty vocabulary
             raise DataError(
-                f"no words to make text vectors from in {len(texts)} items ({error}); use --data.text null with "
-                "--model.n_sem 0, or a file of vectors with --data.text TextFile."
+                f"no words to make text vectors from in {len(texts)} items ({error}): {sum(map(bool, texts))} have a text, and a "
+                f"word counts if {self.min_df} items have it (--data.text.min_df); use --data.text null with --model.n_sem 0, or "
+                "a file of vectors with --data.text TextFile."
             ) from None
         width = min(self.width, min(counts.shape))
         svd = TruncatedSVD(width, n_iter=7, random_state=self.seed)
@@ -163,6 +171,7 @@ class TfidfSVD(TextVectors):
             ),  # no word has a line break
             "idf": np.ascontiguousarray(words.idf_, np.float32),  # (words,)
             "components": np.ascontiguousarray(svd.components_, np.float32),  # (F, words)
+            _LABELS: np.frombuffer("\n".join(labels).encode(), np.uint8),
         }
         return _unit(vectors)  # (N, F)
 
@@ -179,16 +188,25 @@ class TfidfSVD(TextVectors):
             )
         from sklearn.feature_extraction.text import TfidfVectorizer  # here: see `encode`
 
-        words = TfidfVectorizer(
-            vocabulary=learned["words"].tobytes().decode().split("\n"), sublinear_tf=True, dtype=np.float32
-        )
+        texts = items["text"].to_list()
+        vocabulary = learned["words"].tobytes().decode().split("\n")
+        options = {}  # version 0.2.0 took labels for words, and had only words with blanks between
+        if _LABELS in learned:
+            texts = without_labels(texts, learned[_LABELS].tobytes().decode().split("\n"))
+            options["analyzer"] = words_of
+        words = TfidfVectorizer(vocabulary=vocabulary, sublinear_tf=True, dtype=np.float32, **options)
         words.idf_ = learned["idf"]
-        counts = words.transform(items["text"].to_list())  # (items, words)
+        counts = words.transform(texts)  # (items, words)
         return _unit(counts @ learned["components"].T)  # (items, F)
 
     def describe(self) -> dict[str, str | int | float]:
         """See `TextVectors.describe`."""
         return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
+
+
+def _labels(items: pl.DataFrame | None) -> list[str]:
+    """The names that fields may have in a text: those of the table's columns."""
+    return sorted({"title", "text", *(items.columns if items is not None else [])} - {"id"})
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ import setrec.encoders
 import setrec.sasrec  # noqa: F401
 from setrec.class_names import check_class_names, current_name
 from setrec.commands.configurations import OPTIONS, find_configuration, with_configurations
+from setrec.commands.parser import Parser
 from setrec.commands.words import ckpt_path_of, values_of
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
@@ -79,6 +80,14 @@ class SETRecCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `parse_arguments` has read the checkpoint. Lightning's own way lets it override flags."""
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's, and the data learns which catalogue the checkpoint was trained on before it is prepared."""
+        super().instantiate_classes()
+        path = self._get(self.config, "ckpt_path") or self._get(self.config, "model.start_from")
+        if path and Path(path).exists():  # it may be a keyword such as `best`
+            self.datamodule.trained_on = read_checkpoint(Path(path)).catalogue or None
+        self.datamodule.needs_test = self.subcommand == "fit" and bool(self._get(self.config, "test_after_fit"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As Lightning's, but checkpoints are whole, and plain `ddp` doesn't send the unchanging tables at every step."""
@@ -220,6 +229,7 @@ def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
         RankingModule if named else SETRecModule,
         SETRecDataModule,
         subclass_mode_model=named,
+        parser_class=Parser,
         args=words,
         run=run,
         seed_everything_default=SEED,

@@ -1,6 +1,8 @@
 """The data of a run: prepared once, then read in batches for training, validation, test and prediction."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +67,8 @@ class SETRecDataModule(LightningDataModule):
     catalogue: Catalogue
     histories: Histories
     validation_passes = 1  # over the users; a model with weights to choose asks for two
+    needs_test = False  # a test follows the fit, so a split without test targets is refused before
+    trained_on: Mapping[str, Any] | None = None  # what a checkpoint that is about to be used says of its catalogue
 
     def __init__(
         self,
@@ -124,20 +128,24 @@ class SETRecDataModule(LightningDataModule):
 
         Raises:
             DataError: see `setrec.data.prepare.prepare`; with `prepared_only`, see `check_prepared`.
+            ConfigError: see `prepare`.
         """
         if self.prepared_only:
             check_prepared(self.folder)
             return
-        prepare(str(self.name), self.folder, self.preparation, Path(self.raw) if self.raw is not None else None)
+        raw = Path(self.raw) if self.raw is not None else None
+        prepare(str(self.name), self.folder, self.preparation, raw, self.trained_on)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the prepared data, once.
 
         Raises:
-            DataError: the data is not prepared, or damaged.
+            DataError: the data is not prepared, or damaged, or has no targets for a test that is to follow.
         """
         if not hasattr(self, "catalogue"):
             self.catalogue, self.histories = Catalogue.load(self.folder), Histories.load(self.folder)
+        if self.needs_test:
+            self.test_dataloader()
 
     def train_dataloader(self) -> BatchLoader:
         """Batches that hold every training prefix once per epoch. `fit_on` says which prefixes those are."""

@@ -43,6 +43,10 @@ class Prepared(NamedTuple):
     cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 and present (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
 
+    def counts(self) -> np.ndarray:
+        """How often each item occurs in training, (N,) int64."""
+        return np.bincount(self.train.items, minlength=len(self.items)).astype(np.int64)
+
 
 def files_match(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether every prepared file exists and has the hash that the manifest holds for it."""
@@ -133,7 +137,7 @@ def update_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def _write_files(folder: Path, prepared: Prepared) -> None:
     n_items = len(prepared.items)
     ids = prepared.items["id"].to_list()
-    count = np.bincount(prepared.train.items, minlength=n_items).astype(np.int64)  # (N,)
+    count = prepared.counts()  # (N,)
     items = prepared.items.insert_column(0, pl.Series("item_id", np.arange(n_items, dtype=np.int64)))
     items = items.with_columns(pl.Series("count", count), pl.Series("warm", count > 0))
     items.write_parquet(folder / ITEMS)

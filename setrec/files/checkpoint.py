@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
     model: dict[str, Any]  # the model's arguments
     data: dict[str, Any]  # the data module's arguments
     weights: dict[str, Tensor]  # the state_dict
-    catalogue: dict[str, str]  # name and fingerprint of what it was trained on
+    catalogue: dict[str, Any]  # name, fingerprint and so on of what it was trained on
     origin: dict[str, Any]  # of a frozen base whose weights are not in the checkpoint; {}: there is none
 
 

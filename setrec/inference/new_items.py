@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from setrec.errors import DataError
-from setrec.files.tables import as_text
+from setrec.files.ids import as_ids, as_text
 from setrec.text import TextVectors
 
 VECTOR = "vector"  # the column with an item's text vector
@@ -36,7 +36,7 @@ def check_items(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, 
         raise DataError("there are no new items in the table.")
     if "id" not in items.columns:
         raise DataError(f"the new items have no column 'id' (they have {', '.join(items.columns)}).")
-    ids = as_text(items["id"]).str.strip_chars()
+    ids = as_ids(items["id"])
     title = _texts(items, "title")
     text = _texts(items, "text")
     text = pl.select(pl.when(text == "").then(title).otherwise(text).alias("text")).to_series()
@@ -57,7 +57,7 @@ def check_items(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, 
 def _texts(items: pl.DataFrame, column: str) -> pl.Series:
     if column not in items.columns:
         return pl.Series(column, [""] * len(items), pl.String)
-    return as_text(items[column]).fill_null("").str.strip_chars().alias(column)
+    return as_text(items[column]).fill_null("").alias(column)
 
 
 def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:

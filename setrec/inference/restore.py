@@ -79,12 +79,9 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
     check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS] if neighbours else [])])
     trained_on = checkpoint.catalogue
     catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
-    if trained_on["fingerprint"] != catalogue.fingerprint:
-        raise ConfigError(
-            f"The checkpoint {path} was trained on the data set {trained_on['name']!r} "
-            f"({trained_on['fingerprint'][:12]}), but {folder} holds {catalogue.name!r} ({catalogue.fingerprint[:12]}): "
-            "item ids and vectors would not match. Prepare its own data again."
-        )
+    catalogue.check(trained_on, f"The checkpoint {path}")
+    # versions of the catalogue name it as the checkpoint does; the one here may differ by rounding
+    catalogue = replace(catalogue, fingerprint=trained_on["fingerprint"])
     state = folder / ENCODER
     return Trained(
         path=path,

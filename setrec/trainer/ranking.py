@@ -100,7 +100,7 @@ class RankingModule(LightningModule):
         """Add the name of the model's class, and the catalogue that the weights belong to."""
         catalogue = self.data.catalogue
         checkpoint["model_class"] = public_name(type(self))
-        checkpoint["catalogue"] = {"name": catalogue.name, "fingerprint": catalogue.fingerprint}
+        checkpoint["catalogue"] = catalogue.plain_identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint was trained on this data set.
@@ -108,13 +108,7 @@ class RankingModule(LightningModule):
         Raises:
             ConfigError: it was trained on a catalogue with another fingerprint.
         """
-        trained, here = checkpoint["catalogue"], self.data.catalogue
-        if trained["fingerprint"] != here.fingerprint:
-            raise ConfigError(
-                f"The checkpoint was trained on the data set {trained['name']!r} ({trained['fingerprint'][:12]}), but this is "
-                f"{here.name!r} ({here.fingerprint[:12]}): item ids and vectors would not match. Give the checkpoint's own "
-                "data (without --data flags it is read from the checkpoint), or train again."
-            )
+        self.data.catalogue.check(checkpoint["catalogue"], "The checkpoint")
 
     # --------------------------------------------------------------------------------------------------------- training
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
