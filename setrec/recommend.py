@@ -75,13 +75,17 @@ class Recommender(HubModel):
         self._encoder: ItemEncoder | None = None  # loaded when items are first added
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", data: str | Path | None = None) -> "Recommender":
+    def load(
+        cls, path: str | Path, device: str = "cpu", data: str | Path | None = None, index: str | None = None
+    ) -> "Recommender":
         """Load a model from the disk.
 
         Args:
             path: a checkpoint that `fit` wrote, a version of its catalogue that `save` wrote, or a published folder.
             device: where the model computes: cpu, cuda, cuda:1.
             data: the folder of the prepared data, if it is not where the checkpoint says.
+            index: search approximately, by an index that faiss builds: "IVF4096,Flat", "HNSW32"; None: exactly. See
+                `setrec.search.FaissSearch`.
 
         Raises:
             ConfigError: the file does not exist, is damaged, is not a SETRec checkpoint, or belongs to other data.
@@ -91,7 +95,7 @@ class Recommender(HubModel):
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give the path that fit printed at its end.")
         try:
-            return cls._read(path, device, data)
+            return cls._read(path, device, data, index)
         except SETRecError:
             raise
         except Exception as error:  # a damaged file can fail anywhere between here and the model; one sentence names it
@@ -99,7 +103,7 @@ class Recommender(HubModel):
             raise ConfigError(f"{path} cannot be loaded ({type(error).__name__}: {reason[:300]}).") from error
 
     @classmethod
-    def _read(cls, path: Path, device: str, data: str | Path | None) -> "Recommender":
+    def _read(cls, path: Path, device: str, data: str | Path | None, index: str | None) -> "Recommender":
         version = read_version(path) if (path / VERSION).is_file() else None
         model = path if version is None else version.model
         folder = Path(data) if data is not None else version.data if version is not None else None
@@ -107,7 +111,7 @@ class Recommender(HubModel):
         catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, path)
         restored = build(trained, catalogue, torch.device(device))
         changes = NO_CHANGES if version is None else version.changes
-        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history))
+        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, index))
 
     # ---------------------------------------------------------------------------------------------------- recommending
     def recommend(
@@ -265,7 +269,7 @@ class Recommender(HubModel):
         snapshot = self._snapshot
         catalogue = apply_changes(self._trained.catalogue, changes)
         restored = rebuild(snapshot.restored, self._trained, catalogue)
-        changed = make_snapshot(restored, catalogue, changes, snapshot.max_history)
+        changed = make_snapshot(restored, catalogue, changes, snapshot.max_history, snapshot.faiss_index)
         try:
             try_snapshot(changed, new)
         except ModelError:

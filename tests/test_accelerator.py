@@ -16,7 +16,7 @@ from setrec.data import OfficialRelease, SETRecDataModule
 from setrec.module import SETRecModule
 from setrec.recommend import Recommender
 from setrec.text import TextFile
-from tests.conftest import TrainedRun, command, model
+from tests.conftest import TrainedRun
 from tests.fake_gpu import DEVICE, FakeGPU
 
 pytestmark = pytest.mark.slow
@@ -111,17 +111,6 @@ def test_a_run_gives_the_figures_of_the_cpu(
     assert found[1] == expected[1]
 
 
-@pytest.fixture(scope="module")
-def graph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with everything that a served model can have, item graphs too."""
-    from setrec.cli import run
-
-    folder = tmp_path_factory.mktemp("graphs")
-    flags = ["--model.objective=score", "--model.memory=true", "--model.neighbours=true", "--trainer.max_epochs=1"]
-    run([*command("fit", folder, "--model.backbone=DecoderBackbone", *model(*flags))])
-    return folder / "lightning_logs/version_0/checkpoints/last.ckpt"
-
-
 def answers_of(checkpoint: Path, device: str) -> list[Any]:
     """Lists with explanations, before and after an item is added."""
     recommender = Recommender.load(checkpoint, device)
@@ -136,9 +125,9 @@ def answers_of(checkpoint: Path, device: str) -> list[Any]:
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_recommender_gives_the_answers_of_the_cpu(
-    tiny_run: TrainedRun, graph_run: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool
+    tiny_run: TrainedRun, graph_run: TrainedRun, monkeypatch: pytest.MonkeyPatch, graphs: bool
 ) -> None:
-    checkpoint = graph_run if graphs else tiny_run.checkpoint
+    checkpoint = (graph_run if graphs else tiny_run).checkpoint
     expected = answers_of(checkpoint, "cpu")
     # tensor subclasses can't be views in inference mode
     monkeypatch.setattr(recommend, "ranked", torch.no_grad()(recommend.ranked.__wrapped__))  # type: ignore[attr-defined]

@@ -38,6 +38,7 @@ class PredictFileOptions(RecommendOptions):
         history: Column with the whole history.
         processes: Number of processes that share the work; the output does not depend on it.
         device: Where the model computes: cpu, cuda (each process takes the next GPU), cuda:1.
+        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
         data: Folder of the prepared data, if it is not where the checkpoint says.
 
     Raises:
@@ -52,6 +53,7 @@ class PredictFileOptions(RecommendOptions):
     history: str = "history"
     processes: int = 1
     device: str = "cpu"
+    index: str | None = None
     data: str | None = None
 
     def __post_init__(self) -> None:
@@ -154,7 +156,7 @@ def predict_share(task: Task, rank: int) -> tuple[set[str], set[str]]:
         torch.set_num_threads(max(1, torch.get_num_threads() // n))
         if device == "cuda":
             device = f"cuda:{rank % torch.cuda.device_count()}"
-    recommender = Recommender.load(task.ckpt_path, device, task.options.data)
+    recommender = Recommender.load(task.ckpt_path, device, task.options.data, task.options.index)
     check_known("the histories", chain.from_iterable(task.file.histories), recommender)
     candidates = task.for_recommender.candidates
     check_known("the candidates", candidates or (), recommender)

@@ -19,9 +19,11 @@ from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.restore import Restored
 from setrec.inference.versions import Changes
 from setrec.schemas import PAD, Batch
+from setrec.scoring.retrieval import ExactSearch, FaissSearch, Retriever
 from setrec.scoring.topk import mask_seen, top_items
 
 MAX_BATCH = 256  # most histories in a batch
+WHOLE_MATRIX = 1 << 17  # items up to which a batch's scores of the whole catalogue are held
 MAX_SCORES = 1 << 26  # most scores held at once: with a large catalogue, a batch has fewer histories
 _TRIED = 16  # most histories of new items in a trial
 
@@ -53,14 +55,22 @@ class Snapshot(NamedTuple):
     row: dict[str, int]  # own id -> item id
     lower_titles: list[str]  # N titles in lower case, for the search
     by_count: np.ndarray  # (N,) int64 item ids, most frequent in training first
+    faiss_index: str | None  # the factory string that was asked for
+    retriever: Retriever | None  # finds the best items without scoring all of them at once; None: a small catalogue
 
 
-def make_snapshot(restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int) -> Snapshot:
-    """Put a model and a version of its catalogue together."""
+def make_snapshot(
+    restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int, index: str | None = None
+) -> Snapshot:
+    """Put a model and a version of its catalogue together. index: see `Recommender.load`."""
+    retriever = None
+    if index is not None or catalogue.n_items > WHOLE_MATRIX:
+        retriever = Retriever(restored.scorer, FaissSearch(index) if index is not None else ExactSearch())
+        retriever.refresh()
     row = {own: i for i, own in enumerate(catalogue.ids)}
     lower_titles = [title.casefold() for title in catalogue.titles]
     by_count = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
-    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count)
+    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count, index, retriever)
 
 
 @torch.inference_mode()
@@ -151,12 +161,17 @@ def ranked(
     """
     scorer, catalogue = snapshot.restored.scorer, snapshot.catalogue
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot, options.beta))
-    (scores,) = scorer.scores(batch, [weights])  # (B, N)
-    if options.exclude_seen:
-        scores = mask_seen(scores, batch.seen)  # (B, N)
-    items = top_items(scores, min(options.k, catalogue.n_items), allowed)  # (B, k)
+    k = min(options.k, catalogue.n_items)
+    if snapshot.retriever is not None:
+        few = None if allowed is None else allowed.nonzero().squeeze(1)  # (n,)
+        items, best = snapshot.retriever.top(batch, weights, k, options.exclude_seen, few)  # (B, k), (B, k)
+    else:
+        (scores,) = scorer.scores(batch, [weights])  # (B, N)
+        if options.exclude_seen:
+            scores = mask_seen(scores, batch.seen)  # (B, N)
+        items = top_items(scores, k, allowed)  # (B, k)
+        best = scores.gather(1, items.clamp(min=0)).float()  # (B, k)
     whys = explain(scorer, batch, weights, items, catalogue.ids) if options.explain else None
-    best = scores.gather(1, items.clamp(min=0)).float()  # (B, k)
     if not (best.isfinite() | (items == PAD)).all():
         raise _not_finite()
     values = best.tolist()  # B lists of k

@@ -113,7 +113,12 @@ class FaissSearch(Search):
 
         self.table = table
         vectors = table.float().cpu().contiguous().numpy()  # (N, W)
-        self.index: Any = faiss.index_factory(table.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+        try:
+            self.index: Any = faiss.index_factory(table.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"faiss can't build the index {self.factory!r} ({str(error).split('Error: ')[-1]})."
+            ) from None
         if not self.index.is_trained:
             step = max(1, len(vectors) // self.train_items)
             self.index.train(vectors[::step])
@@ -242,6 +247,8 @@ class Retriever:
 
 def _among(table: Tensor, allowed: Tensor, row: Tensor, k: int, seen: Tensor) -> Found:
     """The best of some items, all scored. allowed: (n,) int64, ascending; the rest: see `Search.top`."""
+    if not len(allowed):
+        return Found(seen.new_full((len(row), k), PAD), row.new_full((len(row), k), -torch.inf))
     exact = ExactSearch()
     exact.build(table[allowed])
     place = torch.searchsorted(allowed, seen.clamp(min=0))  # (B, any)

@@ -16,6 +16,7 @@ class ServeOptions:
         host: Address to listen at; 127.0.0.1: this machine only; 0.0.0.0: everyone who can reach it.
         port: TCP port; 0: any free one.
         device: Where the model computes: cpu, cuda.
+        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
         max_batch: Most histories in one call of the model.
         max_wait_ms: Milliseconds that a request waits for others to share a call with.
         max_waiting: Most histories that may wait; further requests get status 503.
@@ -39,6 +40,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     device: str = "cpu"
+    index: str | None = None
     max_batch: int = 32
     max_wait_ms: float = 2.0
     max_waiting: int = 4096
