@@ -1,5 +1,6 @@
 """predict --histories and add-items: files in, files out, on the command line."""
 
+import csv
 import dataclasses
 import gzip
 import json
@@ -13,6 +14,7 @@ from setrec import Recommender
 from setrec.cli import main
 from setrec.commands.predict_file import PredictFileOptions, read_candidates
 from setrec.errors import DataError
+from setrec.files.tables import read_table
 from setrec.inference.history_file import read_history_file
 from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
@@ -266,3 +268,32 @@ def test_add_items_on_the_command_line(
         main(["add-items", "--ckpt_path", str(checkpoint)])
     assert stop.value.code == 2
     assert "--items FILE" in capsys.readouterr().err
+
+
+def test_no_cell_of_a_csv_is_a_formula(tiny_run: TrainedRun, tmp_path: Path) -> None:
+    """Ids and titles by somebody else; the file comes back as it was, as a file of histories too."""
+    evil = ['=HYPERLINK("http://evil","x")', "@SUM(1)", "+1+1", "-2+3", "\t=1", "\r=1", "'=1"]
+    new = pl.DataFrame({"id": [f"{text}_{i}" for i, text in enumerate(evil)], "title": evil})
+    new.write_parquet(tmp_path / "new.parquet")
+    version = tmp_path / "version"
+    words = ["add-items", "--ckpt_path", str(tiny_run.checkpoint), f"--items={tmp_path / 'new.parquet'}"]
+    main([*words, f"--output={version}"])
+    ids = [own.strip() for own in new["id"]]
+    pl.DataFrame({"user_id": ["=u", "-7"], "history": [ids[:2], ids]}).write_parquet(tmp_path / "h.parquet")
+    run = tiny_run._replace(checkpoint=version)
+    flags = ["--k=100", "--exclude_seen=false", "--explain"]
+    whole = predicted(run, tmp_path / "h.parquet", tmp_path / "out.parquet", *flags)
+    predicted(run, tmp_path / "h.parquet", tmp_path / "out.csv", *flags)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert set(ids) <= {line["item_id"].removeprefix("'") for line in lines}
+    for line in lines:
+        for name, cell in line.items():
+            assert cell[:1] not in ("=", "+", "-", "@", "\t", "\r") or float(cell) < 0, (name, cell)
+    found = read_table(tmp_path / "out.csv")
+    for column in ("user_id", "item_id", "title"):
+        assert found[column].to_list() == whole[column].to_list()
+    assert found["score"].cast(pl.Float32).to_list() == pytest.approx(whole["score"].to_list(), rel=1e-6)
+    again = read_history_file(tmp_path / "out.csv", time="rank")
+    assert again.users == ["=u", "-7"]
+    assert set(ids) <= set(again.histories[0])

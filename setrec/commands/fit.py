@@ -9,7 +9,7 @@ A checkpoint carries the arguments of its model and its data: `--ckpt_path` alon
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
 
 SEED = 2023
+PREPARING = frozenset(  # data options that say how data is prepared
+    {"prepared_only", "raw", "reader", "text", "cf", "cleaning", "split", "paper_ids"}
+)
 MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
 
@@ -71,7 +74,7 @@ class SETRecCLI(LightningCLI):
         words = list(sys.argv[1:] if args is None else args)
         path = ckpt_path_of(words)
         if path is not None:
-            known = checkpoint_arguments(path, self.subclass_mode_model, named_classes(words))
+            known = checkpoint_arguments(path, words, self.subclass_mode_model)
             words = [words[0], "--config", json.dumps(known), *words[1:]]
         self.config = parser.parse_args(words)
 
@@ -171,13 +174,25 @@ def named_classes(words: Sequence[str]) -> set[str]:
     return {current_name(word.rpartition("=")[2]) for word in words} | inside(configs_of(words))
 
 
-def checkpoint_arguments(path: Path, with_class: bool = False, named: Iterable[str] = ()) -> dict[str, Any]:
+def asks_to_prepare(words: Sequence[str]) -> bool:
+    """Whether a command line itself, or a --config file on it, says how data is prepared."""
+    given = {word.partition("=")[0] for word in words}
+    named = {name.split(".")[1] for name in given if name.startswith("--data.")}
+    inside = {name for config in configs_of(words) for name in config.get("data") or {}}
+    return "--data" in given or bool(PREPARING & (named | inside))
+
+
+def checkpoint_arguments(path: Path, words: Sequence[str] = (), with_class: bool = False) -> dict[str, Any]:
     """The model's and the data's arguments inside a checkpoint, {"model": ..., "data": ...}.
+
+    A checkpoint may come from anyone. So its data is read where it is prepared, and nothing is prepared, downloaded or written
+    because a checkpoint says so. If the command line says how to prepare data, that is done, in the folder that the command
+    line names, from the raw files that it names.
 
     Args:
         path: the checkpoint.
+        words: the command line. A checkpoint may name the classes that it names, beside those of this project.
         with_class: the model as {"class_path": ..., "init_args": ...}.
-        named: classes that the user names; a checkpoint may hold these beside those of this project.
 
     Raises:
         ConfigError: see `read_checkpoint` and `check_class_names`.
@@ -186,7 +201,12 @@ def checkpoint_arguments(path: Path, with_class: bool = False, named: Iterable[s
     model, data = checkpoint.model, checkpoint.data
     if with_class:
         model = {"class_path": checkpoint.model_class, "init_args": model}
-    check_class_names([model, data], named)
+    check_class_names([model, data], named_classes(words))
+    asked = asks_to_prepare(words)
+    own = {"raw", "root"} if asked else {"raw"}
+    data = {name: value for name, value in data.items() if name not in own} | {"prepared_only": not asked}
+    if isinstance(data.get("reader"), dict):
+        data["reader"].get("init_args", {}).pop("download", None)
     return {"model": model, "data": data}
 
 

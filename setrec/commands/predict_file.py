@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
 from setrec.files.ids import as_ids
+from setrec.files.spreadsheet import quoted
 from setrec.files.tables import read_table
 from setrec.files.whole import whole_file
 from setrec.inference.answers import Recommendation
@@ -37,6 +38,7 @@ class PredictFileOptions(RecommendOptions):
         history: Column with the whole history.
         processes: Number of processes that share the work; the output does not depend on it.
         device: Where the model computes: cpu, cuda (each process takes the next GPU), cuda:1.
+        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
         data: Folder of the prepared data, if it is not where the checkpoint says.
 
     Raises:
@@ -51,6 +53,7 @@ class PredictFileOptions(RecommendOptions):
     history: str = "history"
     processes: int = 1
     device: str = "cpu"
+    index: str | None = None
     data: str | None = None
 
     def __post_init__(self) -> None:
@@ -153,7 +156,7 @@ def predict_share(task: Task, rank: int) -> tuple[set[str], set[str]]:
         torch.set_num_threads(max(1, torch.get_num_threads() // n))
         if device == "cuda":
             device = f"cuda:{rank % torch.cuda.device_count()}"
-    recommender = Recommender.load(task.ckpt_path, device, task.options.data)
+    recommender = Recommender.load(task.ckpt_path, device, task.options.data, task.options.index)
     check_known("the histories", chain.from_iterable(task.file.histories), recommender)
     candidates = task.for_recommender.candidates
     check_known("the candidates", candidates or (), recommender)
@@ -231,4 +234,6 @@ def _join(parts: Path, final: Path, users: list[str]) -> None:
             schema = table.collect_schema()
             nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
             nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
-            table.with_columns(nested).sink_csv(hidden)
+            table = table.with_columns(nested)
+            texts = [quoted(name) for name, kind in table.collect_schema().items() if kind == pl.String]
+            table.with_columns(texts).sink_csv(hidden)

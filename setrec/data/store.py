@@ -21,9 +21,9 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS
+from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS, read_manifest
 from setrec.errors import DataError
-from setrec.files.hashes import file_hash, ids_hash
+from setrec.files.hashes import changed_file, file_hash, ids_hash, stamp
 from setrec.files.ragged import Ragged
 from setrec.files.whole import clear_leftovers, whole_file, whole_folder
 
@@ -52,6 +52,28 @@ def files_match(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether every prepared file exists and has the hash that the manifest holds for it."""
     files = manifest.get("files", {})
     return bool(files) and all((folder / n).is_file() and file_hash(folder / n) == h for n, h in files.items())
+
+
+def check_prepared(folder: Path, names: list[str] | None = None) -> None:
+    """Check prepared files against the hashes in the manifest. A file with the size and time of its hash is not read again.
+
+    Args:
+        folder: a prepared data set. Without a manifest nothing is checked: `Catalogue.load` refuses it.
+        names: the files to check; None: all.
+
+    Raises:
+        DataError: a file is not the one that was prepared.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    hashes = manifest.get("files", {})
+    changed = changed_file(folder, list(hashes) if names is None else names, hashes, manifest.get("file_stamps", {}))
+    if changed is not None:
+        raise DataError(
+            f"{folder / changed} was changed or damaged after it was prepared; delete the folder and prepare it again with "
+            "--data.raw DIR."
+        )
 
 
 @contextlib.contextmanager
@@ -96,6 +118,7 @@ def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
             _write_files(hidden, prepared)
             files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
             manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
+            manifest["file_stamps"] = {name: stamp(hidden / name) for name in files}
             manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             (hidden / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:

@@ -11,6 +11,7 @@ from setrec.files.columns import LINE, Table, TableForm
 from setrec.files.ids import own_id
 from setrec.files.lines import LineCounter
 from setrec.files.packed import inside
+from setrec.files.spreadsheet import unquoted
 
 _ADVICE = "correct these lines: every row of this file counts"
 
@@ -18,7 +19,8 @@ _ADVICE = "correct these lines: every row of this file counts"
 def read_table(path: str | Path) -> pl.DataFrame:
     """Read a whole table as readers of data do: .parquet; .jsonl, .ndjson or .json; anything else is CSV with a header.
 
-    It may be packed. Encoding and separator are seen from the file. Columns of a CSV come as text.
+    It may be packed. Encoding and separator are seen from the file. Columns of a CSV come as text, without the ' that
+    `spreadsheet.quoted` puts before a formula.
 
     Raises:
         DataError: the file is missing, or cannot be read as such a table, or a row is malformed.
@@ -40,7 +42,8 @@ def read_table(path: str | Path) -> pl.DataFrame:
     if not batches:
         return pl.DataFrame(schema=dict.fromkeys(table.named, pl.String))
     empty = (pl.col(pl.String) == "").fill_null(False)
-    return pl.concat(batches).drop(LINE).with_columns(pl.when(~empty).then(pl.col(pl.String)).name.keep())
+    whole = pl.concat(batches).drop(LINE).with_columns(pl.when(~empty).then(pl.col(pl.String)).name.keep())
+    return unquoted(whole) if table.kind == "csv" else whole
 
 
 def _column(name: str, rows: list[Mapping[str, Any]]) -> pl.Series:

@@ -63,7 +63,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         if replace and path.exists():
             os.replace(path, old)
         os.replace(new, path)  # refuses a folder that another process has filled meanwhile
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
         if replace:
@@ -87,7 +87,7 @@ def move_into_place(hidden: Path, path: Path) -> None:
     """
     _sync(hidden)
     os.replace(hidden, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _hidden(path: Path, ending: object) -> Path:
@@ -99,7 +99,8 @@ def _sync(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that a power cut loses no new or renamed file."""
     with suppress(OSError):  # the rename is done; Windows and some network disks cannot do this
         descriptor = os.open(folder, os.O_RDONLY)
         try:

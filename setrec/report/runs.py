@@ -192,7 +192,7 @@ def readable(path: Path) -> Iterator[None]:
             f"{missing} is missing beside {path.name}: run `test` or `validate` on the checkpoint again; it writes "
             "this file too."
         ) from None
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} or a file beside it is damaged ({str(error).splitlines()[0]}): test again.") from None
 
 
