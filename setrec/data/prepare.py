@@ -117,7 +117,7 @@ def prepare(
             here = identify(log.items["id"].to_list(), prepared.counts(), about, prepared.text, prepared.cf)
             here.check(
                 trained_on, name, "The checkpoint",
-                f"nothing was changed: give the raw files as they were, use what is prepared in {folder} with --data.raw null, or "
+                f"nothing was changed in {folder}: give the raw files as they were, use what is prepared with --data.raw null, or "
                 "train again under another --data.name",
             )  # fmt: skip
         about |= {"report": report, "skipped_lines": skipped, "raw": str(raw.resolve()) if raw is not None else None}

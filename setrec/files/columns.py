@@ -107,7 +107,8 @@ class Table:
         told = _EXCEL_SEPARATOR.fullmatch(first)
         if told and with_header:
             self.skip, first = 1, lines[1].decode(errors="replace")
-        self.separator = self.form.separator or (told[1] if told else self._find_separator(first, needed))
+        given = (self.form.separator or "").replace("\\t", "\t")  # as it is written on a command line
+        self.separator = given or (told[1] if told else self._find_separator(first, needed))
         self.skip += with_header
         names = _split(first, self.separator, self.form.quotes)
         start = f"{first}\n{lines[self.skip].decode(errors='replace') if self.skip < len(lines) else ''}"
@@ -221,18 +222,23 @@ class Table:
 
 @contextmanager
 def _parquet(file: RawFile) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file. Errors of reading inside the block turn into a DataError."""
     with opened(file) as stream:
         source: Any = stream
         if file.member or not stream.seekable():
             source = pa.BufferReader(stream.read())  # a packed parquet file is small
         try:
-            table = pq.ParquetFile(source)
-        except pa.ArrowInvalid as error:
+            with pq.ParquetFile(source) as table:
+                yield table
+        except DataError:
+            raise
+        except (
+            pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, TypeError, OverflowError,
+        ) as error:  # fmt: skip
             raise DataError(
-                f"{file.name} is not a table that can be read ({error}); its name says that it is a parquet file."
+                f"{file.name} is not a table that can be read ({' '.join(str(error).split())[:200]}); its name says that it is a "
+                "parquet file."
             ) from None
-        with table:
-            yield table
 
 
 def _kind(file: RawFile) -> Literal["csv", "json", "parquet"]:

@@ -102,7 +102,8 @@ def opened(file: RawFile) -> Iterator[IO[bytes]]:
     except (
         OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError,
     ) as error:  # fmt: skip
-        raise DataError(f"{file.name} cannot be read to its end ({error}); download or copy it again.") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file.name} cannot be read to its end ({reason}); download or copy it again.") from None
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
         raise DataError(

@@ -59,9 +59,22 @@ class RowReader:
             block, rest = self._block(rest + chunk, line, last=False)
             line += block.lines
             if block.lines:
-                yield block
+                yield block._replace(data=self._tellable(block.data))
         if rest:
-            yield self._block(rest, line, last=True)[0]
+            block = self._block(rest, line, last=True)[0]
+            yield block._replace(data=self._tellable(block.data))
+
+    def _tellable(self, data: bytes) -> bytes:
+        """Make text of lines with a wrong number of fields: pyarrow can only tell of malformed rows that are UTF-8."""
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            lines = data.split(b"\n")
+            for place, line in enumerate(lines):
+                if not line.isascii() and len(self._field.findall(line)) != self.fields:
+                    lines[place] = line.decode(errors="replace").encode()
+            data = b"\n".join(lines)
+        return data
 
     def _block(self, chunk: bytes, line: int, last: bool) -> tuple[RowBlock, bytes]:
         """Look at the quotes of a chunk. Returns its whole rows, and the bytes of a row that goes on after it."""
