@@ -1,5 +1,7 @@
 """When a run ends early: validation no longer gets better."""
 
+from typing import Any
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
@@ -7,7 +9,7 @@ from setrec.errors import ConfigError
 
 
 class RunEarlyStopping(EarlyStopping):
-    """As Lightning's, but a run that has not validated yet, or never does, is no error."""
+    """As Lightning's, but a run that has not validated yet is no error, and the patience given to a resumed run counts."""
 
     _measured = False
 
@@ -21,6 +23,10 @@ class RunEarlyStopping(EarlyStopping):
         if not hasattr(trainer, "val_check_interval"):  # Lightning has it only where it counts batches
             self._check_on_train_epoch_end = False
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting; the patience given now wins."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `EarlyStopping`."""

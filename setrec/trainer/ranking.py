@@ -34,7 +34,7 @@ from setrec.hparams import instantiate, plain_hparams
 from setrec.schemas import GROUPS, PAD, Batch, EvalSplit
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups, top_items
 from setrec.scoring.weights import Weights
-from setrec.trainer.resume import check_batches, check_weights, go_on_in_epoch, set_rates
+from setrec.trainer.resume import check_batches, check_weights, go_on, set_rates
 from setrec.trainer.run_folder import folder_of
 
 BEST_AT = 10  # weights are chosen by recall at this length
@@ -220,7 +220,7 @@ class RankingModule(LightningModule):
     def on_train_start(self) -> None:
         """Go on in a resumed run: with the batches that are left, and with the options given now."""
         if self._resumed is not None:
-            go_on_in_epoch(self.trainer, self._resumed)
+            go_on(self.trainer, self._resumed)
             set_rates(self.trainer, self.lr, self.weight_decay)
             self._resumed = None
 

@@ -51,7 +51,8 @@ def check_batches(data: SETRecDataModule, checkpoint: Mapping[str, Any]) -> None
     """
     loops = checkpoint["loops"]["fit_loop"]
     epoch, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
-    if epoch["ready"] == epoch["processed"] or batches["is_last_batch"]:
+    last_is_over = batches["is_last_batch"] and batches["total"]["completed"] == batches["total"]["processed"]
+    if epoch["ready"] == epoch["processed"] or last_is_over:
         return
     options = (checkpoint["datamodule_hyper_parameters"], data.hparams)
     before, after = ({name: one.get(name) for name in BATCHES} for one in options)
@@ -62,14 +63,22 @@ def check_batches(data: SETRecDataModule, checkpoint: Mapping[str, Any]) -> None
         )
 
 
-def go_on_in_epoch(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Let the loader leave out the batches that the epoch has had.
+def go_on(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Go on with the batches that the epoch has left, or with the next epoch. Called when the training starts.
 
-    Lightning's own way fails where the loader was made before the progress was read, as it is for a schedule that counts the steps.
+    Lightning's own way fails in two cases. A schedule that counts steps makes the loader before the progress is read, and the
+    epoch would begin again. With max_steps a finished epoch counts as unfinished, and the next one would be left out.
     """
-    states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    loops = checkpoint["loops"]["fit_loop"]
+    states = loops["state_dict"].get("combined_loader", [])
     if states and isinstance(trainer.train_dataloader, BatchLoader):
         trainer.train_dataloader.load_state_dict(states[0])
+    fit, epoch = trainer.fit_loop, loops["epoch_progress"]["current"]
+    if epoch["ready"] == epoch["processed"] and fit.restarting:
+        fit._restarting = fit.epoch_loop.restarting = False  # the setter of the first would refuse
+        fit.reset_restart_stage()
+        fit.epoch_loop.reset_restart_stage()
+        fit.epoch_progress.current.completed = epoch["processed"]
 
 
 def check_rates(lr: float, weight_decay: float) -> None:

@@ -89,6 +89,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Make this the last batch if a signal asked for it, unless the epoch ends with it."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.is_last_batch:
+            self.last_step = -1  # a last.ckpt of this batch would not know that its epoch is over
             return
         if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:  # it may end in the middle of an epoch
             self._progress = deepcopy(trainer.fit_loop.state_dict())
