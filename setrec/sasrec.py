@@ -5,6 +5,7 @@ output of the empty history; every prefix is trained in one pass with the cross-
 BCE with sampled negatives is an option); LayerNorm stands before each layer; positions count from the start of the history.
 """
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,8 @@ from setrec.hparams import save_plain_hyperparameters
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.schemas import Batch, EvalSplit
 from setrec.trainer.ranking import RankingModule
+from setrec.trainer.resume import check_rates
+from setrec.trainer.run_folder import folder_of
 
 EXPORT = "item_vectors.safetensors"  # in the run's folder; --data.cf reads it
 
@@ -120,6 +123,7 @@ class SASRecModule(RankingModule):
         top_k: int = 10,
     ) -> None:
         super().__init__(filter_seen, top_k)
+        check_rates(lr, weight_decay)
         arguments = {
             "width": width, "n_blocks": n_blocks, "n_heads": n_heads, "inner": inner, "dropout": dropout, "loss": loss,
             "negatives": negatives, "temperature": temperature, "lr": lr, "weight_decay": weight_decay,
@@ -141,7 +145,12 @@ class SASRecModule(RankingModule):
         self.register_load_state_dict_pre_hook(_remove_old_weights)  # type: ignore[no-untyped-call]
 
     def configure_model(self) -> None:
-        """Make the layers, once the number of items is known."""
+        """Make the layers, once the number of items is known.
+
+        Raises:
+            ConfigError: they were made for other data.
+        """
+        self.check_catalogue()
         if self.model is None:
             sizes = (self.width, self.n_blocks, self.n_heads, self.inner, self.dropout)
             self.model = SASRec(self.data.catalogue.n_items, self.data.max_history, *sizes)
@@ -216,15 +225,20 @@ class SASRecModule(RankingModule):
         """Write the item vectors of the best checkpoint, or of the last weights where there is none."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         vectors = self.vectors.detach()  # (N, E)
-        folder = Path(self.trainer.log_dir or ".")  # read on every process, since it is broadcast
         if best and Path(best).is_file():
             weights = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["state_dict"]
             vectors = weights["model.items.weight"]
-        self.export(folder / EXPORT, vectors)
+        self.export_to_run(vectors)
 
     def on_test_end(self) -> None:
         """Write the item vectors of the checkpoint that was tested into the run's folder."""
-        self.export(Path(self.trainer.log_dir or ".") / EXPORT, self.vectors.detach())
+        self.export_to_run(self.vectors.detach())
+
+    def export_to_run(self, vectors: Tensor) -> None:
+        """Write item vectors, (N, E), into the run's folder, if it has one."""
+        folder = folder_of(self.trainer)
+        if folder is not None:
+            self.export(folder / EXPORT, vectors)
 
     @rank_zero_only
     def export(self, path: Path, vectors: Tensor) -> None:
@@ -245,7 +259,7 @@ class SASRecModule(RankingModule):
         trained[trained_items(rows)] = True
         about = {"model": self.label, "dataset": data.catalogue.name, "loss": self.loss}
         write_vectors(path, vectors.float().cpu().numpy(), trained, data.catalogue.ids, data.histories.train, about)
-        print(f'item vectors: {path} (for SETRec: "--data.cf=[CFFile]" --data.cf.file={path})')
+        print(f"item vectors: {path} (for SETRec: {shlex.join(['--data.cf=[CFFile]', f'--data.cf.file={path}'])})")
 
 
 def trained_items(rows: TrainRows) -> np.ndarray:

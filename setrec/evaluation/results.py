@@ -25,6 +25,7 @@ LABELS = {
     "item_cf_letters": "item CF + text + n-grams",  # its name in version 0.1.0
 }
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+NOT_CHOSEN = "default"  # `beta_from` of weights that no validation chose
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
 
 
@@ -54,7 +55,7 @@ class Protocol:
         cutoffs: Lengths of the lists.
         baselines: Each baseline's rule, by name.
         seed: Seed of the training run, if known.
-        beta_from: How beta was chosen; "" for a method without beta.
+        beta_from: How beta was chosen; "" for a method without beta, "default" where nothing chose it.
         weights: The other weights of the score, by name.
         fitted_to: The splits that the model was fitted to.
         split: The split that was evaluated.
@@ -90,17 +91,17 @@ class Protocol:
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
-    def of(cls, split: EvalSplit, fit_on: FitOn, chosen: bool, **fields: Any) -> "Protocol":
+    def of(cls, split: EvalSplit, fit_on: FitOn, chosen: bool | None, **fields: Any) -> "Protocol":
         """The protocol of a run over a split.
 
         Args:
             split: The split that was evaluated.
             fit_on: The split that the model was fitted to last.
-            chosen: Whether validation chose weights.
+            chosen: Whether validation chose the weights; None: there are none to choose.
             **fields: The other fields of `Protocol`.
         """
         return cls(
-            beta_from="validation Recall@10 (All)" if chosen else "",
+            beta_from="" if chosen is None else "validation Recall@10 (All)" if chosen else NOT_CHOSEN,
             split=split,
             history=f"{'train + validation' if split == 'test' else 'train'} items, oldest first",
             target=f"all {split} items of a user, each distinct item once",
@@ -113,7 +114,10 @@ class Protocol:
         counts = [f"{g} {self.users[g]:,} users, {self.candidates[g]:,} candidates" for g in GROUPS]
         weights = {"beta": self.beta} | {name: weight for name, weight in self.weights.items() if weight}
         named = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
-        chosen = f"{named}, chosen by {self.beta_from}; " if self.beta_from else ""
+        source = (
+            "the default: no validation chose it" if self.beta_from == NOT_CHOSEN else f"chosen by {self.beta_from}"
+        )
+        chosen = f"{named}, {source}; " if self.beta_from else ""
         rules = [f"{LABELS.get(name, name)}: {rule}" for name, rule in self.baselines.items()]
         return [
             f"{self.dataset}, {self.split} split: {'; '.join(counts)}",
