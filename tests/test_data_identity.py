@@ -158,10 +158,14 @@ def test_commands_leave_the_data_of_another_checkpoint_alone(tmp_path, monkeypat
     shop(Path("raw"), other_texts=True)
     for word in ("test", "predict", "validate", "fit", "refit"):
         with pytest.raises(SystemExit, match="2"):
-            main([word, "--ckpt_path", checkpoint, *flags[:3]])
+            main([word, "--ckpt_path", checkpoint, "--data.raw=raw", *flags[:3]])
         assert "nothing was changed" in capsys.readouterr().err
         assert contents(Path("data/x")) == kept
-    run(["test", "--ckpt_path", checkpoint, *flags[:3], "--data.raw=null"])
+    run(["test", "--ckpt_path", checkpoint, *flags[:3]])  # on the data as it was prepared, and that is said
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"WARNING: {Path('raw/items.csv').resolve()} was changed after the data was prepared" in said
     shutil.rmtree("raw")  # moved away: the prepared data is whole
-    run(["test", "--ckpt_path", checkpoint, *flags[:3]])
+    for more in ([], ["--data.raw=raw"], ["--data.raw=null"]):
+        run(["test", "--ckpt_path", checkpoint, *flags[:3], *more])
+        assert "WARNING: /" not in capsys.readouterr().err
     assert contents(Path("data/x")) == kept

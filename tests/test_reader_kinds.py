@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import zipfile
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +434,57 @@ def test_no_times_only_when_asked_for(tmp_path):
     catalogue, histories = prepared(tmp_path, TableFiles(timestamp=None), split=LeaveOneOut())
     own = [item for user, item, _ in EVENTS if user == "u00"]
     assert [catalogue.ids[i] for i in histories.train.row(0)] == own[:-2]
+
+
+def test_columns_of_parquet_that_hold_something_else(tmp_path):
+    moment = datetime(2014, 7, 1, 12)
+    good = {"user_id": [1], "item_id": [2], "timestamp": [moment]}
+    for name, column, said in (
+        ("timestamp", [moment.time()], r"no time: '12:00:00'"),
+        ("timestamp", [timedelta(hours=1)], r"no time: '1:00:00'"),
+        ("item_id", [[2, 3]], r"no item: '\[2, 3\]'"),
+        ("user_id", [{"x": 1}], r"no user: "),
+    ):
+        pl.DataFrame(good | {name: column}).write_parquet(tmp_path / "e.parquet")
+        with pytest.raises(DataError, match=said):
+            TableFiles("e.parquet").read(tmp_path)
+    pl.DataFrame(
+        good | {"item_id": pl.Series([b"x"]), "user_id": pl.Series(["u"], dtype=pl.Categorical)}
+    ).write_parquet(tmp_path / "e.parquet")
+    about = {"item_id": [b"x"], "title": ["T"], "tags": [["a", "b"]], "made": [moment.date()], "odd": [b"\xff"]}
+    pl.DataFrame(about).write_parquet(tmp_path / "i.parquet")
+    log = TableFiles("e.parquet", "i.parquet").read(tmp_path)
+    assert events_of(log) == [("u", "x", MOMENT * TICKS)]
+    assert items_of(log)["x"]["text"] == "title: T; tags: a, b; made: 2014-07-01"
+    (tmp_path / "e.parquet").rename(tmp_path / "e.csv")
+    with pytest.raises(DataError, match=r"e.csv is a parquet file: give it a name that ends in .parquet"):
+        TableFiles("e.csv").read(tmp_path)
+
+
+def test_what_a_spreadsheet_does(tmp_path):
+    """Ids in the form 8.71235E+12, a decimal comma where the separator is another, an encoding that was told wrongly."""
+    rows = [(user, item, time, "4,5") for user, item, time in EVENTS] + [("u00", "8.71235E+12", 1_400_000_000, "1")]
+    shop(tmp_path, table(rows, ";", [*HEAD, "stars"]), table(list(TITLES.items()), head=ITEM_HEAD))
+    log = read(tmp_path, rating="stars", item_encoding="latin-1")
+    assert {event[3] for event in events_of(log)} == {4.5, 1}
+    (note,) = log.files["events.csv"]["notes"].items()
+    assert note == (
+        "item ids in the form of a spreadsheet, which may have lost their last digits",
+        {"rows": 1, "example": "'8.71235E+12'"},
+    )
+    assert list(log.files["items.csv"]["notes"]) == ["told to be iso8859-1, but it makes sense as UTF-8"]
+
+
+def test_no_good_row_at_all_says_why(tmp_path):
+    write(tmp_path / "events.csv", table([("u", "i", "yesterday")]))
+    with pytest.raises(
+        DataError, match=r"events.csv holds no events \(1 malformed line: line 2 \(no time: 'yesterday'\)\)"
+    ):
+        TableFiles(max_bad_lines=5).read(tmp_path)
+    write(tmp_path / "events.csv", "user_id item_id timestamp\nu i 5\n")
+    with pytest.raises(DataError, match="what stands between the columns with --data.reader.separator"):
+        TableFiles().read(tmp_path)
+    assert len(TableFiles(separator=" ").read(tmp_path).events) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------- RecBole

@@ -15,7 +15,7 @@ from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, Trai
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
 from setrec.data.past import PastEvents, past_events
-from setrec.data.prepare import Preparation, prepare
+from setrec.data.prepare import Preparation, prepare, say_what_changed
 from setrec.data.readers.base import Reader
 from setrec.data.readers.official import OfficialRelease
 from setrec.data.split import Split, TimeRatioSplit
@@ -132,6 +132,7 @@ class SETRecDataModule(LightningDataModule):
         """
         if self.prepared_only:
             check_prepared(self.folder)
+            say_what_changed(self.folder)
             return
         raw = Path(self.raw) if self.raw is not None else None
         prepare(str(self.name), self.folder, self.preparation, raw, self.trained_on)

@@ -1,6 +1,7 @@
 """From raw files to prepared data: read, clean, split, give ids, make vectors, write. Done once per data set."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,7 +24,7 @@ from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
 from setrec.data.store import FORMAT, Prepared, files_match, locked, update_manifest, write
 from setrec.data.ties import share_of_ties, tie_keys
 from setrec.errors import DataError
-from setrec.files.hashes import file_hash
+from setrec.files.hashes import file_hash, stamp
 from setrec.files.ragged import Ragged
 from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
@@ -119,13 +120,32 @@ def prepare(
                 f"nothing was changed: give the raw files as they were, use what is prepared in {folder} with --data.raw null, or "
                 "train again under another --data.name",
             )  # fmt: skip
-        about |= {"report": report, "skipped_lines": skipped}
+        about |= {"report": report, "skipped_lines": skipped, "raw": str(raw.resolve()) if raw is not None else None}
         about |= {"reader": options["reader"], "options": options, "sources": sources, "stamps": stamps}
         with _progress(f"data set {name}: writing {folder}"):
             write(folder, prepared, about)
         _say(f"data set {name}, prepared in {folder}:", *(f"  {line}" for line in lines(report)))
         _warn(report)
         return True
+
+
+def say_what_changed(folder: Path) -> None:
+    """Print what must not be overlooked in prepared data that is used as it is: also that its raw files have changed since.
+
+    Nothing is read but the raw files that have another time of change.
+    """
+    manifest = read_manifest(folder) or {}
+    raw: str | None = manifest.get("raw")
+    for label, known in manifest.get("stamps", {}).items():
+        path = Path(raw or "", label)
+        if raw is not None and path.is_file() and stamp(path) != known:
+            big = path.stat().st_size >= _BIG
+            if path.stat().st_size != known[0] or (not big and file_hash(path) != manifest["sources"].get(label)):
+                _say(
+                    f"WARNING: {path} was changed after the data was prepared. It is used as it lies in {folder}; --data.raw "
+                    f"{shlex.quote(raw)} compares the two."
+                )
+    _warn(manifest.get("report", {}))
 
 
 def _say(*said: str) -> None:

@@ -120,10 +120,10 @@ def _of_file(about: Mapping[str, Any]) -> str:
     """What there is to say about a file."""
     said = [f"{about['rows']:,} rows"] if "rows" in about else []
     said += [f"read as {about[name]!r}" for name, usual in _USUAL.items() if about.get(name, usual[0]) not in usual]
-    for kind, verb in (("reasons", "skipped"), ("notes", "rows")):
-        for why, one in about.get(kind, {}).items():
-            example = f" ({one['example']})" if one["example"] else ""
-            said.append(f"{one['rows']:,} {verb}: {why}{example}")
+    for why, one in about.get("reasons", {}).items():
+        said.append(f"{one['rows']:,} skipped: {why} ({one['example']})")
+    for what, one in about.get("notes", {}).items():
+        said.append(f"{one['rows']:,} rows: {what} ({one['example']})" if one["example"] else what)
     if about.get("skipped") and "reasons" not in about:
         said.append(f"{about['skipped']:,} skipped")
     if "in_no_event" in about:

@@ -27,6 +27,7 @@ _ONE_BYTE = "\x1f"  # takes the place of a separator such as ::
 _PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
 _NAMELESS = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__)?")  # what pandas calls a column without a name
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a first line that tells Excel the separator
+_AROUND = " \t\ufeff"  # what may stand around the name of a column; the last is a second byte order mark
 _ODD_QUOTES = "quotes taken as they stand"
 
 
@@ -94,6 +95,8 @@ class Table:
         if not lines[0].strip() and len(lines) < 2:
             what = "it must begin with a line of column names" if with_header else "it must hold rows"
             raise DataError(f"{self.file.name} is empty; {what}.")
+        if lines[0].startswith(b"PAR1"):
+            raise DataError(f"{self.file.name} is a parquet file: give it a name that ends in .parquet.")
         try:
             first = lines[0].decode()
         except UnicodeDecodeError:
@@ -109,7 +112,9 @@ class Table:
         names = _split(first, self.separator, self.form.quotes)
         start = f"{first}\n{lines[self.skip].decode(errors='replace') if self.skip < len(lines) else ''}"
         self.blanks = bool(re.search(re.escape(self.separator) + ' +"', start))
-        self.names = list(self.form.columns) if self.form.columns is not None else [name.strip() for name in names]
+        self.names = (
+            list(self.form.columns) if self.form.columns is not None else [name.strip(_AROUND) for name in names]
+        )
 
     def _find_separator(self, first: str, needed: Sequence[str]) -> str:
         """The separator under which the first line has the needed columns, or the most columns."""
@@ -118,7 +123,7 @@ class Table:
         fields = {one: _split(first, one, self.form.quotes) for one in known}
 
         def fits(one: str) -> tuple[bool, int, bool]:
-            names = [name.strip() for name in fields[one]]
+            names = [name.strip(_AROUND) for name in fields[one]]
             columns = self.form.columns
             right = set(needed) <= set(names) if columns is None else len(names) == len(columns)
             return right, len(names), one == usual
@@ -134,6 +139,8 @@ class Table:
         for name in wanted:
             if self.kind != "json" and self.names.count(name) != 1:
                 state = "no column" if name not in self.names else "two columns called"
+                if len(self.names) == 1:
+                    advice = f"tell what stands between the columns with --data.reader.separator, or {advice}"
                 raise DataError(
                     f"{self.file.name} has {state} {name!r} (it has {', '.join(self.names)[:300]}); {advice}."
                 )
@@ -218,7 +225,13 @@ def _parquet(file: RawFile) -> Iterator[pq.ParquetFile]:
         source: Any = stream
         if file.member or not stream.seekable():
             source = pa.BufferReader(stream.read())  # a packed parquet file is small
-        with pq.ParquetFile(source) as table:
+        try:
+            table = pq.ParquetFile(source)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{file.name} is not a table that can be read ({error}); its name says that it is a parquet file."
+            ) from None
+        with table:
             yield table
 
 
@@ -262,7 +275,7 @@ def _decode(column: pl.Series) -> pl.Series:
     try:
         return column.cast(pl.String)
     except pl.exceptions.ComputeError:  # rare, so slowly: field by field
-        texts = [_utf8(field) for field in column.to_list()]
+        texts = [_utf8(field) if field is not None else None for field in column.to_list()]
         return pl.Series(column.name, texts, pl.String)
 
 
@@ -291,7 +304,7 @@ def _parquet_batches(file: RawFile, wanted: Sequence[str], counter: LineCounter)
         for batch in table.iter_batches(_ROWS, columns=list(wanted)):
             data = pl.from_arrow(batch)
             assert isinstance(data, pl.DataFrame)
-            data = data.with_columns(pl.col(pl.Binary).cast(pl.String, strict=False))
+            data = data.with_columns(_decode(column) for column in data if column.dtype == pl.Binary)
             counter.lines += len(data)
             yield data.with_columns(pl.Series(LINE, row + np.arange(len(data))))
             row += len(data)

@@ -86,8 +86,10 @@ def _mark_bad(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("setrec_bad", _mark_bad)
 
 
-def as_utf8(stream: IO[bytes], encoding: str | None = None, size: int | None = None) -> tuple[str, Iterator[bytes]]:
-    r"""Return the encoding of a stream, and its content in blocks of UTF-8, without a byte order mark.
+def as_utf8(
+    stream: IO[bytes], encoding: str | None = None, size: int | None = None
+) -> tuple[str, Iterator[bytes], str]:
+    r"""Return the encoding of a stream, its content in blocks of UTF-8 without a byte order mark, and a word if that is odd.
 
     A line ends with \n. \r\n becomes \n, and so does \r in a file without any \n; another \r becomes a blank. A byte that
     cannot be decoded becomes 0xff, which is no UTF-8.
@@ -99,8 +101,12 @@ def as_utf8(stream: IO[bytes], encoding: str | None = None, size: int | None = N
     """
     size = size or _BLOCK
     first = stream.read(size)
-    encoding = codecs.lookup(encoding or guess_encoding(first)).name
-    return encoding, _blocks(first, stream, encoding, size)
+    name = codecs.lookup(encoding or guess_encoding(first)).name
+    told_wrong = (
+        encoding is not None and name != "utf-8" and not first.isascii() and _is_utf8(first[: first.rfind(b"\n") + 1])
+    )
+    odd = f"told to be {name}, but it makes sense as UTF-8" if told_wrong else ""
+    return name, _blocks(first, stream, name, size), odd
 
 
 def _blocks(first: bytes, stream: IO[bytes], encoding: str, size: int) -> Iterator[bytes]:

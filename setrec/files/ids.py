@@ -27,6 +27,8 @@ def as_text(column: pl.Series, null_words: Collection[str] = ()) -> pl.Series:
         column: any type.
         null_words: texts that mean that there is no id.
     """
+    if column.dtype.is_nested():  # no id
+        return pl.Series(column.name, [None] * len(column), pl.String)
     value = pl.col("value")
     text = value.cast(pl.String, strict=False)
     if column.dtype.is_float():

@@ -105,6 +105,13 @@ class LineCounter:
                 about[name] = {what: {"rows": one.rows, "example": one.example} for what, one in counts.items()}
         return about
 
+    def in_words(self) -> str:
+        """How many lines were skipped and why; "" if none was."""
+        if not self.skipped:
+            return ""
+        what = f"{self.skipped:,} malformed line" + "s" * (self.skipped > 1)
+        return f" ({what}: {', '.join(self._first)}{', ...' * (self.skipped > len(self._first))})"
+
     def _error(self, more: str) -> str:
         advice = self._advice or _ADVICE
         more = "" if self._advice else more  # there is no such option
@@ -124,7 +131,9 @@ def text_lines(
         DataError: see `opened`; or a line has no end.
     """
     with opened(file) as stream:
-        counter.encoding, blocks = as_utf8(stream, encoding, size)
+        counter.encoding, blocks, odd = as_utf8(stream, encoding, size)
+        if odd:
+            counter.notes[odd] = Count(1, "")
         yield from whole_lines(blocks, file.name)
 
 

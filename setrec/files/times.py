@@ -102,6 +102,8 @@ def times(column: pl.Series, unit: TimeUnit = "auto", form: str | None = None) -
         form: what `time_form` found, or a form of strptime such as "%d/%m/%Y".
     """
     name = column.name
+    if column.dtype in (pl.Time, pl.Duration) or column.dtype.is_nested():  # no moments
+        return pl.Series(name, [None] * len(column), pl.Int64)
     if column.dtype.is_temporal():
         return column.cast(pl.Datetime("us"), strict=False).to_physical().cast(pl.Int64).alias(name)
     value = pl.col("value")

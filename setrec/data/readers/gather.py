@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from setrec.errors import DataError
 from setrec.files.ids import alike, own_id, whole_numbers, without_lone_surrogates, without_point_zero
-from setrec.files.lines import LineCounter
+from setrec.files.lines import Count, LineCounter
 
 _BUFFER = 200_000  # events that are held in Python arrays at a time
 _LATEST = 1 << 62  # no time is later than this, in any unit
 _RESERVED = ("id", "title", "text", "item_id", "count", "warm")  # columns that the prepared table has anyway
+_SPREADSHEET = re.compile(r"\d(?:[.,]\d+)?E\+\d+")  # 8.71235E+12, what Excel makes of a long number
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
@@ -92,12 +93,19 @@ class Events:
         """
         self._counter.close()
         self._flush()
+        for what, known in (("user", self.users), ("item", self.items)):
+            lost = [own for own in known if "E+" in own and _SPREADSHEET.fullmatch(own)]
+            if lost:
+                why = f"{what} ids in the form of a spreadsheet, which may have lost their last digits"
+                self._counter.notes[why] = Count(len(lost), repr(lost[0]))
         self.users, users = _as_whole_numbers(self.users)
         self.items, items = _as_whole_numbers(self.items)
         user, item, time, rating = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         self._parts = []
         if not len(time):
-            raise DataError(f"{self._counter.file} holds no events; check that it is the right file.")
+            raise DataError(
+                f"{self._counter.file} holds no events{self._counter.in_words()}; check that it is the right file."
+            )
         user, item = (part if to is None else to[part] for part, to in ((user, users), (item, items)))
         columns = {"user": _categories(user, self.users), "item": _categories(item, self.items), "time": time}
         if not np.isnan(rating).all():

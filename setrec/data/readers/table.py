@@ -208,6 +208,8 @@ def add_events(events: Events, counter: LineCounter, table: Table, columns: Even
         advice = "say it with --data.reader.time_format, such as '%d/%m/%Y' (day first) or '%m/%d/%Y'."
         form = time_form(first, columns.time_unit, place, advice)
     for batch in table.batches(columns.wanted, counter):
+        if columns.rating is not None and table.separator not in ("", ","):  # where a comma is free, 4,5 is a number
+            batch = batch.with_columns(pl.col(columns.rating).str.replace(",", ".", literal=True))
         _add_batch(events, counter, batch, columns, form)
     if columns.timestamp is None:
         counter.notes["no times: the order of the rows is the order of the events"] = Count(counter.lines)
