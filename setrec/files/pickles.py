@@ -222,7 +222,7 @@ def load_pickle(file: BinaryIO, name: str) -> Any:
         return unboxed(RestrictedUnpickler(file).load())
     except _TwiceError as error:
         raise DataError(
-            f"{name}: user {error.args[0]!r} is there twice; each user may have one list in a split, so merge the two."
+            f"{name}: the entry of {error.args[0]!r} is there twice; a user or an item may have one, so merge the two."
         ) from None
     except _RefusedError as error:
         raise DataError(
