@@ -78,6 +78,7 @@ class SETRecModule(RankingModule):
         self._scorer: Scorer | None = None
         self._graphs_split: EvalSplit | None = None
         self._text_graphs: TextGraphs | None = None
+        self._scorer_in_train: Scorer | None = None
 
     def configure_model(self) -> None:
         """Make the layers, once the widths of the data's vectors are known.
@@ -169,6 +170,7 @@ class SETRecModule(RankingModule):
         assert self.model is not None
         if self._scorer is None or self._scorer.model is not self.model:
             self._scorer, self._graphs_split, self._text_graphs = Scorer(self.model), None, None
+            self._scorer_in_train = None
         return self._scorer
 
     def prepare_scoring(self, split: EvalSplit) -> None:
@@ -187,6 +189,24 @@ class SETRecModule(RankingModule):
     def score(self, batch: Batch) -> Tensor:
         """See `RankingModule.score`."""
         return next(self.scorer.scores(batch, [self.chosen]))  # (B, N)
+
+    @property
+    def counts(self) -> bool:
+        """See `RankingModule.counts`: item graphs are counted."""
+        return self.recipe.neighbours
+
+    def score_in_train(self, batch: Batch) -> Tensor:
+        """See `RankingModule.score_in_train`."""
+        scorer = self.scorer
+        assert scorer.graphs is not None
+        if self._scorer_in_train is None:
+            past = self.data.past_events("validation")  # what lies before validation: training
+            counted = history_statistics(past, self.data.catalogue.n_items)
+            cooccurrence, recency = counted.cooccurrence.to(self.device), counted.recency.to(self.device)
+            graphs = scorer.graphs._replace(cooccurrence=cooccurrence, recency=recency)
+            self._scorer_in_train = Scorer(scorer.model, graphs)
+        self._scorer_in_train.index = scorer.index
+        return next(self._scorer_in_train.scores(batch, [self.chosen]))  # (B, N)
 
     def weightings(self) -> Sequence[Weights]:
         """See `RankingModule.weightings`."""

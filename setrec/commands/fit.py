@@ -31,6 +31,7 @@ from setrec.commands.configurations import OPTIONS, find_configuration, with_con
 from setrec.commands.words import ckpt_path_of, values_of
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
+from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.module import SETRecModule
 from setrec.trainer.checkpoints import WholeCheckpointIO
@@ -48,6 +49,13 @@ class SETRecCLI(LightningCLI):
         """Checkpointing and early stopping watch validation Recall@10 over all items."""
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Run test once with the best checkpoint when fit ends."
+        )
+        parser.add_argument(
+            "--compare",
+            type=list[Rival],
+            default=[],
+            help="Methods that the table of test and validate shows beside the baselines, and which take minutes: "
+            "ease, ials (needs pip install 'setrec[ials]').",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -94,6 +102,13 @@ class SETRecCLI(LightningCLI):
         ):  # sharded strategies write their own way
             kwargs["plugins"] = [WholeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's; and tell the model what its table compares with."""
+        rivals = self._get(self.config, "compare")
+        check_rivals(rivals)
+        super().instantiate_classes()
+        self.model.rivals = rivals
 
     def after_fit(self) -> None:
         """Test once where asked, then say where the checkpoint is and what can be done with it."""

@@ -23,9 +23,26 @@ LABELS = {
     "item_cf_text": "item CF + text",
     "item_cf_ngrams": "item CF + text + n-grams",
     "item_cf_letters": "item CF + text + n-grams",  # its name in version 0.1.0
+    "transitions": "transitions",
+    "ease": "EASE",
+    "ials": "iALS",
 }
+TRAIN_ALONE = (
+    "_train"  # ending of the name of a row that is counted in train alone, beside one that counts validation too
+)
+LEAVE_ONE_OUT = (
+    "leave-one-out: training holds what other users did after a user's test item, so all figures are higher than a system at work "
+    "would reach; published figures train and count on all but a user's last two items, as the rows counted in train alone do"
+)
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
+
+
+def label_of(name: str, model: str = MODEL) -> str:
+    """What a row is called in a table. model: the model's own name."""
+    base = name.removesuffix(TRAIN_ALONE)
+    label = model if base == MODEL else LABELS.get(base, base)
+    return label if base == name else f"{label}, counted in train"
 
 
 def package_versions() -> dict[str, str]:
@@ -65,6 +82,7 @@ class Protocol:
         mean: What is averaged.
         versions: Versions of Python and of the main packages.
         date: UTC, ISO 8601.
+        caution: What a reader must know of the split; "" if there is nothing.
     """
 
     dataset: str
@@ -88,6 +106,7 @@ class Protocol:
     mean: str = "over users with at least one target in the group; candidates and targets restricted to the group"
     versions: dict[str, str] = field(default_factory=package_versions)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    caution: str = ""
 
     @classmethod
     def of(cls, split: EvalSplit, fit_on: FitOn, chosen: bool, **fields: Any) -> "Protocol":
@@ -114,10 +133,11 @@ class Protocol:
         weights = {"beta": self.beta} | {name: weight for name, weight in self.weights.items() if weight}
         named = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         chosen = f"{named}, chosen by {self.beta_from}; " if self.beta_from else ""
-        rules = [f"{LABELS.get(name, name)}: {rule}" for name, rule in self.baselines.items()]
+        rules = [f"{label_of(name)}: {rule}" for name, rule in self.baselines.items()]
         return [
             f"{self.dataset}, {self.split} split: {'; '.join(counts)}",
             f"history: {self.history}, the last {self.max_history} for {self.method}; targets: {self.target}",
+            *([self.caution] if self.caution else []),
             f"means are {self.mean}",
             f"cold: {self.cold}; ties: {self.ties}",
             f"fitted to {self.fitted_to}; {chosen}seed {'unknown' if self.seed is None else self.seed}",
@@ -198,7 +218,7 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
         filter_seen: Whether seen items are masked in these figures.
     """
     rows = {protocol.method: figures["metrics"]}
-    rows |= {LABELS.get(name, name): row for name, row in figures["baselines"].items()}
+    rows |= {label_of(name, protocol.method): row for name, row in figures["baselines"].items()}
     left = max(map(len, rows)) + 2
     title = f"{protocol.dataset}, {protocol.split}: seen items {'masked' if filter_seen else 'not masked'}"
     heads = [" ".join(f"{group.capitalize():27}" for group in GROUPS), " ".join([f"{'Recall':14}{'NDCG':13}"] * 3)]

@@ -13,7 +13,7 @@ import polars as pl
 
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.per_user import per_user_paths
-from setrec.evaluation.results import LABELS, MODEL, RESULTS
+from setrec.evaluation.results import LABELS, MODEL, RESULTS, TRAIN_ALONE, label_of
 from setrec.schemas import GROUPS, EvalSplit
 
 # entries of the protocol that must be equal in all runs
@@ -98,10 +98,12 @@ def load_runs(
             first = first or one
             check_same_data(first, one)
         check_seeds(name, seed_results)
-        methods.append(combine_seeds(name, MODEL, seed_results))
+        for key in (MODEL, MODEL + TRAIN_ALONE):
+            if key in seed_results[0].values:
+                methods.append(combine_seeds(label_of(key, name), key, seed_results))
         for key in seed_results[0].values:
-            if key != MODEL:
-                add_baseline(baselines, combine_seeds(LABELS.get(key, key), key, seed_results[:1]), name)
+            if key.removesuffix(TRAIN_ALONE) != MODEL:
+                add_baseline(baselines, combine_seeds(label_of(key), key, seed_results[:1]), name)
     if first is None:
         raise ConfigError('A report needs runs: --runs.NAME "FOLDER", once for every name.')
     return methods + baselines, first.evaluated
@@ -267,8 +269,9 @@ def combine_seeds(name: str, key: str, seed_results: list[RunResult]) -> Method:
         filtered: np.mean([one.hits[key][filtered] for one in seed_results], axis=0)
         for filtered in seed_results[0].hits[key]
     }  # (m,)
-    protocols, options = [one.protocol for one in seed_results], seed_results[0].options if key == MODEL else {}
-    return Method(name, key != MODEL, values, hits, [one.path for one in seed_results], protocols, options)
+    model = key.removesuffix(TRAIN_ALONE) == MODEL
+    protocols, options = [one.protocol for one in seed_results], seed_results[0].options if model else {}
+    return Method(name, not model, values, hits, [one.path for one in seed_results], protocols, options)
 
 
 def add_baseline(baselines: list[Method], found: Method, run: str) -> None:

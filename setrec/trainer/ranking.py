@@ -18,13 +18,15 @@ from torch import Tensor
 
 from setrec.class_names import public_name
 from setrec.data.datamodule import SETRecDataModule
+from setrec.data.split import LeaveOneOut
 from setrec.errors import ConfigError
 from setrec.evaluation.beta_curve import beta_curve
 from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
 from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
 from setrec.evaluation.ranking_table import RankingTable, group_targets
-from setrec.evaluation.results import MODEL, RESULTS, Protocol, make_results, print_table, write_results
+from setrec.evaluation.results import LEAVE_ONE_OUT, MODEL, RESULTS, Protocol, make_results, print_table, write_results
+from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.evaluation.weight_search import WeightSearch
 from setrec.hparams import plain_hparams
 from setrec.schemas import GROUPS, PAD, Batch, EvalSplit
@@ -57,6 +59,15 @@ class RankingModule(LightningModule):
         super().__init__()
         self.filter_seen = filter_seen
         self.top_k = top_k
+        self.rivals: Sequence[Rival] = ()  # what `test` and `validate` compare with, beside the baselines
+
+    def setup(self, stage: str) -> None:
+        """Check that the rivals can be computed, before hours of training.
+
+        Raises:
+            ConfigError: see `check_rivals`.
+        """
+        check_rivals(self.rivals, self.data.catalogue.n_items)
 
     # ------------------------------------------------------------------------------------------ every model defines
     @abstractmethod
@@ -66,6 +77,16 @@ class RankingModule(LightningModule):
     @abstractmethod
     def score(self, batch: Batch) -> Tensor:
         """The scores, (B, N), under the weights that validation chose."""
+
+    # --------------------------------------------------------------------- models with counted parts define these too
+    @property
+    def counts(self) -> bool:
+        """Whether the score has parts that are counted in histories and not learned."""
+        return False
+
+    def score_in_train(self, batch: Batch) -> Tensor:
+        """The scores for test, (B, N), with nothing counted but training items."""
+        raise NotImplementedError  # a model without counted parts is never asked
 
     # ---------------------------------------------------------------- models with weights to choose define these too
     @property
@@ -201,7 +222,8 @@ class RankingModule(LightningModule):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the comparison."""
         assert self.comparison is not None
-        self.comparison.update(batch, self.score(batch))
+        in_train = self.score_in_train(batch) if self.comparison.model_twice else None  # (B, N)
+        self.comparison.update(batch, self.score(batch), in_train)
 
     def on_test_epoch_end(self) -> None:
         """Print the table and its protocol, and write results.json into the run's folder."""
@@ -215,7 +237,16 @@ class RankingModule(LightningModule):
         """A new comparison of the model with the baselines on a split."""
         data = self.data
         self.compared_weights = self.chosen  # validation may choose others before the report
-        return Comparison(data.catalogue, data.histories, split, CUTOFFS, self.device)
+        return Comparison(
+            data.catalogue,
+            data.histories,
+            split,
+            CUTOFFS,
+            self.device,
+            train_alone=leaves_one_out(data),
+            counts=self.counts,
+            rivals=self.rivals,
+        )
 
     def report(self, comparison: Comparison) -> RankingTable:
         """Print the table and its protocol, and write results.json and the files beside it into the run's folder.
@@ -242,6 +273,7 @@ class RankingModule(LightningModule):
             baselines={name: baseline.describe() for name, baseline in comparison.baselines.items()},
             seed=data.seed,
             weights={name: round(value, 6) for name, value in weights.items()},
+            caution=LEAVE_ONE_OUT if leaves_one_out(data) else "",
         )
         tables = {filtered: {name: one.table for name, one in of.items()} for filtered, of in figures.items()}
         options = {"model": plain_hparams(self.hparams), "data": plain_hparams(data.hparams)}
@@ -260,6 +292,12 @@ class RankingModule(LightningModule):
             scores = mask_seen(scores, batch.seen)  # (B, N)
         item = top_items(scores, self.top_k)  # (B, k)
         return Predictions(batch.user, item, scores.gather(1, item.clamp(min=0)))
+
+
+def leaves_one_out(data: SETRecDataModule) -> bool:
+    """Whether the data was split by leave-one-out."""
+    reader, split = data.preparation.reader, data.preparation.split
+    return isinstance(split, LeaveOneOut) and not reader.gives_splits
 
 
 @rank_zero_only
