@@ -52,6 +52,8 @@ for data in ("toys", "beauty", "sports", "steam"):
     NOW[f"{data}_sasrec"] = [*data_and_model(data, "sasrec"), f"--data.name={data}_sasrec"]
 for data in ("toys", "beauty", "sports"):
     NOW[f"{data}_loo"] = data_and_model(f"{data}_loo", "best_texts")
+for model in ("sasrec_sampled", "esasrec"):
+    NOW[f"toys_loo_{model}"] = data_and_model("toys_loo", model)
 NOW["steam_sasrec"] += ["--model.dropout=0.2", "--trainer.max_epochs=20"]
 
 
