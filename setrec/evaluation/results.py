@@ -35,6 +35,7 @@ LEAVE_ONE_OUT = (
     "would reach; published figures train and count on all but a user's last two items, as the rows counted in train alone do"
 )
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+LIST_COLUMNS = ("coverage@10", "gini@10", "novelty@10", "diversity@10", "popularity@10", "calibration@10")
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
 
 
@@ -146,7 +147,11 @@ class Protocol:
 
 
 def make_results(
-    protocol: Protocol, tables: dict[bool, dict[str, RankingTable]], options: dict[str, Any] | None = None
+    protocol: Protocol,
+    tables: dict[bool, dict[str, RankingTable]],
+    options: dict[str, Any] | None = None,
+    lists: dict[bool, dict[str, dict[str, float]]] | None = None,
+    run: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -154,16 +159,19 @@ def make_results(
         protocol: Its filter_seen selects the main tables.
         tables: filter_seen (True and False, or one of them) -> name ("model" or a baseline) -> table.
         options: Arguments of the model and of the data, {"model": {...}, "data": {...}}, in plain types.
+        lists: filter_seen -> name -> figures of the lists themselves, see list_metrics.py.
+        run: See `provenance`.
 
     Returns:
         {"protocol": {...}, "beta": b, "metrics": {"all": {"recall@5": x, ...}, "warm": ..., "cold": ...},
-        "baselines": {name: {"all": ...}}, "other_filter": {"filter_seen": ..., "metrics": ..., "baselines": ...},
-        "options": {...}}
+        "baselines": {name: {"all": ...}}, "lists": {name: {"coverage@10": x, ...}}, "other_filter": {"filter_seen": ...,
+        "metrics": ..., "baselines": ..., "lists": ...}, "options": {...}, "run": {...}}
     """
 
     def figures(filtered: bool) -> dict[str, Any]:
         rows = {name: table.table() for name, table in tables[filtered].items()}
-        return {"metrics": rows.pop(MODEL), "baselines": rows}
+        held = {} if lists is None else {"lists": lists[filtered]}
+        return {"metrics": rows.pop(MODEL), "baselines": rows, **held}
 
     main = protocol.filter_seen
     results = {"protocol": asdict(protocol), "beta": protocol.beta, **figures(main)}
@@ -171,6 +179,8 @@ def make_results(
         results["other_filter"] = {"filter_seen": not main, **figures(not main)}
     if options is not None:
         results["options"] = options
+    if run is not None:
+        results["run"] = run
     return results
 
 
@@ -195,7 +205,7 @@ def write_results(path: str | Path, results: dict[str, Any]) -> Path:
 
 
 def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
-    """Print the main table, the table of the other filter if there is one, and the protocol.
+    """Print the main table, what its lists hold, the table of the other filter if there is one, and the protocol.
 
     Args:
         results: What `make_results` returns, or the content of results.json.
@@ -203,6 +213,8 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     """
     protocol = Protocol(**results["protocol"])
     parts = [format_table(results, protocol, protocol.filter_seen)]
+    if "lists" in results:
+        parts.append(format_lists(results["lists"], protocol))
     if "other_filter" in results:
         parts.append(format_table(results["other_filter"], protocol, results["other_filter"]["filter_seen"]))
     parts.append("\n".join(protocol.lines()))
@@ -237,6 +249,29 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
             groups.append(" ".join(cells))
         lines.append(f"{label:{left}}{' '.join(groups)}".rstrip())
     return "\n".join([*lines, "* best of its column"])
+
+
+def format_lists(lists: dict[str, dict[str, float]], protocol: Protocol) -> str:
+    """The table of what the lists hold; - where a figure can't be had.
+
+    Args:
+        lists: method -> figure -> value.
+        protocol: How the figures were computed.
+    """
+    rows = {label_of(name, protocol.method): row for name, row in lists.items()}
+    left = max(map(len, rows)) + 2
+    seen = "masked" if protocol.filter_seen else "not masked"
+    lines = [f"{protocol.dataset}, {protocol.split}: what the first 10 hold, seen items {seen}"]
+    heads = [name.split("@")[0] for name in LIST_COLUMNS]
+    lines.append(f"{'':{left}}{' '.join(f'{head:11}' for head in heads)}".rstrip())
+    for label, row in rows.items():
+        cells = [f"{row[name]:.4g}" if name in row else "-" for name in LIST_COLUMNS]
+        lines.append(f"{label:{left}}{' '.join(f'{cell:11}' for cell in cells)}".rstrip())
+    notes = (
+        "coverage: share of all items; gini: 0 even, 1 uneven; novelty: bits; diversity: 1 - cosine of texts; popularity: count in",
+        "training; calibration: how far the lists' popularity is from the histories', 0 best",
+    )
+    return "\n".join([*lines, *notes])
 
 
 def _short(value: float) -> str:

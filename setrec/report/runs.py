@@ -47,6 +47,7 @@ class Method:
         paths: The results files, one for each seed.
         protocols: The protocols in the results files.
         options: The arguments of model and data, flat; {} for a baseline.
+        lists: filter_seen -> for each seed, the figures of the lists themselves by name; {} where the results hold none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Method:
     paths: list[Path]
     protocols: list[dict[str, Any]]
     options: dict[str, Any]
+    lists: dict[bool, list[dict[str, float]]]
 
 
 class RunResult(NamedTuple):
@@ -67,6 +69,7 @@ class RunResult(NamedTuple):
     evaluated: EvaluationSet
     values: dict[str, dict[Key, np.ndarray]]  # method -> (n, M)
     hits: dict[str, dict[bool, np.ndarray]]  # method -> (m,)
+    lists: dict[bool, dict[str, dict[str, float]]]  # filter_seen -> method -> figures of the lists themselves
 
 
 def load_runs(
@@ -180,7 +183,8 @@ def read_results(path: Path, metrics: list[str], k: int) -> RunResult:
         for filtered in (True, False):
             for group in GROUPS:
                 by_key.setdefault((filtered, group), np.zeros((0, len(metrics))))
-    return RunResult(path, protocol, flat_options(results.get("options", {})), evaluated, values, hits)
+    lists = {main: results.get("lists", {}), not main: results.get("other_filter", {}).get("lists", {})}
+    return RunResult(path, protocol, flat_options(results.get("options", {})), evaluated, values, hits, lists)
 
 
 @contextmanager
@@ -271,7 +275,8 @@ def combine_seeds(name: str, key: str, seed_results: list[RunResult]) -> Method:
     }  # (m,)
     model = key.removesuffix(TRAIN_ALONE) == MODEL
     protocols, options = [one.protocol for one in seed_results], seed_results[0].options if model else {}
-    return Method(name, not model, values, hits, [one.path for one in seed_results], protocols, options)
+    lists = {filtered: [one.lists[filtered].get(key, {}) for one in seed_results] for filtered in (True, False)}
+    return Method(name, not model, values, hits, [one.path for one in seed_results], protocols, options, lists)
 
 
 def add_baseline(baselines: list[Method], found: Method, run: str) -> None:

@@ -24,6 +24,7 @@ from setrec.evaluation.beta_curve import beta_curve
 from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
 from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
+from setrec.evaluation.provenance import provenance
 from setrec.evaluation.ranking_table import RankingTable, group_targets
 from setrec.evaluation.results import LEAVE_ONE_OUT, MODEL, RESULTS, Protocol, make_results, print_table, write_results
 from setrec.evaluation.rivals import Rival, check_rivals
@@ -60,6 +61,7 @@ class RankingModule(LightningModule):
         self.filter_seen = filter_seen
         self.top_k = top_k
         self.rivals: Sequence[Rival] = ()  # what `test` and `validate` compare with, beside the baselines
+        self.origin: dict[str, Any] | None = None  # the run that the weights come from, see `provenance`
 
     def setup(self, stage: str) -> None:
         """Check that the rivals can be computed, before hours of training.
@@ -120,6 +122,7 @@ class RankingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the name of the model's class, and the catalogue that the weights belong to."""
         catalogue = self.data.catalogue
+        checkpoint["run"] = provenance(self.data.seed, self.origin)
         checkpoint["model_class"] = public_name(type(self))
         checkpoint["catalogue"] = {"name": catalogue.name, "fingerprint": catalogue.fingerprint}
 
@@ -129,6 +132,7 @@ class RankingModule(LightningModule):
         Raises:
             ConfigError: it was trained on a catalogue with another fingerprint.
         """
+        self.origin = checkpoint.get("run")
         trained, here = checkpoint["catalogue"], self.data.catalogue
         if trained["fingerprint"] != here.fingerprint:
             raise ConfigError(
@@ -277,7 +281,9 @@ class RankingModule(LightningModule):
         )
         tables = {filtered: {name: one.table for name, one in of.items()} for filtered, of in figures.items()}
         options = {"model": plain_hparams(self.hparams), "data": plain_hparams(data.hparams)}
-        write_and_print(self.results_path, make_results(protocol, tables, options), figures, data)
+        lists = {filtered: {name: one.lists for name, one in of.items()} for filtered, of in figures.items()}
+        results = make_results(protocol, tables, options, lists, provenance(data.seed, self.origin))
+        write_and_print(self.results_path, results, figures, data)
         return own
 
     # ---------------------------------------------------------------------------------------------------------- predict
