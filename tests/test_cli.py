@@ -36,7 +36,9 @@ def best(folder: Path) -> Path:
 def test_fit_leaves_checkpoint_table_and_tensorboard(fitted: Path) -> None:
     results = json.loads((fitted / "lightning_logs/version_0/results.json").read_text())
     assert set(results) >= {"protocol", "beta", "metrics", "baselines"}
-    assert set(results["baselines"]) == {"popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams"}
+    assert set(results["baselines"]) == {
+        "popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams", "transitions"
+    }  # fmt: skip
     for group in ("all", "warm", "cold"):
         assert set(results["metrics"][group]) >= {"recall@5", "recall@10", "ndcg@5", "ndcg@10"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -38,6 +38,7 @@ from setrec.commands.trainer_flags import check_trainer_flags
 from setrec.commands.words import ckpt_path_of, command_of, values_of, without
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
+from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.module import SETRecModule
 from setrec.trainer.checkpoints import WholeCheckpointIO
@@ -75,6 +76,13 @@ class SETRecCLI(LightningCLI):
         """Checkpointing and early stopping watch validation Recall@10 over all items."""
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Run test once with the best checkpoint when fit ends."
+        )
+        parser.add_argument(
+            "--compare",
+            type=list[Rival],
+            default=[],
+            help="Methods that the table of test and validate shows beside the baselines, and which take minutes: "
+            "ease, ials (needs pip install 'setrec[ials]').",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
@@ -120,8 +128,11 @@ class SETRecCLI(LightningCLI):
 
         An error of a class that an option names is one sentence.
         """
+        rivals = self._get(self.config, "compare")
+        check_rivals(rivals)
         with of_construction("the options name a class that can't be made"):
             super().instantiate_classes()
+        self.model.rivals = rivals
         path = self._get(self.config, "ckpt_path") or self._get(self.config, "model.start_from")
         if path and Path(path).exists():  # it may be a keyword such as `best`
             self.datamodule.trained_on = read_checkpoint(Path(path)).catalogue or None
