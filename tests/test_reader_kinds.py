@@ -89,7 +89,10 @@ def test_an_encoding_that_is_none(tmp_path):
 
 def test_broken_bytes_in_utf8_are_counted(tmp_path):
     good = table(list(TITLES.items()), head=ITEM_HEAD).encode()
-    log = read(shop(tmp_path, items=good.replace("café noir 13\n".encode(), b"caf\xe9 noir 13\n")), max_bad_lines=1)
+    log = read(
+        shop(tmp_path, items=good.replace("café noir 13\n".encode(), "café noir 13\n".encode("latin-1"))),
+        max_bad_lines=1,
+    )
     assert log.files["items.csv"]["reasons"] == {"not UTF-8 in column 'title'": {"rows": 1, "example": "line 4"}}
     assert titles(log) == {own: title for own, title in TITLES.items() if own != "3"}
 
