@@ -4,6 +4,7 @@
 """
 
 import os
+import logging
 import random
 import shutil
 from collections import Counter
@@ -111,6 +112,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def test_damaged_files(place: TrainedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "setrec.serve.journal")  # whatever tests before have set
+    logging.getLogger("setrec.serve.journal").disabled = False
     inside, data = "lightning_logs/version_0/checkpoints/" + place.checkpoint.name, "data/tiny/"
     loaders: list[tuple[str, str, Callable[[Path], Any]]] = [  # file, what is loaded, how
         *((inside, inside, how) for how in (answers, resumed)),
