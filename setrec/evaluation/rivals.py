@@ -62,7 +62,7 @@ class Ease(Baseline):
         gram.diagonal().add_(strength)
         lower = torch.linalg.cholesky(gram)  # (N, N)
         del gram
-        inverse = torch.cholesky_inverse(lower)  # (N, N)
+        inverse = torch.cholesky_inverse(lower).mT.contiguous()  # (N, N), symmetric: the transpose saves a copy
         inverse /= -inverse.diagonal().clone()  # column j by its own diagonal
         self.weights: np.ndarray = inverse.fill_diagonal_(0).numpy()  # (N, N)
 
