@@ -3,8 +3,8 @@
 `pytest -s tests/test_corruption.py` prints a table. SETREC_TRIES sets the number of damages of each kind and file (default 3).
 """
 
-import os
 import logging
+import os
 import random
 import shutil
 from collections import Counter
