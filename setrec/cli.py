@@ -6,8 +6,11 @@ If the input is wrong, it prints one sentence and ends with exit code 2. setrec/
 import errno
 import gc
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -46,7 +49,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        dispatch(words)
+        with _ended_by_sigterm(words):
+            dispatch(words)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except SETRecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -55,6 +61,19 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"error: the disk is full ({error}); free some space and run the command again.", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _ended_by_sigterm(words: Sequence[str]) -> Iterator[None]:
+    """Let SIGTERM end the block like an exception, so that half-written files are removed. `serve` has its own way."""
+    if words[:1] == ["serve"] or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def dispatch(words: Sequence[str]) -> None:

@@ -124,8 +124,7 @@ class SETRec(nn.Module):
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
-        targets = catalogue.warm if targets is None else targets  # (N,)
-        self.negatives = Negatives(targets, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
+        self.negatives = self.negatives_for(catalogue, targets)
         cf_widths = [table.shape[1] for table in self.cf]
         self.tokens = ItemTokens(
             cf_widths, self.text.shape[1], self.n_sem, backbone.width, recipe.bottleneck, list(recipe.trunk)
@@ -134,6 +133,12 @@ class SETRec(nn.Module):
         if recipe.memory:
             self.cf_memory = nn.ModuleList(Memory(max_age=50, scale=1.0) for _ in cf_widths)
             self.text_memory = Memory(max_age=50, scale=3.0) if self.n_sem else None
+
+    def negatives_for(self, catalogue: Catalogue, targets: Tensor | None) -> Negatives:
+        """What chooses the items of the softmax. targets: see `SETRec`."""
+        recipe = self.recipe
+        targets = catalogue.warm if targets is None else targets  # (N,)
+        return Negatives(targets, catalogue.count, recipe.negatives, recipe.sampled, recipe.sampling)
 
     @property
     def cf(self) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """SETRec as a LightningModule: training step, optimiser and scores. Its evaluation is in trainer/ranking.py."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
-from setrec.data.catalogue import Catalogue
+from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import ConfigError
+from setrec.files.checkpoint import read_checkpoint
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
 from setrec.schemas import Batch, EvalSplit
@@ -19,6 +21,7 @@ from setrec.scoring.graphs import TextGraphs, history_statistics, item_graphs, t
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
 from setrec.trainer.ranking import RankingModule
+from setrec.trainer.resume import check_rates
 from setrec.trainer.sharding import shard
 
 _TINY_T5 = lazy_instance(T5Backbone)  # a default whose options the command line shows and overrides one by one
@@ -58,6 +61,7 @@ class SETRecModule(RankingModule):
         **recipe: Any,
     ) -> None:
         super().__init__(filter_seen, top_k)
+        check_rates(lr, weight_decay)
         self.recipe = Recipe(**recipe)
         arguments = {
             "backbone": backbone, "lr": lr, "alpha": alpha, "compile": compile, "start_from": start_from,
@@ -71,32 +75,36 @@ class SETRecModule(RankingModule):
         self.compile_backbone = compile
         self.start_from = start_from
         self.warmup_steps, self.weight_decay = warmup_steps, weight_decay
-        for name, value in state_of(Weights(beta=0.0)).items():  # chosen on validation; in the checkpoint
+        for name, value in state_of(self.unchosen).items():  # chosen on validation; in the checkpoint
             self.register_buffer(name, value)
         self.register_load_state_dict_pre_hook(_convert_old_weights)  # type: ignore[no-untyped-call]
         self.model: SETRec | None = None
         self._scorer: Scorer | None = None
-        self._graphs_split: EvalSplit | None = None
+        self._graphs_of: tuple[EvalSplit, Histories] | None = None
         self._text_graphs: TextGraphs | None = None
+        self._scorer_in_train: Scorer | None = None
 
     def configure_model(self) -> None:
         """Make the layers, once the widths of the data's vectors are known.
 
         Raises:
-            ConfigError: the backbone's mask needs one prefix a row.
+            ConfigError: the backbone's mask needs one prefix a row, or the layers were made for other data.
         """
+        self.check_catalogue()
         if self.backbone_settings[0].reads_whole_row and self.data.prefix_parallel is not False:
             raise ConfigError(
                 "The bidirectional mask shows later items of a row to its earlier prefixes: "
                 "add --data.prefix_parallel false to train one prefix a row."
             )
-        if self.model is None:
+        if self.model is not None:  # the data may be fitted in another way
+            self.model.negatives = self.model.negatives_for(self.data.catalogue, self.data.targets).to(self.device)
+        else:
             self.model = self.make_model(self.data.catalogue, self.data.targets)
             if self.compile_backbone:
                 self.model.backbone.compile(dynamic=True)  # batches differ in length
-            self.data.validation_passes = min(2, len(self.weightings()))
             if self.device_mesh is not None:  # ModelParallelStrategy
                 shard(self.model, self.device_mesh)
+        self.data.validation_passes = min(2, len(self.weightings()))
 
     def make_model(self, catalogue: Catalogue, targets: Tensor | None = None) -> SETRec:
         """The layers for a catalogue; also for use without a Trainer. targets: see `SETRec`."""
@@ -105,6 +113,7 @@ class SETRecModule(RankingModule):
     def on_fit_start(self) -> None:
         """Load the weights of the checkpoint `start_from`, unless a run is resumed."""
         if self.start_from is not None and self.trainer.ckpt_path is None:
+            read_checkpoint(Path(self.start_from))  # says what is wrong with the file
             checkpoint = torch.load(self.start_from, weights_only=True, map_location="cpu")
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"])
@@ -137,7 +146,8 @@ class SETRecModule(RankingModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of a batch, averaged over the prefixes of all processes."""
         assert self.model is not None
-        logged = self.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logged = every > 0 and self.global_step % every == 0
         sums = self.model.losses(batch, each_slot=logged)
         loss = self.average(sums)
         n_prefix = len(batch.valid)
@@ -159,8 +169,14 @@ class SETRecModule(RankingModule):
 
     # ---------------------------------------------------------------------------------------------------------- scoring
     @property
+    def unchosen(self) -> Weights:
+        """The weights before validation chooses: all slots count the same, as in the loss; no item graphs."""
+        n_cf, n_sem = self.recipe.n_cf, self.recipe.n_sem
+        return Weights(beta=0.5 if n_cf and n_sem else float(n_sem > 0))
+
+    @property
     def chosen(self) -> Weights:
-        """The weights that validation chose."""
+        """The weights that validation chose; before that `unchosen`."""
         return weights_of(dict(self.named_buffers(recurse=False)))
 
     @property
@@ -168,25 +184,48 @@ class SETRecModule(RankingModule):
         """Scores histories; made when it is first used."""
         assert self.model is not None
         if self._scorer is None or self._scorer.model is not self.model:
-            self._scorer, self._graphs_split, self._text_graphs = Scorer(self.model), None, None
+            self._scorer, self._graphs_of, self._text_graphs = Scorer(self.model), None, None
+            self._scorer_in_train = None
         return self._scorer
 
     def prepare_scoring(self, split: EvalSplit) -> None:
-        """See `RankingModule.prepare_scoring`; item graphs are made again only for another split."""
+        """See `RankingModule.prepare_scoring`; item graphs are made again only for another split or other histories."""
         scorer, catalogue = self.scorer, self.data.catalogue
         if self.recipe.neighbours:
             moved = scorer.graphs is not None and scorer.graphs.recency.device != self.device
-            if self._graphs_split != split or moved:
+            made = self._graphs_of
+            if made is None or made[0] != split or made[1] is not self.data.histories or moved:
                 if self._text_graphs is None and self.recipe.n_sem:
                     self._text_graphs = text_graphs(catalogue)
                 statistics = history_statistics(self.data.past_events(split), catalogue.n_items)
                 scorer.graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
-                self._graphs_split = split
+                self._graphs_of = split, self.data.histories
         scorer.refresh()
 
     def score(self, batch: Batch) -> Tensor:
         """See `RankingModule.score`."""
         return next(self.scorer.scores(batch, [self.chosen]))  # (B, N)
+
+    @property
+    def counts(self) -> bool:
+        """See `RankingModule.counts`: item graphs are counted."""
+        return self.recipe.neighbours
+
+    def score_in_train(self, batch: Batch) -> Tensor:
+        """See `RankingModule.score_in_train`."""
+        scorer = self.scorer
+        assert scorer.graphs is not None
+        if self._scorer_in_train is None:
+            past = self.data.past_events("validation")  # what lies before validation: training
+            counted = history_statistics(past, self.data.catalogue.n_items)
+            graphs = scorer.graphs._replace(
+                cooccurrence=counted.cooccurrence.to(self.device),
+                transitions=counted.transitions.to(self.device),
+                recency=counted.recency.to(self.device),
+            )
+            self._scorer_in_train = Scorer(scorer.model, graphs)
+        self._scorer_in_train.index = scorer.index
+        return next(self._scorer_in_train.scores(batch, [self.chosen]))  # (B, N)
 
     def weightings(self) -> Sequence[Weights]:
         """See `RankingModule.weightings`."""

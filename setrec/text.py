@@ -1,5 +1,6 @@
 """From item texts to text vectors (N, F), which the semantic tokens are made from. Language models are in encoders.py."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,8 +99,19 @@ class TextFile(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
-        """See `TextVectors.encode`."""
-        return read_vectors(raw_file(self.file, raw), ids)  # (N, F)
+        """See `TextVectors.encode`. Says how many rows are equal: the rows of a damaged file often are."""
+        vectors = read_vectors(raw_file(self.file, raw), ids)  # (N, F)
+        rows = np.ascontiguousarray(vectors).view(f"V{vectors.shape[1] * 4}").ravel()  # (N,): one value a row
+        _, first, which, count = np.unique(rows, return_index=True, return_inverse=True, return_counts=True)
+        if len(first) < len(ids):
+            row = int((count[which] > 1).argmax())
+            twin = int(np.flatnonzero(which == which[row])[1])
+            print(
+                f"{Path(self.file).name}: {len(ids) - len(first):,} of {len(ids):,} rows equal an earlier row, e.g. item "
+                f"{ids[twin]} has the vector of item {ids[row]}",
+                file=sys.stderr,
+            )
+        return vectors
 
     def describe(self) -> dict[str, str | int | float]:
         """See `TextVectors.describe`."""

@@ -3,6 +3,7 @@
 `pytest -s tests/test_corruption.py` prints a table. SETREC_TRIES sets the number of damages of each kind and file (default 3).
 """
 
+import logging
 import os
 import random
 import shutil
@@ -111,6 +112,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def test_damaged_files(place: TrainedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "setrec.serve.journal")  # whatever tests before have set
+    logging.getLogger("setrec.serve.journal").disabled = False
     inside, data = "lightning_logs/version_0/checkpoints/" + place.checkpoint.name, "data/tiny/"
     loaders: list[tuple[str, str, Callable[[Path], Any]]] = [  # file, what is loaded, how
         *((inside, inside, how) for how in (answers, resumed)),

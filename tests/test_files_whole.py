@@ -1,6 +1,9 @@
 """Files and folders are written whole or not at all."""
 
+import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +11,10 @@ import polars as pl
 import pytest
 import torch
 
+import setrec.files.whole as files_whole
 from setrec.errors import SETRecError
 from setrec.evaluation.per_user import write_parts
-from setrec.files.whole import clear_leftovers, move_into_place, whole_file, whole_folder
+from setrec.files.whole import clear_killed, clear_leftovers, move_into_place, whole_file, whole_folder
 from setrec.trainer.checkpoints import WholeCheckpointIO
 
 
@@ -177,3 +181,67 @@ def test_a_full_disk_is_one_sentence(
     assert names(tmp_path) == ["file"]
     write(path, 2)
     assert path.read_bytes() != before
+
+
+# ------------------------------------------------------------------------------------------ what killed processes left
+def start_writer(path: Path, whole: str) -> subprocess.Popen[bytes]:
+    """Another process that has begun to write `path` and waits."""
+    code = (
+        "import sys, time; from pathlib import Path; from setrec.files.whole import whole_file, whole_folder\n"
+        f"with {whole}(Path(sys.argv[1])) as hidden:\n"
+        "    file = hidden / 'half' if hidden.is_dir() else hidden\n"
+        "    file.write_text('half'); print('begun', flush=True); sys.stdin.readline(); file.write_text('whole')\n"
+    )
+    words = [sys.executable, "-c", code, str(path)]
+    writer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"begun\n"
+    return writer
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("whole", ["whole_file", "whole_folder"])
+def test_the_next_writer_clears_what_a_killed_one_left_and_no_more(tmp_path: Path, whole: str) -> None:
+    path = tmp_path / "model.ckpt"
+    killed, living, other = (start_writer(where, whole) for where in (path, path, tmp_path / "other"))
+    for writer in (killed, other):
+        writer.kill()
+        writer.wait()
+    (tmp_path / ".model.ckpt.new").touch()  # another kind of file
+    with getattr(files_whole, whole)(path) as hidden:
+        (hidden / "whole" if hidden.is_dir() else hidden).write_text("whole")
+        assert names(tmp_path)[:3] == sorted(
+            [f".model.ckpt.{living.pid}", f".model.ckpt.{os.getpid()}", ".model.ckpt.new"], key=str
+        )
+    assert f".other.{other.pid}" in names(tmp_path)
+    if whole == "whole_file":
+        assert living.communicate(b"\n", timeout=30) == (b"", None)
+        assert path.read_text() == "whole"
+        assert living.returncode == 0
+    else:  # the folder is there by now: it is refused, and clears its own
+        living.communicate(b"\n", timeout=30)
+    clear_killed(tmp_path, "oth*")
+    assert [name for name in names(tmp_path) if name.startswith(".")] == [".model.ckpt.new"]
+
+
+def test_a_lock_protects_a_writer_whose_number_is_not_known_here(tmp_path: Path) -> None:
+    """As of a process in another container."""
+    left = tmp_path / ".file.99999999"
+    left.write_text("being written")
+    with left.open() as opened:
+        fcntl.flock(opened.fileno(), fcntl.LOCK_EX)
+        with whole_file(tmp_path / "file") as hidden:
+            hidden.write_text("whole")
+        assert names(tmp_path) == [".file.99999999", "file"]
+    with whole_file(tmp_path / "file") as hidden:
+        hidden.write_text("whole")
+    assert names(tmp_path) == ["file"]
+
+
+def test_two_threads_write_one_file(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "file") as first, whole_file(tmp_path / "file") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file").read_text() == "first"  # the last that ends
+    assert names(tmp_path) == ["file"]

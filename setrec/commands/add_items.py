@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
+from setrec.commands.words import command_of
 from setrec.errors import ConfigError
 from setrec.files.tables import read_table
 from setrec.inference.versions import VERSION, newest
@@ -50,5 +51,5 @@ def add_items(
     info = recommender.info()
     print(f"{len(added):,} items added, {len(remove or []):,} removed; the catalogue has {info['n_items']:,} items now")
     print(f"version: {folder}")
-    print(f"next: setrec predict --ckpt_path {folder} --histories FILE")
+    print(f"next: {command_of(['predict', '--ckpt_path', str(folder), '--histories', 'FILE'])}")
     return folder

@@ -8,6 +8,7 @@ A checkpoint carries the arguments of its model and its data: `--ckpt_path` alon
 """
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 import yaml
 from lightning import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # importing these lets the command line name their classes without the module
 import setrec.backbones.decoder
@@ -28,15 +31,22 @@ import setrec.encoders
 import setrec.sasrec  # noqa: F401
 from setrec.class_names import check_class_names, current_name
 from setrec.commands.configurations import OPTIONS, find_configuration, with_configurations
+from setrec.commands.one_sentence import of_construction, of_run
 from setrec.commands.parser import Parser
-from setrec.commands.words import ckpt_path_of, values_of
+from setrec.commands.run_config import RunConfig
+from setrec.commands.trainer_flags import check_trainer_flags
+from setrec.commands.words import ckpt_path_of, command_of, values_of, without
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
+from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.module import SETRecModule
 from setrec.trainer.checkpoints import WholeCheckpointIO
+from setrec.trainer.early_stopping import RunEarlyStopping
 from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
+from setrec.trainer.run_checkpoint import RunCheckpoint
+from setrec.trainer.run_folder import claim_version
 
 SEED = 2023
 PREPARING = frozenset(  # data options that say how data is prepared
@@ -46,15 +56,36 @@ MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
 
 class SETRecCLI(LightningCLI):
-    """LightningCLI with checkpoints that know their data, and a test at the end of a fit where asked."""
+    """LightningCLI with checkpoints that know their data, and a test at the end of a fit where asked.
+
+    Args:
+        words: the command line as it was given, to print a command that goes on from there.
+        *args, **kwargs: of LightningCLI.
+    """
+
+    def __init__(self, words: Sequence[str], *args: Any, **kwargs: Any) -> None:
+        self.words = list(words)
+        super().__init__(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that is run: parsers of the others would take a fifth of the time of `fit --help`."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in every if name in self.words[:1]} or every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpointing and early stopping watch validation Recall@10 over all items."""
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Run test once with the best checkpoint when fit ends."
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_argument(
+            "--compare",
+            type=list[Rival],
+            default=[],
+            help="Methods that the table of test and validate shows beside the baselines, and which take minutes: "
+            "ease, ials (needs pip install 'setrec[ials]').",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.set_defaults(
             {
@@ -77,13 +108,31 @@ class SETRecCLI(LightningCLI):
             known = checkpoint_arguments(path, words, self.subclass_mode_model)
             words = [words[0], "--config", json.dumps(known), *words[1:]]
         self.config = parser.parse_args(words)
+        chosen = self.config.get(self.config.get("subcommand", ""), self.config)
+        if chosen.get("ckpt_path") == "last" and not chosen["checkpoint"]["dirpath"]:
+            raise ConfigError(
+                "--ckpt_path last: every run has a folder of its own, which holds nothing yet; name the file."
+            )
+        for option in ("optimizer", "lr_scheduler"):
+            if chosen.get(option):
+                raise ConfigError(
+                    f"--{option}: the model makes its own, AdamW and a schedule; set --model.lr, --model.weight_decay and "
+                    "--model.warmup_steps."
+                )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `parse_arguments` has read the checkpoint. Lightning's own way lets it override flags."""
 
     def instantiate_classes(self) -> None:
-        """As Lightning's, and the data learns which catalogue the checkpoint was trained on before it is prepared."""
-        super().instantiate_classes()
+        """As Lightning's, and the data learns which catalogue the checkpoint was trained on before it is prepared.
+
+        An error of a class that an option names is one sentence.
+        """
+        rivals = self._get(self.config, "compare")
+        check_rivals(rivals)
+        with of_construction("the options name a class that can't be made"):
+            super().instantiate_classes()
+        self.model.rivals = rivals
         path = self._get(self.config, "ckpt_path") or self._get(self.config, "model.start_from")
         if path and Path(path).exists():  # it may be a keyword such as `best`
             self.datamodule.trained_on = read_checkpoint(Path(path)).catalogue or None
@@ -92,6 +141,7 @@ class SETRecCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As Lightning's, but checkpoints are whole, and plain `ddp` doesn't send the unchanging tables at every step."""
         given = self._get(self.config_init, "trainer")
+        check_trainer_flags(given)
         path = self._get(self.config, "ckpt_path")
         if path and Path(path).is_dir() and given.get("strategy") in ("auto", "ddp"):
             raise ConfigError(
@@ -105,23 +155,86 @@ class SETRecCLI(LightningCLI):
             "ddp",
         ):  # sharded strategies write their own way
             kwargs["plugins"] = [WholeCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        with of_construction("the options of the Trainer don't work"):
+            trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            claim_version(logger)
+        return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Leave out the callbacks that the Trainer would refuse."""
+        if config["barebones"]:
+            callbacks = [one for one in callbacks if not isinstance(one, RunCheckpoint | RunEarlyStopping)]
+        if config["enable_checkpointing"] is False:
+            callbacks = [one for one in callbacks if not isinstance(one, RunCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command. A signal ends it with the usual exit code, 143 or 130, and with the command that goes on.
+
+        Raises:
+            ConfigError: Lightning refuses an option.
+            SystemExit: a signal came.
+        """
+        try:
+            with of_run():
+                super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            number = self.signal_of(stop)
+            if number is None:
+                raise
+            self.say_how_to_go_on(signal.Signals(number).name)
+            sys.exit(128 + number)
+
+    def signal_of(self, stop: SystemExit) -> int | None:
+        """The number of the signal that ended a run; None: no signal did."""
+        if isinstance(stop, SIGTERMException):  # Lightning's, before the first step
+            return signal.SIGTERM
+        if stop.code == 1 and self.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl+C
+            return signal.SIGINT
+        return stop.code - 128 if stop.code in (128 + signal.SIGTERM, 128 + signal.SIGINT) else None
+
+    def say_how_to_go_on(self, name: str) -> None:
+        """Say how to go on after a signal."""
+        last = self.checkpoint.last_model_path if self.checkpoint is not None else ""
+        if self.subcommand != "fit" or not last:
+            say(f"stopped by {name}; nothing was kept: run the same command again")
+            return
+        words = without(
+            without(self.words, "--ckpt_path"), "--config", "{"
+        )  # options of another checkpoint: `last` has them
+        say(f"stopped by {name} after {self.trainer.global_step:,} steps; last checkpoint: {last}")
+        say(f"resume: {command_of([*words, '--ckpt_path', last])}")
+
+    @property
+    def checkpoint(self) -> RunCheckpoint | None:
+        """What writes the run's checkpoints; None: nothing does."""
+        return next((one for one in self.trainer.callbacks if isinstance(one, RunCheckpoint)), None)  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Test once where asked, then say where the checkpoint is and what can be done with it."""
-        checkpoint = self.trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_path", "")
-        if self._get(self.config, "test_after_fit") and best:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+        checkpoint, testing = self.checkpoint, self._get(self.config, "test_after_fit")
+        best, last = (checkpoint.best_model_path, checkpoint.last_model_path) if checkpoint is not None else ("", "")
+        trained, chosen = self.trainer.global_step > 0, self.model.weights_chosen
+        if testing and trained:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or last or None)
             self.after_test()
-        say(f"best checkpoint: {best or 'none was written'}")
+        if self._get(self.config, "ckpt_path") and checkpoint is not None and checkpoint.last_step < 0:
+            say(
+                f"nothing was left to train: the checkpoint has {self.trainer.global_step:,} steps; give more --trainer.max_epochs"
+            )
         if best:
-            command = "predict" if self._get(self.config, "test_after_fit") else "test"
-            say(f"next: setrec {command} --ckpt_path {best}")
+            say(f"best checkpoint: {best}")
+        elif last:
+            say(f"last checkpoint: {last}{'' if chosen else ' (no validation chose the weights of its score)'}")
+        else:
+            say(f"no checkpoint was written{'' if trained else ': nothing was trained'}")
+        if best or last:
+            say(f"next: {command_of(['predict' if testing else 'test', '--ckpt_path', best or last])}")
 
     def after_test(self) -> None:
         """Say where the figures are."""
-        say(f"results: {self.model.results_path}")
+        say(f"results: {self.model.results_path or 'none were written'}")
 
     def after_validate(self) -> None:
         """Say where the figures are."""
@@ -223,9 +336,11 @@ def prepared(args: Sequence[str]) -> SETRecCLI:
 
 def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
     """LightningCLI with this project's classes and defaults."""
-    words = with_configurations(sys.argv[1:] if args is None else args)
+    given = sys.argv[1:] if args is None else args
+    words = with_configurations(given)
     named = names_model(words)
     return SETRecCLI(
+        given,
         RankingModule if named else SETRecModule,
         SETRecDataModule,
         subclass_mode_model=named,
@@ -233,7 +348,7 @@ def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
         args=words,
         run=run,
         seed_everything_default=SEED,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=RunConfig,
         trainer_defaults={"use_distributed_sampler": False},
     )
 

@@ -1,13 +1,16 @@
-"""The parser of the command line: what the class of an option's default does not say belongs to another class too."""
+"""The parser of the command line: its errors are one sentence, and the arguments of a default are its own class's only."""
 
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from setrec.commands.one_sentence import of_parser
+from setrec.errors import ConfigError
+
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, in which another class starts from its own defaults.
+    """LightningCLI's parser, in which another class starts from its own defaults, and errors do not list all options.
 
     jsonargparse carries arguments over when a class is exchanged, defaults included: TableFiles would get the file of items that
     OfficialRelease, the default reader, has by default.
@@ -23,3 +26,11 @@ class Parser(LightningArgumentParser):
                 for name in [name for name, _ in value["init_args"].items() if name not in named]:
                     del value["init_args"][name]
         return defaults
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Refuse the command line.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(of_parser(message)) from ex

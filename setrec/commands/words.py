@@ -1,5 +1,6 @@
 """The words of a command line: functions that read or change them before a parser does."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def check_configurations(words: Sequence[str]) -> None:
         check_yaml(value)
 
 
+def command_of(words: Sequence[str]) -> str:
+    """A command that can be pasted into a shell."""
+    return shlex.join(["setrec", *words])
+
+
 def values_of(words: Sequence[str], *options: str) -> list[str]:
     """What a command line gives for an option, in order: `--option value` or `--option=value`."""
     found = []
@@ -50,10 +56,16 @@ def with_value(words: Sequence[str], flag: str) -> list[str]:
     return [f"{word}=true" if bare else word for word, bare in zip(words, alone, strict=True)]
 
 
-def without(words: Sequence[str], option: str) -> list[str]:
-    """Leave out an option and its value."""
-    keep = [word for place, word in enumerate(words) if word != option and (place == 0 or words[place - 1] != option)]
-    return [word for word in keep if not word.startswith(f"{option}=")]
+def without(words: Sequence[str], option: str, value: str = "") -> list[str]:
+    """Leave out an option and its value, if the value begins with `value`."""
+    kept, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == option and (rest or [""])[0].startswith(value):
+            rest = rest[1:]
+        elif not word.startswith(f"{option}={value}"):
+            kept.append(word)
+    return kept
 
 
 def ckpt_path_of(words: Sequence[str]) -> Path | None:

@@ -360,7 +360,7 @@ def load_pickle(file: BinaryIO, name: str) -> Any:
         return value
     except _TwiceError as error:
         raise DataError(
-            f"{name}: user {repr(error.args[0])[:60]} is there twice; each user may have one list in a split, so merge the two."
+            f"{name}: the entry of {repr(error.args[0])[:60]} is there twice; a user or an item may have one, so merge the two."
         ) from None
     except _RefusedError as error:
         raise DataError(

@@ -233,7 +233,7 @@ class Retriever:
     ) -> Found:
         """The best of what the search found and of what the graphs touch. Shapes: see `top`, for b of the users."""
         item, added = touched_items(graphs, history, weights)  # (b, U)
-        scores = torch.einsum("bw,buw->bu", row, self.table[item.clamp(min=0)]) + added  # (b, U)
+        scores = torch.einsum("bw,bnw->bn", row, self.table[item.clamp(min=0)]) + added  # (b, U)
         gone = ~mask_of(item) | (item[:, :, None] == seen[:, None, :]).any(dim=2)  # (b, U)
         if allowed is not None:
             gone |= ~torch.isin(item, allowed)

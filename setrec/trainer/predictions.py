@@ -14,6 +14,7 @@ from setrec.data.datamodule import SETRecDataModule
 from setrec.files.whole import whole_file
 from setrec.schemas import PAD
 from setrec.trainer.ranking import Predictions
+from setrec.trainer.run_folder import folder_of
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -59,22 +60,25 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write this process's part; the first process joins all parts into one file."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        folder = trainer.log_dir or "."  # read on every process, since it is broadcast
-        final = Path(self.output or Path(folder) / "predictions.parquet")
+        folder = folder_of(trainer)
+        if self.output is None and folder is None:
+            return
+        final = Path(self.output or Path(str(folder)) / "predictions.parquet")
         parts = final.with_name(final.name + ".parts")
         parts.mkdir(parents=True, exist_ok=True)
         pl.concat(self.frames).write_parquet(parts / f"{trainer.global_rank}.parquet")
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
-            join(parts, final, data)
+            join([parts / f"{rank}.parquet" for rank in range(trainer.world_size)], final, data)
+            shutil.rmtree(parts)
             print(f"predictions: {final}")
         self.frames = []
 
 
-def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
+def join(parts: Sequence[Path], final: Path, data: SETRecDataModule) -> None:
     """Join the processes' parts into one file with own ids and titles, users in order, each once."""
     users, items = data.histories.ids, data.catalogue
-    rows = pl.concat([pl.read_parquet(part) for part in sorted(parts.glob("*.parquet"))])
+    rows = pl.concat([pl.read_parquet(part) for part in parts])
     rows = rows.unique(["user", "rank"], keep="first").sort("user", "rank")  # padded batches may repeat users
     named = rows.select(
         user_id=pl.Series([users[u] for u in rows["user"]], dtype=pl.String),
@@ -85,4 +89,3 @@ def join(parts: Path, final: Path, data: SETRecDataModule) -> None:
     )
     with whole_file(final) as hidden:
         named.write_parquet(hidden)
-    shutil.rmtree(parts)

@@ -1,0 +1,46 @@
+"""The folder of a run: <root>/lightning_logs/version_N, of which every run has its own."""
+
+import itertools
+import os
+from pathlib import Path
+from types import MethodType
+
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from setrec.errors import ConfigError
+
+
+def claim_version(logger: Logger) -> None:
+    """Let a logger make the folder of its next version when it takes the number.
+
+    Lightning looks for the highest number and makes the folder later, so that two runs started together would share one.
+    """
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        setattr(logger, "_get_next_version", MethodType(_make_next_version, logger))  # noqa: B010  (mypy)
+
+
+def _make_next_version(logger: CSVLogger | TensorBoardLogger) -> int:
+    first = type(logger)._get_next_version(logger)  # type: ignore[arg-type]
+    root = os.path.expandvars(os.path.expanduser(logger.root_dir))
+    if (
+        getattr(rank_zero_only, "rank", 0) != 0 or "://" in root
+    ):  # the first process tells the others its folder; no disk
+        return first
+    for number in itertools.count(first):
+        try:
+            Path(root, f"version_{number}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{root} cannot be written to ({error.strerror}): give another folder.") from None
+        break
+    return number
+
+
+def folder_of(trainer: Trainer) -> Path | None:
+    """The folder of a run; None for a trial (fast_dev_run), which leaves nothing. Call it on every process."""
+    folder = trainer.log_dir  # broadcast
+    return None if trainer.fast_dev_run else Path(folder or ".")  # type: ignore[attr-defined]
