@@ -96,3 +96,13 @@ def test_skipped_lines_are_in_the_manifest(tmp_path):
     prepared(tmp_path, TableFiles(max_bad_lines=1))
     manifest = json.loads((tmp_path / "data" / "x" / "manifest.json").read_text())
     assert manifest["skipped_lines"] == {"events.csv": 1}
+
+
+def test_byte_order_marks_inside_a_file(tmp_path, monkeypatch):
+    """Files that were put together. pyarrow takes a mark away at the start of every block."""
+    monkeypatch.setattr(encodings, "_BLOCK", 30)
+    rows = [f"\ufeffu{i},i,{i}" if i % 3 else "broken" for i in range(20)]
+    write(tmp_path / "events.csv", "\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    log = TableFiles(max_bad_lines=7).read(tmp_path)
+    assert [event[0] for event in events_of(log)] == [f"\ufeffu{i}" for i in range(20) if i % 3]
+    assert log.files["events.csv"]["reasons"] == {"1 field, not 3": {"rows": 7, "example": "line 2"}}

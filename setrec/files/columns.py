@@ -203,15 +203,21 @@ class Table:
             if not block.data:
                 continue
             broken.clear()
-            reading = pacsv.ReadOptions(use_threads=False, block_size=len(block.data) + 1, column_names=names)
-            # from memory: if pyarrow read the stream and the stream broke off, one of its threads would stay behind
-            data = pl.from_arrow(pacsv.read_csv(pa.BufferReader(block.data), reading, parsing, converting))
+            # pyarrow would take a byte order mark away that stands at the start of a block, or half of one for an error
+            before, skip = (b"\n", 1) if block.data.startswith(b"\xef") else (b"", 0)
+            source = pa.BufferReader(
+                before + block.data
+            )  # from memory: a stream that breaks off would leave a thread behind
+            reading = pacsv.ReadOptions(
+                use_threads=False, block_size=len(block.data) + 2, column_names=names, skip_rows=skip
+            )
+            data = pl.from_arrow(pacsv.read_csv(source, reading, parsing, converting))
             assert isinstance(data, pl.DataFrame)
             starts = block.starts if block.starts is not None else np.arange(block.lines)  # (rows,)
             good = np.ones(len(starts), bool)  # (rows,)
-            good[[number - 1 for number, _ in broken]] = False
+            good[[number - 1 - skip for number, _ in broken]] = False
             for number, why in broken:
-                counter.skip(block.line + int(starts[number - 1]), why)
+                counter.skip(block.line + int(starts[number - 1 - skip]), why)
             counter.lines += len(starts)
             data = pl.DataFrame([_decode(data[place]).alias(name) for place, name in chosen.items()])
             data = data.with_columns(pl.Series(LINE, block.line + starts[good][: len(data)]))
