@@ -5,7 +5,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
 from setrec.files.tables import read_table
-from setrec.files.whole import whole_file
+from setrec.files.whole import scratch_folder, whole_file
 from setrec.inference.answers import Recommendation
 from setrec.inference.history_file import HistoryFile, read_history_file
 from setrec.inference.options import RecommendOptions
@@ -93,10 +92,9 @@ def predict_file(ckpt_path: str, histories: str, **options: Any) -> None:
     file = read_history_file(histories, chosen.user, chosen.item, chosen.time, chosen.history)
     for_recommender = chosen.for_recommender()
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
-            unknown = run_processes(Task(ckpt_path, file, chosen, for_recommender, Path(folder)))
-            _join(Path(folder), final, file.users)
+        with scratch_folder(final) as folder:
+            unknown = run_processes(Task(ckpt_path, file, chosen, for_recommender, folder))
+            _join(folder, final, file.users)
     except OSError as error:
         raise DataError(f"{final} cannot be written ({error}).") from None
     if unknown:
