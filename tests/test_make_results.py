@@ -123,4 +123,4 @@ def test_results_that_do_not_say_where_they_come_from_are_refused(folder: Path) 
     with pytest.raises(SystemExit, match="does not say which run made it"):
         call(folder, "--add", "run", str(old))
     with pytest.raises(SystemExit, match="there is no such table; take one of table, lists, runs, tests, published"):
-        script.made("<!-- tabel {} -->\n<!-- end -->", folder)
+        script.made("<!-- chart {} -->\n<!-- end -->", folder)
