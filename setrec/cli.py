@@ -21,6 +21,8 @@ from setrec.errors import ConfigError, SETRecError
 if TYPE_CHECKING:
     from setrec.commands.fit import SETRecCLI
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 LIGHTNING = ("fit", "validate", "test")  # LightningCLI parses these, and reads the name of the command itself
 
 
@@ -57,9 +59,15 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
+            print(f"error: the disk is full ({error}); free some space and run the command again.", file=sys.stderr)
+        elif error.errno in FORBIDDEN:
+            print(
+                f"error: {error.strerror}: {error.filename}; change its permissions or name another place.",
+                file=sys.stderr,
+            )
+        else:
             raise
-        print(f"error: the disk is full ({error}); free some space and run the command again.", file=sys.stderr)
         sys.exit(2)
 
 

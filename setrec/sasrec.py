@@ -262,6 +262,8 @@ class SASRecModule(RankingModule):
             return (queries @ table[drawn].T).masked_fill(drawn == target[:, None], -torch.inf)  # (M, negatives)
         drawn = torch.randint(len(table) - 1, (len(target), self.negatives), device=target.device)  # (M, negatives)
         other = drawn + (drawn >= target[:, None])  # (M, negatives): every item but the target
+        if len(table) < self.negatives * table.shape[1]:  # all scores take less room and time than the drawn vectors
+            return (queries @ table.T).gather(1, other)  # (M, negatives)
         return torch.einsum("me,mne->mn", queries, table[other])  # (M, negatives)
 
     def sampled_softmax(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:

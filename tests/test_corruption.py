@@ -111,9 +111,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return run
 
 
-def test_damaged_files(place: TrainedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "setrec.serve.journal")  # whatever tests before have set
-    logging.getLogger("setrec.serve.journal").disabled = False
+def test_damaged_files(
+    place: TrainedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # servers of other tests turn it off
     inside, data = "lightning_logs/version_0/checkpoints/" + place.checkpoint.name, "data/tiny/"
     loaders: list[tuple[str, str, Callable[[Path], Any]]] = [  # file, what is loaded, how
         *((inside, inside, how) for how in (answers, resumed)),

@@ -30,6 +30,7 @@ from setrec.data import (
 from setrec.data.catalogue import read_manifest
 from setrec.data.prepare import Preparation, prepare
 from setrec.errors import DataError
+from setrec.files.ids import NULL_WORDS
 from tests.raw_data import skipped
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -40,6 +41,7 @@ IDS = st.one_of(
     st.integers(0, 10**40).map(str),
 )
 TEXTS = st.one_of(st.just(""), st.none(), st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30))
+TEXTS = TEXTS.filter(lambda text: text is None or text.strip() not in NULL_WORDS)  # these mean: none
 USERS = st.one_of(st.sampled_from(["u", "ü", "🙂 7"]), IDS)  # three who come often; many of the others come once
 EVENTS = st.lists(st.tuples(USERS, IDS, st.integers(0, 12)), min_size=20, max_size=60)  # 13 days: many ties
 

@@ -88,9 +88,9 @@ def test_a_preset_names_no_file_that_the_release_lacks(name: str) -> None:
             "The brand of this item is unknown",
             "Dr. Seuss, G.I. Joe vs. 10", "Fun!. It has. Two ends", "A, B, C", "",
         ),
-        ("The game title is Dota. A game. The tags are Action , Indie. The publisher is Valve.", "Dota", "A game",
+        ("The game title is Portal. A game. The tags are Action , Indie. The publisher is Valve.", "Portal", "A game",
          "Action, Indie", "Valve"),
-        ("The item title is Dota", "Dota", "", "", ""),
+        ("The item title is Portal", "Portal", "", "", ""),
         ("The item title is . . It has the categories of . The brand of this item is ", "", "", "", ""),
     ],
 )  # fmt: skip

@@ -119,11 +119,11 @@ def test_sampled_softmax_by_hand(shared, log_q):
     assert float(found) == pytest.approx(float(expected), rel=0.01)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_prefix_never_has_its_target_among_the_drawn(shared):
+@pytest.mark.parametrize(("negatives", "shared"), [(1, False), (300, False), (300, True)])  # by one and by all vectors
+def test_a_prefix_never_has_its_target_among_the_drawn(negatives, shared):
     queries, table, target, scores = scored()
-    module = SASRecModule(width=4, n_heads=1, loss="sampled", negatives=300, shared_negatives=shared)
-    drawn = module.drawn_scores(queries, table, target)  # (2, 300)
+    module = SASRecModule(width=4, n_heads=1, loss="sampled", negatives=negatives, shared_negatives=shared)
+    drawn = torch.cat([module.drawn_scores(queries, table, target) for _ in range(300 // negatives)], dim=1)  # (2, 300)
     for row, right in enumerate(target.tolist()):
         values = {round(value, 4) for value in drawn[row].tolist() if value > -torch.inf}
         assert values == {round(float(scores[row, i]), 4) for i in range(5) if i != right}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -17,7 +16,7 @@ from setrec.errors import ConfigError, DataError
 from setrec.files.ids import as_ids
 from setrec.files.spreadsheet import quoted
 from setrec.files.tables import read_table
-from setrec.files.whole import whole_file
+from setrec.files.whole import scratch_folder, whole_file
 from setrec.inference.answers import Recommendation
 from setrec.inference.history_file import HistoryFile, read_history_file
 from setrec.inference.options import RecommendOptions
@@ -98,10 +97,9 @@ def predict_file(ckpt_path: str, histories: str, **options: Any) -> None:
     file = read_history_file(histories, chosen.user, chosen.item, chosen.time, chosen.history)
     for_recommender = chosen.for_recommender()
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent, ignore_cleanup_errors=True) as folder:
-            unknown, skipped = run_processes(Task(ckpt_path, file, chosen, for_recommender, Path(folder)))
-            _join(Path(folder), final, file.users)
+        with scratch_folder(final) as folder:
+            unknown, skipped = run_processes(Task(ckpt_path, file, chosen, for_recommender, folder))
+            _join(folder, final, file.users)
     except OSError as error:
         raise DataError(f"{final} cannot be written ({error}).") from None
     for what, ids in (("histories", unknown), ("candidates", skipped)):

@@ -1,6 +1,7 @@
 """Flags of the Trainer that Lightning takes and that then fail, or that mean something else here: refused before anything runs."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def check_trainer_flags(flags: Mapping[str, Any]) -> None:
     found = torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())
     if accelerator in ("gpu", "cuda") and not found:
         raise ConfigError(f"--trainer.accelerator {accelerator}: torch finds no GPU on this machine; use cpu or auto.")
+    if flags["profiler"] == "xla" and find_spec("torch_xla") is None:
+        raise ConfigError("--trainer.profiler xla: it needs the package torch_xla; use simple, advanced or pytorch.")
     for name in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
         if flags[name] == 0:
             hint = "" if name == "accumulate_grad_batches" else "; for no validation set --trainer.limit_val_batches 0"

@@ -83,7 +83,11 @@ def _replaced_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        yield new
+        try:
+            yield new
+        except Exception as error:
+            _raise_os_error(error, path)
+            raise
         _sync_all(new)
         if path.exists():
             os.replace(path, old)
@@ -92,6 +96,25 @@ def _replaced_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         clear_leftovers(path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give a hidden folder for the parts of `path` while they are made. It is removed at the end of the block.
+
+    What killed processes left of it is removed too.
+
+    Args:
+        path: the file that the parts will make; its folder is made where needed.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    parts = path.with_name(f"{path.name}.parts")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_killed(path.parent, glob.escape(parts.name))
+    with _own(parts, folder=True) as hidden:
+        yield hidden
 
 
 def clear_leftovers(path: Path) -> None:
@@ -144,6 +167,9 @@ def _own(path: Path, folder: bool) -> Iterator[Path]:
             _empty(hidden)  # of what a killed process with the same number left
             try:
                 yield hidden
+            except Exception as error:
+                _raise_os_error(error, path)
+                raise
             finally:
                 with suppress(OSError):
                     _remove(hidden)
@@ -170,6 +196,13 @@ def _lock(hidden: Path) -> Iterator[Literal["ours", "held", "unknown"]]:
         yield state
     finally:
         os.close(descriptor)
+
+
+def _raise_os_error(error: Exception, path: Path) -> None:
+    """Raise the system's error that a library wrapped in one of its own, as polars and safetensors do."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is not None and not isinstance(error, OSError):
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _hidden(path: Path, ending: object) -> Path:

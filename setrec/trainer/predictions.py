@@ -65,8 +65,8 @@ class PredictionWriter(BasePredictionWriter):
             return
         final = Path(self.output or Path(str(folder)) / "predictions.parquet")
         parts = final.with_name(final.name + ".parts")
-        parts.mkdir(parents=True, exist_ok=True)
-        pl.concat(self.frames).write_parquet(parts / f"{trainer.global_rank}.parquet")
+        with whole_file(parts / f"{trainer.global_rank}.parquet") as hidden:
+            pl.concat(self.frames).write_parquet(hidden)
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             join([parts / f"{rank}.parquet" for rank in range(trainer.world_size)], final, data)

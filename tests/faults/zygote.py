@@ -1,0 +1,134 @@
+"""A process that has imported everything and runs one task after the other in a fork of itself.
+
+The imports take seconds, a task a fraction of one. It must not compute anything before it forks: threads do not survive a fork.
+
+    python -m tests.faults.zygote     one task a line on stdin, as JSON; on stdout the number of its process, and how it ended
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ended(NamedTuple):
+    """How a task ended."""
+
+    code: int  # the exit code; below 0: the number of the signal
+    seconds: float
+    said: str  # stdout and stderr
+
+
+class Zygote:
+    """The process, seen from the tests."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "SETREC_TOKEN": "secret"},
+        )  # fmt: skip
+
+    def begin(self, task: str, log: Path, **arguments: Any) -> None:
+        """Start a task. Fetch its end before the next one."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"task": task, "log": str(log), "arguments": arguments}) + "\n")
+        self.process.stdin.flush()
+        self.log, self.task = log, int(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        """Kill the task and all that it started, at once."""
+        with suppress(ProcessLookupError):  # it is over
+            os.killpg(self.task, signal.SIGKILL)
+
+    def end(self) -> Ended:
+        """Wait for the end of the task."""
+        assert self.process.stdout is not None
+        answer = json.loads(self.process.stdout.readline())
+        return Ended(**answer, said=self.log.read_text(errors="replace"))
+
+    def run(self, task: str, log: Path, kill_after: float | None = None, **arguments: Any) -> Ended:
+        """Run a task, killed after so many seconds."""
+        self.begin(task, log, **arguments)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            self.kill()
+        return self.end()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ------------------------------------------------------------------------------------------------------------ the tasks
+def command(words: list[str], file_size: int | None = None) -> None:
+    """A command of setrec. file_size: no file may become larger, in bytes."""
+    from setrec.cli import main
+
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    main(words)
+
+
+def prepare(root: str, k_core: int, users: int = 60) -> None:
+    """Prepare the data set `tiny`."""
+    from setrec.data import Cleaning, SETRecDataModule, SyntheticWorld
+
+    reader = SyntheticWorld(users=users, items=40)
+    SETRecDataModule(name="tiny", root=root, reader=reader, cleaning=Cleaning(k_core=k_core)).prepare_data()
+
+
+def _child(order: dict[str, Any]) -> NoReturn:
+    code = 99
+    try:
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        {"command": command, "prepare": prepare}[order["task"]](**order["arguments"])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _main() -> None:
+    import setrec.commands.add_items
+    import setrec.commands.fit
+    import setrec.commands.predict_file
+    import setrec.commands.publish
+    import setrec.commands.serve
+    import setrec.serve.server  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        start = time.monotonic()
+        pid = os.fork()
+        if not pid:
+            os.setpgid(0, 0)
+            _child(json.loads(line))
+        with suppress(OSError):  # done here too: whichever is first
+            os.setpgid(pid, pid)
+        print(pid, file=answers, flush=True)
+        _, status = os.waitpid(pid, 0)
+        end = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - start}
+        print(json.dumps(end), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _main()
