@@ -23,14 +23,31 @@ def count_cooccurrence(sequences: Ragged, n_items: int, window: int) -> sparse.c
     Returns:
         (N, N) sparse float32, symmetric, with an empty diagonal.
     """
+    counts = count_transitions(sequences, n_items, window)  # (N, N) sparse
+    return (counts + counts.T).tocsr()
+
+
+def count_transitions(sequences: Ragged, n_items: int, window: int, decay: float = 1.0) -> sparse.csr_matrix:
+    """Count how often item j comes after item i in a history, at most `window` steps later.
+
+    Args:
+        sequences: each user's items in order.
+        n_items: the number of items, N.
+        window: the most steps between the two.
+        decay: a pair that is s steps apart counts decay^(s - 1).
+
+    Returns:
+        (N, N) sparse float32, row i, column j, with an empty diagonal.
+    """
     items = sequences.items
     user = np.repeat(np.arange(len(sequences)), sequences.lengths)  # (all,) the user of each item
     counts = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
     for step in range(1, window + 1):  # one step at a time, to limit memory
         pair = (user[step:] == user[:-step]) & (items[step:] != items[:-step])  # (all - step,)
         place = items[:-step][pair], items[step:][pair]
-        counts = counts + sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), (n_items, n_items))
-    return (counts + counts.T).tocsr()
+        worth = np.full(len(place[0]), decay ** (step - 1), np.float32)  # (pairs,)
+        counts = counts + sparse.csr_matrix((worth, place), (n_items, n_items))
+    return counts.tocsr()
 
 
 class CFVectors(ABC):

@@ -9,6 +9,7 @@ import json
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -207,6 +208,11 @@ class SentenceTransformerText(LanguageModelText):
             raise ConfigError(
                 "SentenceTransformerText needs the package sentence-transformers: run pip install 'setrec[text]', or use "
                 "--data.text HiddenStatesText or TfidfSVD, which do without."
+            )
+        if int(version("sentence-transformers").split(".")[0]) < 6:
+            raise ConfigError(
+                f"sentence-transformers {version('sentence-transformers')} runs code that a model's modules.json names: run "
+                "pip install 'sentence-transformers>=6'."
             )
         from sentence_transformers import SentenceTransformer
 

@@ -11,3 +11,7 @@ class DataError(SETRecError, ValueError):
 
 class ConfigError(SETRecError, ValueError):
     """Options contradict each other, or do not fit the data or the checkpoint."""
+
+
+class ModelError(SETRecError, ValueError):
+    """A model gives scores that are not finite numbers."""

@@ -57,6 +57,12 @@ def to_plain(value: Any) -> Any:
     return {"class_path": public_name(cls), "init_args": init_args}
 
 
+def default_arguments(cls: type) -> dict[str, Any]:
+    """Return the default of every constructor argument that has one, in plain types."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {one.name: to_plain(one.default) for one in parameters if one.default is not inspect.Parameter.empty}
+
+
 def instantiate(value: Any, base: type = object) -> Any:
     """Make the object that {"class_path", "init_args"} describes, and those inside it. Return anything else as it is.
 

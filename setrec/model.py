@@ -76,8 +76,8 @@ class Recipe:
             cold items (paper: 0). Needs objective score.
         memory: Add a weighted sum of the history's own CF and text vectors to the query outputs; the weights are learned and
             depend on age (paper: false). Needs objective score.
-        neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, and how often items
-            occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
+        neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,
+            and how often items occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
             setrec/scoring/weights.py.
     """
 
@@ -200,7 +200,7 @@ class SETRec(nn.Module):
         target = batch.target.flatten()[batch.valid]  # (M,)
         distinct, tables = self.softmax_tables(batch, self.negatives(target))  # (U, H)
         output = self.forward(batch, None, distinct)
-        n_prefix = target.new_tensor(len(target), dtype=torch.float32)  # ()
+        n_prefix = target.new_full((), len(target), dtype=torch.float32)  # ()
         if self.recipe.objective == "slots":
             ranking, slots = self.slot_losses(output.projected, tables)  # (), (K,)
         else:

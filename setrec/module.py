@@ -82,6 +82,7 @@ class SETRecModule(RankingModule):
         self._scorer: Scorer | None = None
         self._graphs_of: tuple[EvalSplit, Histories] | None = None
         self._text_graphs: TextGraphs | None = None
+        self._scorer_in_train: Scorer | None = None
 
     def configure_model(self) -> None:
         """Make the layers, once the widths of the data's vectors are known.
@@ -184,6 +185,7 @@ class SETRecModule(RankingModule):
         assert self.model is not None
         if self._scorer is None or self._scorer.model is not self.model:
             self._scorer, self._graphs_of, self._text_graphs = Scorer(self.model), None, None
+            self._scorer_in_train = None
         return self._scorer
 
     def prepare_scoring(self, split: EvalSplit) -> None:
@@ -203,6 +205,27 @@ class SETRecModule(RankingModule):
     def score(self, batch: Batch) -> Tensor:
         """See `RankingModule.score`."""
         return next(self.scorer.scores(batch, [self.chosen]))  # (B, N)
+
+    @property
+    def counts(self) -> bool:
+        """See `RankingModule.counts`: item graphs are counted."""
+        return self.recipe.neighbours
+
+    def score_in_train(self, batch: Batch) -> Tensor:
+        """See `RankingModule.score_in_train`."""
+        scorer = self.scorer
+        assert scorer.graphs is not None
+        if self._scorer_in_train is None:
+            past = self.data.past_events("validation")  # what lies before validation: training
+            counted = history_statistics(past, self.data.catalogue.n_items)
+            graphs = scorer.graphs._replace(
+                cooccurrence=counted.cooccurrence.to(self.device),
+                transitions=counted.transitions.to(self.device),
+                recency=counted.recency.to(self.device),
+            )
+            self._scorer_in_train = Scorer(scorer.model, graphs)
+        self._scorer_in_train.index = scorer.index
+        return next(self._scorer_in_train.scores(batch, [self.chosen]))  # (B, N)
 
     def weightings(self) -> Sequence[Weights]:
         """See `RankingModule.weightings`."""

@@ -9,7 +9,7 @@ makes a new snapshot and puts it in place of the old one.
 """
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from safetensors.numpy import load_file
 
-from setrec.errors import ConfigError, DataError
+from setrec.errors import ConfigError, DataError, ModelError, SETRecError
 from setrec.hparams import to_plain
 from setrec.inference.answers import (
     RankedItem,
@@ -29,10 +29,11 @@ from setrec.inference.answers import (
     make_snapshot,
     ranked,
     read_histories,
+    try_snapshot,
 )
 from setrec.inference.explain import Why
 from setrec.inference.hub import HubModel, summary
-from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, ready_vectors
+from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
 from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
 from setrec.inference.restore import Trained, build, instance_of, read_trained, rebuild
@@ -74,21 +75,35 @@ class Recommender(HubModel):
         self._encoder: ItemEncoder | None = None  # loaded when items are first added
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", data: str | Path | None = None) -> "Recommender":
+    def load(
+        cls, path: str | Path, device: str = "cpu", data: str | Path | None = None, index: str | None = None
+    ) -> "Recommender":
         """Load a model from the disk.
 
         Args:
             path: a checkpoint that `fit` wrote, a version of its catalogue that `save` wrote, or a published folder.
             device: where the model computes: cpu, cuda, cuda:1.
             data: the folder of the prepared data, if it is not where the checkpoint says.
+            index: search approximately, by an index that faiss builds: "IVF4096,Flat", "HNSW32"; None: exactly. See
+                `setrec.search.FaissSearch`.
 
         Raises:
-            ConfigError: the file does not exist, is not a SETRec checkpoint, or belongs to other data.
-            DataError: the prepared data is not there.
+            ConfigError: the file does not exist, is damaged, is not a SETRec checkpoint, or belongs to other data.
+            DataError: the prepared data is not there, or was changed.
         """
         path = Path(path)
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give the path that fit printed at its end.")
+        try:
+            return cls._read(path, device, data, index)
+        except SETRecError:
+            raise
+        except Exception as error:  # a damaged file can fail anywhere between here and the model; one sentence names it
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(f"{path} cannot be loaded ({type(error).__name__}: {reason[:300]}).") from error
+
+    @classmethod
+    def _read(cls, path: Path, device: str, data: str | Path | None, index: str | None) -> "Recommender":
         version = read_version(path) if (path / VERSION).is_file() else None
         model = path if version is None else version.model
         folder = Path(data) if data is not None else version.data if version is not None else None
@@ -96,7 +111,7 @@ class Recommender(HubModel):
         catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, path)
         restored = build(trained, catalogue, torch.device(device))
         changes = NO_CHANGES if version is None else version.changes
-        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history))
+        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, index))
 
     # ---------------------------------------------------------------------------------------------------- recommending
     def recommend(
@@ -121,6 +136,7 @@ class Recommender(HubModel):
         Raises:
             ConfigError: k or beta is out of range.
             DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list of texts.
+            ModelError: a score is not a finite number.
         """
         options = RecommendOptions(k, exclude_seen, candidates, explain, beta, unknown)
         found: dict[int, Recommendation] = {}
@@ -156,7 +172,12 @@ class Recommender(HubModel):
             yield places, [Recommendation(items, unknown[at]) for at, items in zip(places, lists, strict=True)]
 
     # --------------------------------------------------------------------------------------------------- the catalogue
-    def add_items(self, items: pl.DataFrame | list[dict[str, Any]], encoder: TextVectors | None = None) -> list[str]:
+    def add_items(
+        self,
+        items: pl.DataFrame | list[dict[str, Any]],
+        encoder: TextVectors | None = None,
+        keep: Callable[[], None] | None = None,
+    ) -> list[str]:
         """Add new items to the catalogue. They can be recommended, and stand in histories, at once.
 
         Each gets semantic slots from its text, which is encoded as the texts of the training were. It has no CF vector: its row is
@@ -167,13 +188,14 @@ class Recommender(HubModel):
                 encoder's template names; or the text vector itself in `vector`, a list of F numbers.
             encoder: what made the training's text vectors. Needed if the data got them from a file. It is first tried on
                 known items.
+            keep: is called once the new catalogue has been tried, and before it is used; if it fails, nothing is added.
 
         Returns:
             The ids of the added items.
 
         Raises:
             DataError: an id is blank, repeated or in the catalogue already; an item has no text; the encoder makes other
-                vectors. Nothing is added.
+                vectors; a vector is far too long, or makes scores that are not finite. Nothing is added.
             ConfigError: the model has no semantic slots, or the encoder cannot be loaded.
         """
         with self._changing:
@@ -193,16 +215,22 @@ class Recommender(HubModel):
                 vectors = chosen(table)  # (items, F)
                 self._encoder = chosen  # it works: kept for the next items
                 settings = to_plain(encoder) if encoder is not None else None
-            self._change(with_added(snapshot.changes, table, vectors, settings))
-            return table["id"].to_list()
+            ids: list[str] = table["id"].to_list()
+            check_lengths(ids, vectors, text)
+            self._change(with_added(snapshot.changes, table, vectors, settings), ids, keep)
+            return ids
 
-    def remove_items(self, ids: Collection[str]) -> None:
+    def remove_items(self, ids: Collection[str], keep: Callable[[], None] | None = None) -> None:
         """Remove items from the catalogue: they are not recommended any more, and are unknown in histories.
 
         If an item is only out of stock, use `candidates` instead: then histories may still hold it.
 
+        Args:
+            ids: own ids of the items.
+            keep: see `add_items`.
+
         Raises:
-            DataError: an id is not in the catalogue, or no item would be left.
+            DataError: an id is not in the catalogue, no item would be left, or scores would not be finite. Nothing is removed.
         """
         with self._changing:
             snapshot = self._snapshot
@@ -212,7 +240,7 @@ class Recommender(HubModel):
                 raise DataError(f"item {unknown[0]!r} is not in the catalogue, so it cannot be removed.")
             if len(gone) == snapshot.catalogue.n_items:
                 raise DataError("these are all items of the catalogue: nothing would be left to recommend.")
-            self._change(with_removed(snapshot.changes, gone))
+            self._change(with_removed(snapshot.changes, gone), (), keep)
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write this version of the catalogue to a new folder, which `load` takes in place of the checkpoint.
@@ -232,12 +260,23 @@ class Recommender(HubModel):
             write_version(folder, trained.path, trained.data, trained.catalogue, snapshot.catalogue, snapshot.changes)
             return folder
 
-    def _change(self, changes: Changes) -> None:
-        """Make the snapshot of a changed catalogue and put it in place; calls that have begun keep the old one."""
+    def _change(self, changes: Changes, new: Sequence[str], keep: Callable[[], None] | None) -> None:
+        """Make the snapshot of a changed catalogue, try it, and put it in place; calls that have begun keep the old one.
+
+        Raises:
+            DataError: the changed catalogue gives scores that are not finite.
+        """
         snapshot = self._snapshot
         catalogue = apply_changes(self._trained.catalogue, changes)
         restored = rebuild(snapshot.restored, self._trained, catalogue)
-        self._snapshot = make_snapshot(restored, catalogue, changes, snapshot.max_history)
+        changed = make_snapshot(restored, catalogue, changes, snapshot.max_history, snapshot.faiss_index)
+        try:
+            try_snapshot(changed, new)
+        except ModelError:
+            raise DataError("with this change, scores would not be finite numbers; nothing was changed.") from None
+        if keep is not None:
+            keep()
+        self._snapshot = changed
 
     def _item_encoder(self, snapshot: Snapshot, given: TextVectors | None) -> ItemEncoder:
         """The encoder that is given now; or else the one given for this version; or else the one of the training.

@@ -3,8 +3,17 @@
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. Differs from it: a learned start token is the query
 output of the empty history; every prefix is trained in one pass with the cross-entropy over the whole catalogue (the paper's
 BCE with sampled negatives is an option); LayerNorm stands before each layer; positions count from the start of the history.
+
+Options make its stronger forms: sampled softmax, gSASRec's loss (Petrov and Macdonald, RecSys 2023), and the gated layers of LiGR
+(arXiv 2502.03417), which make it eSASRec (arXiv 2508.06450).
+
+Negatives are drawn uniformly, for every prefix n items other than its target, or n items for the whole batch, of which a prefix
+leaves out its target. The sampled softmax takes their scores as they are. With `log_q` they get -log q, where q is how often an
+item is expected among them, and the target gets nothing: the sum of the softmax is then an unbiased estimate of the sum over the
+catalogue. Without it the negatives weigh less than the catalogue does, by the same factor for all.
 """
 
+import math
 import shlex
 from pathlib import Path
 from typing import Literal
@@ -36,27 +45,73 @@ class Block(nn.Module):
         self.n_heads, self.dropout = n_heads, dropout
         self.attention_norm, self.inner_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.inner = nn.Sequential(
+        self.inner: nn.Module = nn.Sequential(
             nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, E) -> (B, T, E); place t sees places 0..t. Padding is at the end, so no real place sees it."""
+        x = x + self.attend(x)  # (B, T, E)
+        x = x + self.inner(self.inner_norm(x))  # (B, T, E)
+        return x
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The attention layer without what goes around it: (B, T, E) -> (B, T, E)."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, heads, E / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, E / heads)
         dropout = self.dropout if self.training else 0.0
         seen = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         seen = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, E)
-        x = x + nn.functional.dropout(seen, self.dropout, self.training)  # (B, T, E)
-        x = x + self.inner(self.inner_norm(x))  # (B, T, E)
+        return nn.functional.dropout(seen, self.dropout, self.training)  # (B, T, E)
+
+
+class GatedBlock(Block):
+    """The block of LiGR: each layer is added through a gate, the sigmoid of a linear layer of what goes in; SwiGLU inside."""
+
+    def __init__(self, width: int, n_heads: int, inner: int, dropout: float) -> None:
+        super().__init__(width, n_heads, inner, dropout)
+        self.inner = SwiGLU(width, inner, dropout)
+        self.attention_gate, self.inner_gate = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Block.forward`."""
+        x = x + self.attention_gate(x).sigmoid() * self.attend(x)  # (B, T, E)
+        x = x + self.inner_gate(x).sigmoid() * self.inner(self.inner_norm(x))  # (B, T, E)
         return x
+
+
+class SwiGLU(nn.Module):
+    """A feed-forward layer with a gate of its own: W3 (silu(W1 x) * W2 x)."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
+        self.down, self.dropout = nn.Linear(inner, width, bias=False), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        inner = self.dropout(nn.functional.silu(self.gate(x)) * self.up(x))  # (B, T, inner)
+        outputs: Tensor = self.dropout(self.down(inner))  # (B, T, E)
+        return outputs
+
+
+Layers = Literal["plain", "ligr"]
+Loss = Literal["ce", "sampled", "bce", "gbce"]
 
 
 class SASRec(nn.Module):
     """Histories -> query outputs, (M, E), scored against the item vectors, (N, E). Arguments: see `SASRecModule`."""
 
     def __init__(
-        self, n_items: int, max_history: int, width: int, n_blocks: int, n_heads: int, inner: int, dropout: float
+        self,
+        n_items: int,
+        max_history: int,
+        width: int,
+        n_blocks: int,
+        n_heads: int,
+        inner: int,
+        dropout: float,
+        layers: Layers = "plain",
     ) -> None:
         super().__init__()
         self.items = nn.Embedding(n_items, width)
@@ -64,7 +119,8 @@ class SASRec(nn.Module):
             torch.empty(width)
         )  # (E,), before the first item: the empty history has an output too
         self.position = nn.Parameter(torch.empty(max_history + 1, width))
-        self.blocks = nn.ModuleList(Block(width, n_heads, inner, dropout) for _ in range(n_blocks))
+        block = GatedBlock if layers == "ligr" else Block
+        self.blocks = nn.ModuleList(block(width, n_heads, inner, dropout) for _ in range(n_blocks))
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
         for weight in (self.items.weight, self.start, self.position):
             nn.init.normal_(weight, std=0.02)
@@ -92,9 +148,14 @@ class SASRecModule(RankingModule):
         n_heads: Attention heads (SASRec paper: 1).
         inner: Width inside a block's feed-forward layer (SASRec paper: the same as width).
         dropout: After the embeddings, in attention and after each layer (SASRec paper: 0.2 on dense, 0.5 on sparse data).
-        loss: ce, softmax cross-entropy over the whole catalogue; bce, binary cross-entropy with sampled items (SASRec
-            paper).
-        negatives: For bce: items drawn uniformly for each prefix (SASRec paper: 1).
+        layers: plain, as in SASRec; ligr, with gated residuals and SwiGLU (eSASRec paper).
+        loss: ce, softmax cross-entropy over the whole catalogue; sampled, over the target and sampled items (eSASRec paper);
+            bce, binary cross-entropy with sampled items (SASRec paper); gbce, the same with the target's probability to a power
+            below 1 (gSASRec paper).
+        negatives: Items drawn uniformly, for all losses but ce (SASRec paper: 1; gSASRec and eSASRec: 256).
+        shared_negatives: Draw them once for all prefixes of a batch, which is faster, and not for each (the papers).
+        log_q: For sampled: correct the scores of the drawn items by -log of how often they are expected (eSASRec paper: false).
+        gbce_t: For gbce: from 0, which is bce, to 1, where scores are as calibrated as those of ce (gSASRec paper: 0.75).
         temperature: Scores are cosines divided by this; null: plain inner products (SASRec paper).
         lr: Learning rate of AdamW after the warm-up, constant (SASRec paper: 1e-3).
         weight_decay: Weight decay of AdamW.
@@ -113,8 +174,12 @@ class SASRecModule(RankingModule):
         n_heads: int = 2,
         inner: int = 256,
         dropout: float = 0.5,
-        loss: Literal["ce", "bce"] = "ce",
+        layers: Layers = "plain",
+        loss: Loss = "ce",
         negatives: int = 1,
+        shared_negatives: bool = False,
+        log_q: bool = False,
+        gbce_t: float = 0.75,
         temperature: float | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -125,21 +190,27 @@ class SASRecModule(RankingModule):
         super().__init__(filter_seen, top_k)
         check_rates(lr, weight_decay)
         arguments = {
-            "width": width, "n_blocks": n_blocks, "n_heads": n_heads, "inner": inner, "dropout": dropout, "loss": loss,
-            "negatives": negatives, "temperature": temperature, "lr": lr, "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps, "filter_seen": filter_seen, "top_k": top_k,
+            "width": width, "n_blocks": n_blocks, "n_heads": n_heads, "inner": inner, "dropout": dropout, "layers": layers,
+            "loss": loss, "negatives": negatives, "shared_negatives": shared_negatives, "log_q": log_q, "gbce_t": gbce_t,
+            "temperature": temperature, "lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps,
+            "filter_seen": filter_seen, "top_k": top_k,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         if width % n_heads:
             raise ConfigError(f"width is {width} and n_heads is {n_heads}: the width must be a multiple of the heads.")
-        if loss == "bce" and negatives < 1:
-            raise ConfigError(f"negatives is {negatives}; bce needs at least 1.")
+        if loss != "ce" and negatives < 1:
+            raise ConfigError(f"negatives is {negatives}; {loss} needs at least 1.")
+        if not 0 <= gbce_t <= 1:
+            raise ConfigError(f"gbce_t is {gbce_t}; give a number from 0 to 1.")
         if temperature is not None and temperature <= 0:
             raise ConfigError(f"temperature is {temperature}; give a number above 0, or null for inner products.")
         self.width, self.n_blocks, self.n_heads = width, n_blocks, n_heads
         self.inner, self.dropout = inner, dropout
-        self.loss: Literal["ce", "bce"] = loss
-        self.negatives, self.temperature = negatives, temperature
+        self.layers: Layers = layers
+        self.loss: Loss = loss
+        self.negatives, self.shared_negatives, self.log_q = negatives, shared_negatives, log_q
+        self.gbce_t, self.temperature = gbce_t, temperature
+        self.label = "eSASRec" if layers == "ligr" else "SASRec"
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.model: SASRec | None = None
         self.register_load_state_dict_pre_hook(_remove_old_weights)  # type: ignore[no-untyped-call]
@@ -152,7 +223,7 @@ class SASRecModule(RankingModule):
         """
         self.check_catalogue()
         if self.model is None:
-            sizes = (self.width, self.n_blocks, self.n_heads, self.inner, self.dropout)
+            sizes = (self.width, self.n_blocks, self.n_heads, self.inner, self.dropout, self.layers)
             self.model = SASRec(self.data.catalogue.n_items, self.data.max_history, *sizes)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -169,6 +240,8 @@ class SASRecModule(RankingModule):
         target = batch.target.flatten()[batch.valid]  # (M,)
         if self.loss == "ce":
             total, _ = catalogue_cross_entropy(queries, table, target)
+        elif self.loss == "sampled":
+            total = self.sampled_softmax(queries, table, target)
         else:
             total = self.binary_cross_entropy(queries, table, target)
         n_prefix = torch.tensor([float(len(target))], device=self.device)  # (1,)
@@ -176,21 +249,46 @@ class SASRecModule(RankingModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(target))
         return loss
 
-    def binary_cross_entropy(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:
-        """Binary cross-entropy of the target against the mean over `negatives` random other items, summed over prefixes, ().
+    def drawn_scores(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:
+        """Scores of `negatives` uniformly drawn items, (M, negatives); -inf where one drawn for the batch is the target.
 
         Args:
             queries: (M, E) float.
             table: (N, E) float.
             target: (M,) int64.
         """
-        n_items = len(table)
-        drawn = torch.randint(n_items - 1, (len(target), self.negatives), device=target.device)  # (M, negatives)
+        if self.shared_negatives:
+            drawn = torch.randint(len(table), (self.negatives,), device=target.device)  # (negatives,)
+            return (queries @ table[drawn].T).masked_fill(drawn == target[:, None], -torch.inf)  # (M, negatives)
+        drawn = torch.randint(len(table) - 1, (len(target), self.negatives), device=target.device)  # (M, negatives)
         other = drawn + (drawn >= target[:, None])  # (M, negatives): every item but the target
-        positive = (queries * table[target]).sum(dim=-1)  # (M,)
-        negative = torch.einsum("me,mne->mn", queries, table[other])  # (M, negatives)
+        if len(table) < self.negatives * table.shape[1]:  # all scores take less room and time than the drawn vectors
+            return (queries @ table.T).gather(1, other)  # (M, negatives)
+        return torch.einsum("me,mne->mn", queries, table[other])  # (M, negatives)
+
+    def sampled_softmax(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of the target against itself and the drawn items, summed over prefixes, (). Arguments as above."""
+        positive = (queries * table[target]).sum(dim=-1, keepdim=True)  # (M, 1)
+        negative = self.drawn_scores(queries, table, target)  # (M, negatives)
+        if self.log_q:
+            items = len(table) if self.shared_negatives else len(table) - 1
+            negative = negative - math.log(self.negatives / items)  # (M, negatives)
+        return (torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive.squeeze(1)).sum()  # ()
+
+    def binary_cross_entropy(self, queries: Tensor, table: Tensor, target: Tensor) -> Tensor:
+        """Binary cross-entropy of the target against the drawn items, summed over prefixes, (). Arguments as above.
+
+        bce: log p(target) + mean of log(1 - p(drawn)); gbce: (beta log p(target) + sum of log(1 - p(drawn))) / (negatives + 1),
+        with beta = a (t (1 - 1 / a) + 1 / a) and a = negatives / (N - 1).
+        """
         softplus = nn.functional.softplus
-        return softplus(-positive).sum() + softplus(negative).mean(dim=1).sum()  # ()
+        positive = softplus(-(queries * table[target]).sum(dim=-1)).sum()  # ()
+        negative = softplus(self.drawn_scores(queries, table, target)).sum()  # (): softplus(-inf) = 0
+        if self.loss == "bce":
+            return positive + negative / self.negatives
+        share = self.negatives / (len(table) - 1)
+        beta = self.gbce_t * (share - 1) + 1
+        return (beta * positive + negative) / (self.negatives + 1)
 
     # ---------------------------------------------------------------------------------------------------------- scoring
     @property

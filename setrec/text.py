@@ -1,5 +1,6 @@
 """From item texts to text vectors (N, F), which the semantic tokens are made from. Language models are in encoders.py."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ import polars as pl
 from setrec.errors import DataError
 from setrec.files.raw import raw_file
 from setrec.files.vectorfile import read_vectors
+from setrec.words import without_labels, words_of
+
+_LABELS = "labels"  # the names of fields, in what TfidfSVD learned
 
 
 class TextVectors(ABC):
@@ -95,8 +99,19 @@ class TextFile(TextVectors):
         items: pl.DataFrame | None = None,
         scratch: Path | None = None,
     ) -> np.ndarray:
-        """See `TextVectors.encode`."""
-        return read_vectors(raw_file(self.file, raw), ids)  # (N, F)
+        """See `TextVectors.encode`. Says how many rows are equal: the rows of a damaged file often are."""
+        vectors = read_vectors(raw_file(self.file, raw), ids)  # (N, F)
+        rows = np.ascontiguousarray(vectors).view(f"V{vectors.shape[1] * 4}").ravel()  # (N,): one value a row
+        _, first, which, count = np.unique(rows, return_index=True, return_inverse=True, return_counts=True)
+        if len(first) < len(ids):
+            row = int((count[which] > 1).argmax())
+            twin = int(np.flatnonzero(which == which[row])[1])
+            print(
+                f"{Path(self.file).name}: {len(ids) - len(first):,} of {len(ids):,} rows equal an earlier row, e.g. item "
+                f"{ids[twin]} has the vector of item {ids[row]}",
+                file=sys.stderr,
+            )
+        return vectors
 
     def describe(self) -> dict[str, str | int | float]:
         """See `TextVectors.describe`."""
@@ -120,6 +135,9 @@ class TextFile(TextVectors):
 
 class TfidfSVD(TextVectors):
     """TF-IDF of the words, reduced by a truncated SVD. It needs no download and no GPU. Vectors have unit length.
+
+    In scripts without blanks between words (Chinese, Japanese, Thai, ...) letters and pairs of letters take the place of words. The
+    names of the fields in "title: ...; brand: ..." are no words.
 
     Not in the paper, which uses a language model's hidden states. An item without text (or with only rare words) gets the zero
     vector.
@@ -146,13 +164,15 @@ class TfidfSVD(TextVectors):
         from sklearn.decomposition import TruncatedSVD  # here: scikit-learn takes a second to import
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        words = TfidfVectorizer(min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
+        labels = _labels(items)
+        words = TfidfVectorizer(analyzer=words_of, min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
-            counts = words.fit_transform(texts)  # (N, words)
+            counts = words.fit_transform(without_labels(texts, labels))  # (N, words)
         except ValueError as error:  # what scikit-learn raises for an empty vocabulary
             raise DataError(
-                f"no words to make text vectors from in {len(texts)} items ({error}); use --data.text null with "
-                "--model.n_sem 0, or a file of vectors with --data.text TextFile."
+                f"no words to make text vectors from in {len(texts)} items ({error}): {sum(map(bool, texts))} have a text, and a "
+                f"word counts if {self.min_df} items have it (--data.text.min_df); use --data.text null with --model.n_sem 0, or "
+                "a file of vectors with --data.text TextFile."
             ) from None
         width = min(self.width, min(counts.shape))
         svd = TruncatedSVD(width, n_iter=7, random_state=self.seed)
@@ -163,6 +183,7 @@ class TfidfSVD(TextVectors):
             ),  # no word has a line break
             "idf": np.ascontiguousarray(words.idf_, np.float32),  # (words,)
             "components": np.ascontiguousarray(svd.components_, np.float32),  # (F, words)
+            _LABELS: np.frombuffer("\n".join(labels).encode(), np.uint8),
         }
         return _unit(vectors)  # (N, F)
 
@@ -179,16 +200,25 @@ class TfidfSVD(TextVectors):
             )
         from sklearn.feature_extraction.text import TfidfVectorizer  # here: see `encode`
 
-        words = TfidfVectorizer(
-            vocabulary=learned["words"].tobytes().decode().split("\n"), sublinear_tf=True, dtype=np.float32
-        )
+        texts = items["text"].to_list()
+        vocabulary = learned["words"].tobytes().decode().split("\n")
+        options = {}  # version 0.2.0 took labels for words, and had only words with blanks between
+        if _LABELS in learned:
+            texts = without_labels(texts, learned[_LABELS].tobytes().decode().split("\n"))
+            options["analyzer"] = words_of
+        words = TfidfVectorizer(vocabulary=vocabulary, sublinear_tf=True, dtype=np.float32, **options)
         words.idf_ = learned["idf"]
-        counts = words.transform(items["text"].to_list())  # (items, words)
+        counts = words.transform(texts)  # (items, words)
         return _unit(counts @ learned["components"].T)  # (items, F)
 
     def describe(self) -> dict[str, str | int | float]:
         """See `TextVectors.describe`."""
         return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
+
+
+def _labels(items: pl.DataFrame | None) -> list[str]:
+    """The names that fields may have in a text: those of the table's columns."""
+    return sorted({"title", "text", *(items.columns if items is not None else [])} - {"id"})
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

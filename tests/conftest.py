@@ -152,6 +152,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return train_tiny(tmp_path_factory.mktemp("tiny_run"), *flags, "--model.backbone.recency_bias=true")
 
 
+@pytest.fixture(scope="session")
+def graph_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A trained decoder with item graphs and a memory; don't change it."""
+    from setrec.cli import run
+
+    folder = tmp_path_factory.mktemp("graph_run")
+    flags = ["--model.objective=score", "--model.memory=true", "--model.neighbours=true", "--trainer.max_epochs=1"]
+    run([*command("fit", folder, "--model.backbone=DecoderBackbone", *model(*flags))])
+    return TrainedRun(folder / "lightning_logs/version_0/checkpoints/last.ckpt", folder / "data/tiny", folder)
+
+
 @pytest.fixture
 def holder(tmp_path: Path) -> Any:
     """A fake model in service, see tests/serve_fake.py."""

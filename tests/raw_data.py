@@ -44,6 +44,11 @@ def events_of(log: EventLog) -> list[tuple]:
     return log.events.with_columns(pl.col("user", "item").cast(pl.String)).rows()
 
 
+def skipped(log: EventLog) -> dict[str, int]:
+    """The number of malformed lines of every file."""
+    return {name: about["skipped"] for name, about in (log.files or {}).items()}
+
+
 def items_of(log: EventLog) -> dict[str, dict]:
     return {row["id"]: row for row in log.items.rows(named=True)}
 

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from setrec.errors import DataError
+from setrec.errors import DataError, ModelError
 from setrec.inference.explain import Why
 from setrec.recommend import Item, RankedItem, Recommendation
 from setrec.serve.journal import Journal
@@ -30,7 +30,7 @@ def write_checkpoint(path: Path, n_items: int = 20, shift: float = 0.0, delay: f
         n_items: items A000, A001, ...; every fourth is cold.
         shift: the first score; it tells one checkpoint from another.
         delay: seconds that a call of recommend takes.
-        fault: "recommend": every call fails.
+        fault: "recommend": every call fails; "sick": its scores are not finite.
     """
     path.write_text(json.dumps({"n_items": n_items, "shift": shift, "delay": delay, "fault": fault}))
     return path
@@ -69,6 +69,8 @@ class FakeRecommender:
             time.sleep(self.delay)
         if self.fault == "recommend":
             raise RuntimeError("a fault in the model")
+        if self.fault == "sick":
+            raise ModelError("the scores are not finite.")
         answers = []
         for row, history in enumerate(histories):
             missing = [own for own in history if own not in self.titles]
@@ -96,19 +98,23 @@ class FakeRecommender:
         found = [own for own, title in self.titles.items() if text.casefold() in title.casefold()]
         return [Item(own, self.titles[own], self.warm[own]) for own in found[:limit]]
 
-    def add_items(self, items: list[dict[str, Any]], encoder: Any = None) -> list[str]:
+    def add_items(self, items: list[dict[str, Any]], encoder: Any = None, keep: Any = None) -> list[str]:
         ids = [item["id"] for item in items]
         if len({"vector" in item for item in items}) > 1:
             raise DataError("some items have a vector, some have none.")
-        self.added = [*self.added, *items]
         for own in ids:
             if own in self.titles or ids.count(own) > 1:
                 raise DataError(f"item {own!r} is there already.")
+        if keep is not None:
+            keep()
+        self.added = [*self.added, *items]
         self.titles = self.titles | {item["id"]: item["title"] for item in items}
         self.warm = self.warm | dict.fromkeys(ids, False)
         return ids
 
-    def remove_items(self, ids: Sequence[str]) -> None:
+    def remove_items(self, ids: Sequence[str], keep: Any = None) -> None:
+        if keep is not None:
+            keep()
         self.titles = {own: title for own, title in self.titles.items() if own not in ids}
 
     def info(self) -> dict[str, Any]:
@@ -133,10 +139,13 @@ def ids(answer: Any, row: int = 0) -> list[str]:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
-    """Run an application on a port of this machine, in a thread; gives its address, without a slash at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as port:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+def listening(app: FastAPI, **options: Any) -> Iterator[str]:
+    """Run an application on a port of this machine, in a thread; gives its address, without a slash at the end.
+
+    options: of uvicorn.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as port:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
         address = f"http://127.0.0.1:{port.getsockname()[1]}"
         thread.start()

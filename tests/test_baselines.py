@@ -1,6 +1,7 @@
 """Baselines against naive double loops, and against the measured figures on the real Toys release."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.evaluation.baselines import (
+    Counted,
     ItemCF,
     ItemCFText,
     Popularity,
     TextSimilarity,
+    Transitions,
     choose_weight,
     fit_baselines,
     padded,
@@ -112,7 +115,7 @@ def test_what_each_split_may_count() -> None:
     both = [one + other for one, other in zip(train, validation, strict=True)]
     for split, rows in (("validation", train), ("test", both)):
         fitted = fit_baselines(catalogue, histories, split)
-        assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text"]
+        assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text", "transitions"]
         expected = naive_cf(rows, HISTORY[0].tolist())
         assert fitted["item_cf"].score(HISTORY)[0].tolist() == pytest.approx(expected, abs=1e-6)
         assert fitted["popularity"].score(HISTORY)[1].tolist() == catalogue.count.tolist()
@@ -125,7 +128,7 @@ def test_what_each_split_may_count() -> None:
 def test_a_hybrid_that_reads_ngrams_where_texts_are_kept() -> None:
     catalogue, histories = world()
     fitted = fit_baselines(dataclasses.replace(catalogue, texts=[f"item {i % 7}" for i in range(N)]), histories)
-    assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams"]
+    assert list(fitted) == ["popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams", "transitions"]
     hybrid = fitted["item_cf_ngrams"]
     assert isinstance(hybrid, ItemCFText)
     ngrams = CharNgrams([f"item {i % 7}" for i in range(N)])
@@ -135,11 +138,73 @@ def test_a_hybrid_that_reads_ngrams_where_texts_are_kept() -> None:
     text[0] += 0.5 * sum(0.85**age * ngrams.similar(torch.tensor([item]))[0] for age, item in enumerate(last))
     expected = fitted["item_cf"].score(HISTORY)[0] + hybrid.weight * text[0]  # (N,)
     assert torch.allclose(hybrid.score(HISTORY)[0], expected, atol=1e-5)
-    assert list(fit_baselines(dataclasses.replace(catalogue, texts=[""] * N), histories))[-1] == "item_cf_text"
+    assert list(fit_baselines(dataclasses.replace(catalogue, texts=[""] * N), histories))[-2] == "item_cf_text"
 
 
-def test_without_text_only_two() -> None:
-    assert list(fit_baselines(*world(text=False))) == ["popularity", "item_cf"]
+def test_without_text_only_three() -> None:
+    fitted = fit_baselines(*world(text=False))
+    assert list(fitted) == ["popularity", "item_cf", "transitions"]
+    assert "cosine of text" not in fitted["transitions"].describe()
+
+
+def naive_transitions(
+    rows: list[list[int]], history: list[int], vectors: Tensor, second: float, cosine: float
+) -> list[float]:
+    after = np.zeros((N, N))
+    for row in rows:
+        for one, other in itertools.pairwise(row):
+            after[one, other] += 1
+    scores = [0.0] * N
+    for weight, item in zip((1, second), reversed([item for item in history if item >= 0]), strict=False):
+        for v in range(N):
+            share = math.log(1 + after[item, v]) / math.log(1 + after[item].max()) if after[item].any() else 0
+            similar = float(torch.cosine_similarity(vectors[item], vectors[v], dim=0))
+            scores[v] += weight * (share + cosine * similar)
+    return scores
+
+
+def test_transitions_equal_a_double_loop() -> None:
+    rows, vectors = rows_of(1, 40, 15), world()[0].text
+    assert vectors is not None
+    counted = Counted(Ragged.from_rows(rows), "train")
+    scores = Transitions(counted, N, TextCosine(vectors), 0.5, 3.0).score(HISTORY)
+    for row, history in zip(scores, HISTORY.tolist(), strict=True):
+        assert row.tolist() == pytest.approx(naive_transitions(rows, history, vectors, 0.5, 3.0), abs=1e-5)
+    assert Transitions(counted, N, None, 0.5, 0.0).score(HISTORY)[2].abs().sum() == 0
+
+
+def test_weights_of_transitions_are_the_best_on_validation() -> None:
+    catalogue, histories = world()
+    assert catalogue.text is not None
+    found = fit_baselines(catalogue, histories)["transitions"]
+    assert isinstance(found, Transitions)
+    users = np.nonzero(histories.validation.lengths)[0]
+    seen, target = padded(histories.train, users), padded(histories.validation, users)
+    recall = {}
+    for second, cosine in itertools.product((0.0, 0.5, 1.0), (0.3, 1.0, 3.0)):
+        tried = Transitions(Counted(histories.train, "train"), N, TextCosine(catalogue.text), second, cosine)
+        metric = RankingMetrics(cutoffs=(10,))
+        warm = torch.ones(N, dtype=torch.bool)
+        metric.update(torch.from_numpy(users), top_groups(mask_seen(tried.score(seen), seen), warm, 10), target, warm)
+        recall[second, cosine] = metric.compute().value("recall@10")
+    assert recall[found.second, found.cosine] == max(recall.values())
+
+
+def test_rows_that_count_stand_twice_where_train_alone_is_asked_for() -> None:
+    catalogue, histories = world()
+    once, twice = (fit_baselines(catalogue, histories, "test", alone) for alone in (False, True))
+    assert list(twice) == [
+        "popularity", "item_cf", "item_cf_train", "text", "item_cf_text", "item_cf_text_train", "transitions",
+        "transitions_train",
+    ]  # fmt: skip
+    for name, baseline in once.items():
+        assert torch.equal(baseline.score(HISTORY), twice[name].score(HISTORY))
+    in_train = fit_baselines(catalogue, histories, "validation", True)
+    assert list(in_train) == list(once)  # what lies before validation is training
+    for name in ("item_cf", "item_cf_text", "transitions"):
+        assert torch.equal(in_train[name].score(HISTORY), twice[f"{name}_train"].score(HISTORY))
+        assert not torch.equal(twice[name].score(HISTORY), twice[f"{name}_train"].score(HISTORY))
+        assert in_train[name].describe() == twice[f"{name}_train"].describe()
 
 
 def test_weight_is_the_one_with_the_best_validation_recall() -> None:

@@ -15,6 +15,7 @@ from setrec.class_names import CLASSES, check_class_names, current_name, current
 from setrec.cli import run
 from setrec.data import Reader, TableFiles
 from setrec.errors import ConfigError
+from setrec.files.hashes import sealed
 from setrec.hparams import instantiate, to_plain
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun
@@ -62,7 +63,7 @@ def test_recommending_imports_nothing(payload: Path, tiny_run: TrainedRun) -> No
     Recommender.load(tiny_run.checkpoint).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["model"]["backbone"] = STRANGER
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(sealed(config)))  # as one would who forges it
     with pytest.raises(ConfigError, match="never imported"):
         Recommender.load(folder)
     assert not payload.exists()
@@ -73,8 +74,8 @@ def test_the_encoder_of_a_published_folder_imports_nothing(payload: Path, tiny_r
     Recommender.load(tiny_run.checkpoint).save_pretrained(folder)
     (folder / "encoder/config.json").write_text(json.dumps(STRANGER))
     config = json.loads((folder / "config.json").read_text())
-    del config["files"]["encoder/config.json"]  # as one would who forges it
-    (folder / "config.json").write_text(json.dumps(config))
+    del config["files"]["encoder/config.json"]
+    (folder / "config.json").write_text(json.dumps(sealed(config)))  # as one would who forges it
     recommender = Recommender.load(folder)
     with pytest.raises(ConfigError, match="never imported"):
         recommender.add_items([{"id": "NEW", "title": "road bike"}])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from setrec.cli import main, run
+from setrec.commands.fit import prepared
 from setrec.errors import ConfigError
 from tests.conftest import command, model
 
@@ -35,7 +36,9 @@ def best(folder: Path) -> Path:
 def test_fit_leaves_checkpoint_table_and_tensorboard(fitted: Path) -> None:
     results = json.loads((fitted / "lightning_logs/version_0/results.json").read_text())
     assert set(results) >= {"protocol", "beta", "metrics", "baselines"}
-    assert set(results["baselines"]) == {"popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams"}
+    assert set(results["baselines"]) == {
+        "popularity", "item_cf", "text", "item_cf_text", "item_cf_ngrams", "transitions"
+    }  # fmt: skip
     for group in ("all", "warm", "cold"):
         assert set(results["metrics"][group]) >= {"recall@5", "recall@10", "ndcg@5", "ndcg@10"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -165,6 +168,23 @@ def test_no_data_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert said.startswith("error: ")
     assert "nowhere" in said
     assert len(said.splitlines()) == 1
+
+
+def test_another_class_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    """The default reader has a file of items by default, TableFiles has none; flags and files that name one still count."""
+    config = tmp_path / "c.yaml"
+    for given, items in (("", None), (", items: mine.csv", "mine.csv")):
+        config.write_text(
+            f"data: {{reader: {{class_path: setrec.data.TableFiles, init_args: {{events: e.csv{given}}}}}, text: null}}\n"
+        )
+        cli = prepared(["--config", str(config)])
+        assert (cli.datamodule.preparation.reader.events, cli.datamodule.preparation.reader.items) == ("e.csv", items)
+    assert prepared(["--data.reader=TableFiles"]).datamodule.preparation.reader.items is None
+    assert prepared([]).datamodule.preparation.reader.items == "items.jsonl"
+    flags = ["--data.reader.items=x.jsonl", "--data.text.width=9", "--model.backbone.shape=nano"]
+    cli = prepared(flags)
+    assert cli.datamodule.preparation.reader.items == "x.jsonl"
+    assert (cli.datamodule.preparation.text.width, cli.datamodule.preparation.text.min_df) == (9, 2)
 
 
 def test_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:

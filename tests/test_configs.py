@@ -29,7 +29,8 @@ def data_and_model(data: str, *models: str) -> list[str]:
 
 # name of a configuration of 0.1.0 -> the command line that stands for it now
 NOW = {
-    **{name: [f"--config={name}"] for name in ("quickstart", "csv_example", "toys_t5", "toys_best")},
+    **{name: [f"--config={name}"] for name in ("quickstart", "csv_example", "toys_t5")},
+    "toys_best": ["--config=toys_best", MINILM],
     "toys_t5_tiny": [*data_and_model("toys", "t5_tiny"), MINILM],
     "toys_best_t5": [*data_and_model("toys", "best_t5"), MINILM],
     "toys_qwen_tiny": [*data_and_model("toys", "qwen_tiny"), MINILM],
@@ -49,6 +50,10 @@ for data in ("toys", "beauty", "sports", "steam"):
     NOW.setdefault(f"{data}_best_t5", data_and_model(data, "best_t5"))
     NOW[f"{data}_qwen"] = data_and_model(data, "paper_qwen")
     NOW[f"{data}_sasrec"] = [*data_and_model(data, "sasrec"), f"--data.name={data}_sasrec"]
+for data in ("toys", "beauty", "sports"):
+    NOW[f"{data}_loo"] = data_and_model(f"{data}_loo", "best_texts")
+for model in ("sasrec_sampled", "esasrec"):
+    NOW[f"toys_loo_{model}"] = data_and_model("toys_loo", model)
 NOW["steam_sasrec"] += ["--model.dropout=0.2", "--trainer.max_epochs=20"]
 
 
@@ -74,7 +79,7 @@ def test_the_options_are_those_of_the_old_configuration(name: str, only_parsed: 
 
 def test_one_file_configurations_equal_their_data_and_model(only_parsed: None) -> None:
     assert options("--config=toys_t5") == options(*data_and_model("toys", "paper_t5"))
-    assert options("--config=toys_best") == options(*data_and_model("toys", "best"), MINILM)
+    assert options("--config=toys_best") == options(*data_and_model("toys", "best"))
 
 
 def test_the_order_decides_and_a_shipped_data_set_undoes_no_model(only_parsed: None) -> None:
@@ -117,7 +122,7 @@ def test_a_wrong_name_is_one_line_with_the_right_ones(command: list[str], capsys
     assert said.startswith(
         "error: --config beauty_best: there is no such file, and the configurations that SETRec ships are "
     )
-    assert "toys_t5, data/beauty, data/sports" in said
+    assert "toys_t5, data/beauty, data/beauty_loo, data/sports" in said
     assert said.count("\n") == 1
 
 

@@ -26,7 +26,7 @@ def test_the_whole_road(tmp_path, monkeypatch, capsys):
         ]
     )
     shown = capsys.readouterr()
-    assert "events.csv: skipped 1 malformed line of 1,565: line 402 (no item)" in shown.err
+    assert "events.csv: 1,565 rows; 1 skipped: no item (line 402)" in shown.err
     assert "csv_example, test" in shown.out
     manifest = json.loads((tmp_path / "data" / "csv_example" / "manifest.json").read_text())
     assert manifest["counts"]["users"] == 159

@@ -155,7 +155,7 @@ def test_a_user_twice_in_a_split(tiny_release):
     assert content.count(key + b"]") == 1, row
     path.write_bytes(content.replace(key + b"]", b"K\x3a]"))
     assert len(unpickled_freely(path)) == TINY_USERS - 1  # numpy would drop one of the two without a word
-    with pytest.raises(DataError, match=r"training_dict.npy: user 58 is there twice"):
+    with pytest.raises(DataError, match=r"training_dict.npy: the entry of 58 is there twice"):
         OfficialRelease().read(tiny_release)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from setrec.data import SteamReviews
 from setrec.errors import DataError
-from tests.raw_data import events_of, items_of, literal, write
+from tests.raw_data import events_of, items_of, literal, skipped, write
 
 
 def test_steam(tmp_path):
@@ -34,7 +34,7 @@ def test_steam(tmp_path):
     write(tmp_path / "steam_games.json.gz", literal(games))
     log = SteamReviews(max_bad_lines=1).read(tmp_path)
     assert events_of(log) == [("Chaos Syren", "725280", 1513468800), ("₮", "328100", 0)]
-    assert log.skipped == {"steam_reviews.json.gz": 1, "steam_games.json.gz": 1}
+    assert skipped(log) == {"steam_reviews.json.gz": 1, "steam_games.json.gz": 1}
     row = items_of(log)["328100"]
     assert row["text"] == "title: Rocket; genres: Action, Indie; tags: Space; developer: D&D"
     assert (row["title"], row["category"], row["brand"]) == ("Rocket", "Action", "D&D")

@@ -121,6 +121,55 @@ def test_a_matrix_made_for_other_items_is_refused(tiny_release, tmp_path):
     Catalogue.load(folder)
 
 
+def test_a_read_only_place_is_good_enough_for_what_is_prepared(tiny_release, tmp_path, monkeypatch):
+    """No lock, no file beside it, nothing written. (Modes of files mean nothing to root, so writing itself is refused here.)"""
+    folder = tmp_path / "tiny"
+    prepare.prepare("tiny", folder, official(tiny_release), tiny_release)
+    (tmp_path / ".tiny.lock").unlink()
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+
+    def refused(*_args, **_options):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("acquire", "_acquire"):
+        monkeypatch.setattr(store.FileLock, name, refused)
+    for name in ("mkdir", "write_text", "write_bytes", "touch"):
+        monkeypatch.setattr(Path, name, refused)
+    monkeypatch.setattr(os, "replace", refused)
+    monkeypatch.setattr(prepare, "_BIG", 0)
+    for path in tiny_release.iterdir():
+        os.utime(path, (1, 1))  # copied: another time, the same content
+    assert not prepare.prepare("tiny", folder, official(tiny_release), tiny_release)
+    assert not prepare.prepare("tiny", folder, official(tiny_release), None)
+    Catalogue.load(folder)
+    there = [path for path in tmp_path.rglob("*") if tiny_release not in path.parents]
+    assert {path: path.stat().st_mtime_ns for path in there} == {path: before[path] for path in there}
+    with pytest.raises(DataError, match="cannot write to"):
+        prepare.prepare("tiny", folder, official(tiny_release, cf=[CooccurrenceSVD(width=8)]), tiny_release)
+
+
+@pytest.mark.parametrize("gone", ["folder", "one file", "all files"])
+def test_raw_files_that_moved_away_are_not_needed(tiny_release, tmp_path, capsys, gone):
+    folder = tmp_path / "tiny"
+    prepare.prepare("tiny", folder, official(tiny_release), tiny_release)
+    if gone == "folder":
+        tiny_release.rename(tmp_path / "elsewhere")
+    for path in [] if gone == "folder" else sorted(tiny_release.iterdir()):
+        if gone == "all files" or path.name == "testing_dict.npy":
+            path.unlink()
+    assert not prepare.prepare("tiny", folder, official(tiny_release), tiny_release)
+    said = capsys.readouterr().err
+    assert f"cannot be found in {tiny_release}: the data is used as it was prepared in {folder}" in " ".join(
+        said.split()
+    )
+    with pytest.raises(DataError, match=r"there is no folder|does not exist"):  # they are needed for other options
+        prepare.prepare("tiny", folder, official(tiny_release, cf=[CooccurrenceSVD(width=8)]), tiny_release)
+    if gone == "one file":  # another one is not what it was
+        (tiny_release / "training_dict.npy").write_bytes(b"changed")
+        with pytest.raises(DataError):
+            prepare.prepare("tiny", folder, official(tiny_release), tiny_release)
+
+
 def test_loading_what_is_not_prepared(tmp_path):
     with pytest.raises(DataError, match="holds no prepared data"):
         Catalogue.load(tmp_path)

@@ -13,7 +13,10 @@ from setrec.scoring.char_ngrams import SHARE, CharNgrams
 from setrec.scoring.graphs import (
     COLD_TEXT,
     COOCCURRENCE,
+    FADING,
+    STEPS,
     TEXT,
+    TRANSITIONS,
     Graph,
     HistoryStatistics,
     Reach,
@@ -114,12 +117,30 @@ def test_refit_asks_for_the_validation_items_only(prefix_parallel: bool) -> None
 def test_counts_move_with_the_catalogue() -> None:
     counted = HistoryStatistics(
         Graph(torch.tensor([[1, 2], [0, 2], [0, 1]]), torch.tensor([[0.5, 0.25], [0.5, 0.1], [0.25, 0.1]])),
+        Graph(torch.tensor([[2], [0], [1]]), torch.tensor([[0.75], [0.5], [0.1]])),  # 0 -> 2, 1 -> 0, 2 -> 1
         torch.tensor([1.0, 2.0, 3.0]),
     )
     moved = counted.moved(torch.tensor([2, -1, 0]))  # item 1 is gone, a new one stands at row 1
     assert moved.recency.tolist() == [3.0, 0.0, 1.0]
     scores = graph_scores(moved.cooccurrence, torch.tensor([[0], [1], [2]]), COOCCURRENCE)
     assert scores.tolist() == [[0.0, 0.0, 0.25], [0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]
+    scores = graph_scores(moved.transitions, torch.tensor([[0], [1], [2]]), TRANSITIONS)
+    assert scores.tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.75, 0.0, 0.0]]  # item 0 is row 2 now, item 2 row 0
+
+
+def test_transitions_know_the_order_and_the_distance() -> None:
+    sequences = Ragged.from_rows([[0, 1, 2, 3, 4], [0, 1], [1, 1, 0]])
+    graph = history_statistics(PastEvents(sequences, torch.zeros(N)), N).transitions
+    found = graph_scores(graph, torch.arange(5)[:, None], TRANSITIONS)  # (5, N): one item a history
+    n = [3, 4, 1, 1, 1]  # occurrences
+    for i in range(5):
+        for j in range(5):
+            steps = j - i
+            count = FADING ** (steps - 1) if 0 < steps <= STEPS else 0.0  # in the first history
+            count += {(0, 1): 1.0, (1, 0): 1.0 + FADING}.get(
+                (i, j), 0.0
+            )  # in the others; 1 is two places and one before 0
+            assert found[i, j] == pytest.approx(count / (n[i] * n[j]) ** 0.5, abs=1e-6)
 
 
 def test_items_known_by_their_text_alone() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from setrec.layers import loss as loss_module
-from setrec.layers.grounding import Index, part_scores, project_queries, user_vector, weigh
+from setrec.layers.grounding import Index, part_scores, project_queries, user_vector
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.layers.tokens import ItemTokens
 
@@ -85,7 +85,8 @@ def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: i
     for beta in (0.0, 0.3, 1.0):
         slot_weight = torch.tensor([1 - beta] * n_cf + [beta] * n_sem, dtype=torch.float64)
         plain = torch.einsum("k,mkn->mn", slot_weight, logits)  # (M, N)
-        one_product = weigh(user, beta) @ torch.cat([index.cf, index.sem], dim=1).T  # (M, N)
+        row = torch.cat([(1 - beta) * user.cf, beta * user.sem], dim=1)  # (M, sum(E) + H)
+        one_product = row @ torch.cat([index.cf, index.sem], dim=1).T  # (M, N)
         parts = part_scores(user, index)
         torch.testing.assert_close((1 - beta) * parts[0] + beta * parts[1], one_product)
         difference = plain - one_product  # equal but for a constant of the user

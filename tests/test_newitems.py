@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from setrec import Recommender
 from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
-from setrec.errors import ConfigError, DataError
+from setrec.errors import ConfigError, DataError, ModelError
 from setrec.inference.answers import make_snapshot
 from setrec.inference.restore import rebuild
 from setrec.inference.versions import NO_CHANGES, list_versions, newest
@@ -251,3 +251,65 @@ def test_a_sasrec_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None:
     checkpoint = next((tmp_path / "lightning_logs/version_0/checkpoints").glob("*.ckpt"))
     with pytest.raises(ConfigError, match="is a SASRec checkpoint, and this command takes SETRec checkpoints only"):
         Recommender.load(checkpoint)
+
+
+def unit(recommender: Recommender, length: float) -> list[float]:
+    """A vector of this length."""
+    text = recommender._snapshot.catalogue.text
+    assert text is not None
+    return [length, *[0.0] * (text.shape[1] - 1)]
+
+
+@pytest.mark.parametrize("length", [3e38, -3e38, 1e39, float("inf"), float("nan"), 50.0])
+def test_a_vector_far_from_all_others_is_refused_and_nothing_changes(recommender: Recommender, length: float) -> None:
+    before = recommender._snapshot
+    items = [
+        {"id": "A", "title": "x", "vector": unit(recommender, 1.0)},
+        {"id": "B", "title": "y", "vector": unit(recommender, length)},
+    ]
+    with pytest.raises(
+        DataError, match=r"row 2: item 'B': (its vector must be a list of|the length of its vector is)"
+    ) as caught:
+        recommender.add_items(items)
+    assert "\n" not in str(caught.value)
+    assert recommender._snapshot is before
+    recommender.add_items(items[:1])  # the other one is good
+    recommender.add_items([{"id": "C", "title": "z", "vector": unit(recommender, 5.0)}])
+
+
+def test_a_change_that_makes_scores_infinite_is_not_made(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason: here the trial of the length is switched off."""
+    before, kept = recommender._snapshot, []
+    monkeypatch.setattr("setrec.recommend.check_lengths", lambda *_: None)
+    for length in (3e38, 1e30):
+        with pytest.raises(DataError, match="scores would not be finite"):
+            recommender.add_items(
+                [{"id": "B", "title": "y", "vector": unit(recommender, length)}], keep=lambda: kept.append(1)
+            )
+    assert recommender._snapshot is before
+    assert not kept
+
+
+def test_what_cannot_be_kept_is_not_done(recommender: Recommender) -> None:
+    """`keep` is called once the change has been tried, and before it is used."""
+    before, own = recommender._snapshot, recommender.search("", 1)[0].id
+
+    def full() -> None:
+        assert recommender._snapshot is before
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        recommender.add_items([{"id": "NEW", "title": "road bike"}], keep=full)
+    with pytest.raises(OSError, match="No space"):
+        recommender.remove_items([own], keep=full)
+    assert recommender._snapshot is before
+
+
+def test_a_sick_model_does_not_answer(recommender: Recommender) -> None:
+    """Weights that have become NaN, as by a fault of the memory."""
+    with torch.no_grad():
+        recommender._snapshot.restored.model.queries.fill_(float("nan"))
+    with pytest.raises(ModelError, match="scores hold NaN"):
+        recommender.recommend([[]])

@@ -1,7 +1,10 @@
 """predict --histories and add-items: files in, files out, on the command line."""
 
+import csv
 import dataclasses
+import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -9,8 +12,9 @@ import pytest
 
 from setrec import Recommender
 from setrec.cli import main
-from setrec.commands.predict_file import PredictFileOptions
+from setrec.commands.predict_file import PredictFileOptions, read_candidates
 from setrec.errors import DataError
+from setrec.files.tables import read_table
 from setrec.inference.history_file import read_history_file
 from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
@@ -56,6 +60,31 @@ def test_every_form_is_read_alike(kind: str, tmp_path: Path) -> None:
         assert file.users == list(WANTED)  # in order of appearance
 
 
+def test_files_are_read_as_those_of_the_training(tmp_path: Path) -> None:
+    """Any separator, encoding and packing, floats for ids, dates in words."""
+    rows = [("ü", "1.0", "01/07/2014"), ("ü", " 2.0", "31/07/2014"), ("x", "3.0", "02/07/2014")]
+    wanted = (["ü", "x"], [["1", "2"], ["3"]])
+    for separator in ",;\t|":
+        text = "\n".join(separator.join(row) for row in [("user_id", "item_id", "timestamp"), *rows])
+        for name, content in (
+            ("h.csv", text.encode()),
+            ("h.tsv", text.encode("cp1252")),
+            ("h.txt", text.encode("utf-16")),
+        ):
+            (tmp_path / name).write_bytes(content)
+            assert read_history_file(tmp_path / name) == wanted
+    (tmp_path / "h.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_history_file(tmp_path / "h.csv.gz") == wanted
+    lines = "".join(json.dumps({"user_id": u, "item_id": float(i), "timestamp": t}) + "\n" for u, i, t in rows)
+    (tmp_path / "h.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert read_history_file(tmp_path / "h.jsonl.gz") == wanted
+    with zipfile.ZipFile(tmp_path / "h.zip", "w") as archive:
+        archive.writestr("h.jsonl", lines)
+    assert read_history_file(tmp_path / "h.zip") == wanted
+    (tmp_path / "h.csv").write_text("user_id;history\nu;1.0 2.0\nv;\n")
+    assert read_history_file(tmp_path / "h.csv") == (["u", "v"], [["1", "2"], []])
+
+
 def test_numbers_are_ids_and_an_empty_history_is_one(tmp_path: Path) -> None:
     path = tmp_path / "h.jsonl"
     path.write_text('{"user": 7, "bought": [1, 2]}\n{"user": 8, "bought": []}\n{"user": 9, "bought": null}\n')
@@ -69,6 +98,8 @@ def test_numbers_are_ids_and_an_empty_history_is_one(tmp_path: Path) -> None:
         ("user_id,item_id\nu,a\nu,\n", "row 2: no item"),
         ("user_id,item_id\n,a\n", "row 1: no user"),
         ("user_id,item_id,timestamp\nu,a,2020-01-01\nu,b,soon\n", "row 2: 'soon' in column 'timestamp'"),
+        ("user_id,item_id\nu,a\nu,b,c\n", r"h\.csv has 1 malformed line: line 3 \(3 fields, not 2\)"),
+        ("user_id,item_id,timestamp\nu,a,01/02/2020\n", "'01/02/2020' nobody can know.*write the dates as"),
         ("user_id,history\nu,a b\nv,c\nu,d\n", "row 3: user 'u' is there twice"),
         ('user_id,history\nu,"[""a"", "\n', "row 1: the history is no JSON list"),
         ('user_id,history\nu,"[""a"", null]"\n', "row 1: the history of user 'u' holds an empty item"),
@@ -183,6 +214,40 @@ def test_candidates_and_refused_ids(
     assert not (tmp_path / "no.csv").exists()
 
 
+def test_unknown_candidates_are_named_and_all_unknown_is_refused(
+    tiny_run: TrainedRun, histories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = pl.read_parquet(tiny_run.data / "items.parquet")["id"].to_list()
+    stock = tmp_path / "stock.csv"
+    stock.write_text("\n".join(["id", *own[:5], "gone", "sold"]) + "\n")
+    table = predicted(tiny_run, histories, tmp_path / "out.csv", f"--candidates={stock}", "--processes=2")
+    assert set(table["item_id"]) == set(own[:5])
+    assert "2 ids of the candidates are not in the catalogue and were skipped: gone, sold" in capsys.readouterr().out
+    others = tmp_path / "h.csv"
+    others.write_text("user_id,item_id\nu,nope\nv,never\n")
+    for flags, said in (
+        (
+            [f"--histories={histories}", f"--candidates={stock}"],
+            "no id of the candidates is in the catalogue (such as 'gone')",
+        ),
+        ([f"--histories={histories}", f"--candidates={stock}", "--processes=2"], "no id of the candidates"),
+        ([f"--histories={others}"], "no id of the histories is in the catalogue (such as 'nope')"),
+    ):
+        stock.write_text("id\ngone\nsold\n")
+        with pytest.raises(SystemExit, match="2"):
+            main(["predict", "--ckpt_path", str(tiny_run.checkpoint), f"--output={tmp_path / 'no.csv'}", *flags])
+        assert said in capsys.readouterr().err
+    for text, said in (
+        ("id\n", "holds no candidates"),
+        ("id,x\na,1\n,2\n", "row 2: no id"),
+        ("x\n1\n", "has no column 'id'"),
+    ):
+        stock.write_text(text)
+        with pytest.raises(DataError, match=said):
+            read_candidates(str(stock))
+    assert not (tmp_path / "no.csv").exists()
+
+
 def test_add_items_on_the_command_line(
     tiny_run: TrainedRun, histories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,3 +268,32 @@ def test_add_items_on_the_command_line(
         main(["add-items", "--ckpt_path", str(checkpoint)])
     assert stop.value.code == 2
     assert "--items FILE" in capsys.readouterr().err
+
+
+def test_no_cell_of_a_csv_is_a_formula(tiny_run: TrainedRun, tmp_path: Path) -> None:
+    """Ids and titles by somebody else; the file comes back as it was, as a file of histories too."""
+    evil = ['=HYPERLINK("http://evil","x")', "@SUM(1)", "+1+1", "-2+3", "\t=1", "\r=1", "'=1"]
+    new = pl.DataFrame({"id": [f"{text}_{i}" for i, text in enumerate(evil)], "title": evil})
+    new.write_parquet(tmp_path / "new.parquet")
+    version = tmp_path / "version"
+    words = ["add-items", "--ckpt_path", str(tiny_run.checkpoint), f"--items={tmp_path / 'new.parquet'}"]
+    main([*words, f"--output={version}"])
+    ids = [own.strip() for own in new["id"]]
+    pl.DataFrame({"user_id": ["=u", "-7"], "history": [ids[:2], ids]}).write_parquet(tmp_path / "h.parquet")
+    run = tiny_run._replace(checkpoint=version)
+    flags = ["--k=100", "--exclude_seen=false", "--explain"]
+    whole = predicted(run, tmp_path / "h.parquet", tmp_path / "out.parquet", *flags)
+    predicted(run, tmp_path / "h.parquet", tmp_path / "out.csv", *flags)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert set(ids) <= {line["item_id"].removeprefix("'") for line in lines}
+    for line in lines:
+        for name, cell in line.items():
+            assert cell[:1] not in ("=", "+", "-", "@", "\t", "\r") or float(cell) < 0, (name, cell)
+    found = read_table(tmp_path / "out.csv")
+    for column in ("user_id", "item_id", "title"):
+        assert found[column].to_list() == whole[column].to_list()
+    assert found["score"].cast(pl.Float32).to_list() == pytest.approx(whole["score"].to_list(), rel=1e-6)
+    again = read_history_file(tmp_path / "out.csv", time="rank")
+    assert again.users == ["=u", "-7"]
+    assert set(ids) <= set(again.histories[0])

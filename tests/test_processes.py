@@ -77,7 +77,7 @@ def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], t
             assert_frame_equal(one, other, abs_tol=1e-6)
     for other in found[1:]:
         assert other["protocol"]["users"] == found[0]["protocol"]["users"]  # every user once
-        for part in ("metrics", "baselines"):
+        for part in ("metrics", "baselines", "lists"):
             assert_close(other[part], found[0][part])
         assert_close(other["other_filter"]["metrics"], found[0]["other_filter"]["metrics"])
 

@@ -183,7 +183,7 @@ def test_a_changed_or_missing_file_is_refused(name: str, copy: Path) -> None:
 
 def test_weights_load_strictly(copy: Path) -> None:
     """A weight file with a missing or an additional tensor is refused even if its hash is right."""
-    from setrec.files.hashes import file_hash
+    from setrec.files.hashes import file_hash, sealed
 
     config = json.loads((copy / "config.json").read_text())
     for change in ("missing", "additional"):
@@ -194,7 +194,7 @@ def test_weights_load_strictly(copy: Path) -> None:
             weights["model.nothing"] = torch.zeros(1)
         save_file(weights, copy / "model.safetensors")
         config["files"]["model.safetensors"] = file_hash(copy / "model.safetensors")
-        (copy / "config.json").write_text(json.dumps(config))
+        (copy / "config.json").write_text(json.dumps(sealed(config)))
         with pytest.raises(ConfigError, match="do not fit its own arguments"):
             Recommender.load(copy)
 

@@ -57,7 +57,7 @@ TOP: dict[str, Set[str]] = {  # first part of an option of fit -> what may follo
     "checkpoint": arguments(ModelCheckpoint),
     "early_stopping": arguments(EarlyStopping),
     "predictions": {"output"},
-} | dict.fromkeys(("config", "ckpt_path", "seed_everything", "test_after_fit"), NOTHING)
+} | dict.fromkeys(("config", "ckpt_path", "seed_everything", "test_after_fit", "compare"), NOTHING)
 
 
 def options_of(command: str) -> Mapping[str, Set[str]]:

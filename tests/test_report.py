@@ -60,8 +60,14 @@ def write_run(folder: Path, seed: int, ndcg: list[float], hits: list[float], **c
     } | change.get("protocol", {})  # fmt: skip
     options = {"model": {"lr": 0.1, "n_cf": 1, "top_k": seed}, "data": {"seed": seed, "root": str(folder)}}
     options["model"] |= change.get("options", {})
-    metrics = {"all": dict.fromkeys(METRICS, float(np.mean(ndcg)))}
-    (folder / "results.json").write_text(json.dumps({"protocol": protocol, "metrics": metrics, "options": options}))
+    results = {
+        "protocol": protocol,
+        "metrics": {"all": dict.fromkeys(METRICS, float(np.mean(ndcg)))},
+        "options": options,
+    }
+    if "lists" in change:
+        results |= {"lists": change["lists"], "other_filter": {"lists": {"model": {"gini@10": 0.75}}}}
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -224,6 +230,29 @@ def test_runs_of_other_users_or_targets_are_refused(tmp_path: Path, change: dict
         report(two(tmp_path, **change), str(tmp_path / "out"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_lists_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, (ndcg, hits) in enumerate(SEEDS["best"]):
+        lists = {"model": {"coverage@10": 0.2 + 0.1 * i, "gini@10": 0.5}, "popularity": {"coverage@10": 0.01}}
+        write_run(tmp_path / f"best_{i}", i, ndcg, hits, lists=lists)
+    write_run(tmp_path / "old", 0, *SEEDS["paper"][0])  # results of a version without these figures
+    path = report(
+        {"best": [f"{tmp_path}/best_*"], "old": [f"{tmp_path}/old"]},
+        str(tmp_path / "out"),
+        resamples=100,
+        permutations=100,
+    )
+    rows = json.loads(path.read_text())["lists"]
+    row = only(rows, method="best", metric="coverage@10", filter_seen=True)
+    assert (row["mean"], row["seeds"]) == (pytest.approx(0.25), [0.2, pytest.approx(0.3)])
+    assert row["sd"] == pytest.approx(np.std([0.2, 0.3], ddof=1))
+    assert only(rows, method="popularity", metric="coverage@10")["sd"] is None
+    assert only(rows, method="best", metric="gini@10", filter_seen=False)["mean"] == 0.75
+    assert not [row for row in rows if row["method"] == "old"]
+    text = capsys.readouterr().out
+    assert "coverage@10" in text
+    assert "0.25 ± 0.071" in text
 
 
 def test_one_run_tested_twice_is_not_two_seeds(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """The index: the same lists as scoring everything, made anew when weights change; faiss behind the same call."""
 
-import dataclasses
-
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from setrec.backbones import T5Backbone
-from setrec.errors import ConfigError
 from setrec.module import SETRecModule
 from setrec.schemas import Batch
+from setrec.scoring.graphs import Graph, ItemGraphs, TextGraphs
 from setrec.scoring.retrieval import ExactSearch, FaissSearch, Found, Retriever, Search, overlap
 from setrec.scoring.topk import mask_seen, top_items
 from setrec.scoring.weights import Weights
@@ -36,7 +36,7 @@ def all_scores(module: SETRecModule, batch: Batch, beta: float) -> Tensor:
 @pytest.mark.parametrize("search", [ExactSearch(items=7, users=2), ExactSearch(), FaissSearch("Flat")])
 def test_an_exact_search_finds_what_scoring_everything_finds(module: SETRecModule, beta: float, search: Search) -> None:
     batch = evaluation([*ROWS, []])
-    found = Retriever(module, search).top(batch, beta, k=5)
+    found = Retriever(module, search).top(batch, Weights(beta), k=5)
     scores = all_scores(module, batch, beta)
     assert torch.equal(found.item, top_items(scores, 5))
     torch.testing.assert_close(found.score, scores.gather(1, found.item), rtol=1e-5, atol=1e-5)
@@ -45,12 +45,12 @@ def test_an_exact_search_finds_what_scoring_everything_finds(module: SETRecModul
 @pytest.mark.parametrize("search", [ExactSearch(items=8), FaissSearch("Flat")])
 def test_lists_longer_than_the_catalogue_end_in_padding(module: SETRecModule, search: Search) -> None:
     batch = evaluation([ROWS[0]])
-    found = Retriever(module, search).top(batch, 0.5, k=40)
+    found = Retriever(module, search).top(batch, Weights(0.5), k=40)
     unseen = 30 - len(set(ROWS[0]))
     assert (found.item[0] >= 0).sum() == unseen
     assert (found.item[0, unseen:] == -1).all()
     assert len(set(found.item[0, :unseen].tolist()) | set(ROWS[0])) == 30
-    shown = Retriever(module, search).top(batch, 0.5, k=40, filter_seen=False)
+    shown = Retriever(module, search).top(batch, Weights(0.5), k=40, filter_seen=False)
     assert sorted(shown.item[0, :30].tolist()) == list(range(30))
 
 
@@ -65,12 +65,12 @@ def test_the_index_is_kept_until_a_weight_changes(module: SETRecModule) -> None:
     retriever, batch = Retriever(module), evaluation(ROWS)
     assert retriever.refresh()
     assert not retriever.refresh()
-    before = retriever.top(batch, 0.5).score
+    before = retriever.top(batch, Weights(0.5)).score
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    after = retriever.top(batch, 0.5)
+    after = retriever.top(batch, Weights(0.5))
     assert not torch.equal(before, after.score)
     assert torch.equal(after.item, top_items(all_scores(module, batch, 0.5), 10))
     module.load_state_dict(module.state_dict())
@@ -97,8 +97,59 @@ def test_overlap_counts_shared_items() -> None:
     assert overlap(other, one) == pytest.approx(2 / 5)
 
 
-def test_no_index_for_item_graphs(module: SETRecModule) -> None:
-    assert module.model is not None
-    module.model.recipe = dataclasses.replace(module.recipe, neighbours=True)
-    with pytest.raises(ConfigError, match="item graphs"):
-        Retriever(module)
+N = 30
+
+
+def made_up_graphs(seed: int, text: bool) -> ItemGraphs:
+    """Random graphs over 30 items, 5 of them cold."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def graph(s: int) -> Graph:
+        weight = torch.rand(N, s, generator=draw) * (torch.rand(N, s, generator=draw) < 0.6)
+        return Graph(torch.stack([torch.randperm(N, generator=draw)[:s] for _ in range(N)]), weight)
+
+    cold = torch.randperm(N, generator=draw)[:5].sort().values if text else torch.zeros(0, dtype=torch.int64)
+    texts = (
+        TextGraphs(graph(4), Graph(cold[torch.randint(5, (N, 3), generator=draw)], torch.rand(N, 3))) if text else None
+    )
+    return ItemGraphs(graph(3), graph(2), texts, torch.rand(N, generator=draw), cold)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 10**6), st.booleans(), st.booleans(), st.sampled_from([3, 10, 40]), st.booleans(),
+    st.tuples(*[st.sampled_from([0.0, 0.4, 1.0]), *[st.sampled_from([0.0, 2.0, 8.0])] * 4]),
+)  # fmt: skip
+def test_with_item_graphs_the_lists_are_those_of_scoring_everything(
+    module: SETRecModule, seed: int, text: bool, masked: bool, k: int, few: bool, numbers: tuple[float, ...]
+) -> None:
+    scorer, weights, batch = module.scorer, Weights(*numbers), evaluation([*ROWS, [], [3]])
+    scorer.graphs = made_up_graphs(seed, text)
+    allowed = torch.tensor([0, 2, 3, 11, 12, 25, 29]) if few else None
+    found = Retriever(scorer, ExactSearch(items=7, users=2)).top(batch, weights, k, masked, allowed)
+    with torch.no_grad():
+        (scores,) = scorer.scores(batch, [weights])  # (B, N)
+    scores = mask_seen(scores, batch.seen) if masked else scores
+    kept = torch.ones(N, dtype=torch.bool) if allowed is None else torch.isin(torch.arange(N), allowed)
+    expected = top_items(scores, min(k, N), kept)  # (B, k)
+    assert torch.equal(found.item[:, : expected.shape[1]], expected)
+    real = expected >= 0
+    values = scores.gather(1, expected.clamp(min=0))
+    torch.testing.assert_close(found.score[:, : expected.shape[1]][real], values[real], rtol=1e-5, atol=1e-5)
+
+
+def test_a_validation_reads_every_batch_once(module: SETRecModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, read = module.scorer, []
+    whole = scorer.model.user_vectors
+    monkeypatch.setattr(scorer.model, "user_vectors", lambda *args: read.append(1) or whole(*args))
+    one, other = evaluation([[1, 2], [3]]), evaluation([[4], [5, 6]])._replace(user=torch.tensor([2, 3]))
+    scorer.refresh()
+    grid = [Weights(b) for b in (0.0, 0.5, 1.0)]
+    for batch in (one, other):
+        scorer.hits(batch, torch.tensor([[7], [8]]), batch.seen, grid, 10)
+    first = [next(scorer.scores(batch, grid[1:])) for batch in (one, other)]
+    assert len(read) == 2
+    scorer.refresh()  # a weight may have changed
+    again = [next(scorer.scores(batch, grid[1:])) for batch in (one, other)]
+    assert len(read) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -16,17 +16,17 @@ from setrec.data.batches import TrainRows
 from setrec.data.catalogue import read_manifest
 from setrec.errors import ConfigError, DataError
 from setrec.files.vectorfile import write_vectors
-from setrec.sasrec import SASRec, SASRecModule, trained_items
+from setrec.sasrec import GatedBlock, SASRec, SASRecModule, trained_items
 from setrec.schemas import PAD, Batch
 from tests.test_processes import launch, weights
 
 N, LONGEST = 30, 8
 
 
-@pytest.fixture
-def network() -> SASRec:
+@pytest.fixture(params=["plain", "ligr"])
+def network(request) -> SASRec:
     torch.manual_seed(0)
-    model = SASRec(N, LONGEST, width=16, n_blocks=2, n_heads=2, inner=32, dropout=0.3).eval()
+    model = SASRec(N, LONGEST, width=16, n_blocks=2, n_heads=2, inner=32, dropout=0.3, layers=request.param).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)  # far from the start, where nothing would show
     return model
@@ -94,8 +94,78 @@ def test_bce_by_hand():
     assert float(found) == pytest.approx(expected, rel=0.01)
 
 
+def scored() -> tuple[torch.Tensor, ...]:
+    """Query outputs (2, 4), item vectors (5, 4), targets (2), all scores (2, 5)."""
+    torch.manual_seed(1)
+    queries, table, target = torch.randn(2, 4), torch.randn(5, 4), torch.tensor([3, 0])
+    return queries, table, target, queries @ table.T
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("log_q", [False, True])
+def test_sampled_softmax_by_hand(shared, log_q):
+    """With very many draws every other item is there as often as expected; with the correction that is the softmax."""
+    queries, table, target, scores = scored()
+    n = 400_000
+    module = SASRecModule(width=4, n_heads=1, loss="sampled", negatives=n, shared_negatives=shared, log_q=log_q)
+    found = module.sampled_softmax(queries, table, target)
+    if log_q:
+        expected = torch.nn.functional.cross_entropy(scores, target, reduction="sum")
+    else:
+        others = scores.scatter(1, target[:, None], -torch.inf).logsumexp(1)  # (2,)
+        each = n / (5 if shared else 4)  # how often each other item is expected
+        wanted = scores.gather(1, target[:, None]).squeeze(1)
+        expected = (torch.logaddexp(wanted, others + np.log(each)) - wanted).sum()
+    assert float(found) == pytest.approx(float(expected), rel=0.01)
+
+
+@pytest.mark.parametrize(("negatives", "shared"), [(1, False), (300, False), (300, True)])  # by one and by all vectors
+def test_a_prefix_never_has_its_target_among_the_drawn(negatives, shared):
+    queries, table, target, scores = scored()
+    module = SASRecModule(width=4, n_heads=1, loss="sampled", negatives=negatives, shared_negatives=shared)
+    drawn = torch.cat([module.drawn_scores(queries, table, target) for _ in range(300 // negatives)], dim=1)  # (2, 300)
+    for row, right in enumerate(target.tolist()):
+        values = {round(value, 4) for value in drawn[row].tolist() if value > -torch.inf}
+        assert values == {round(float(scores[row, i]), 4) for i in range(5) if i != right}
+
+
+@pytest.mark.parametrize("t", [0.0, 0.75, 1.0])
+def test_gbce_by_hand(t):
+    queries, table, target, scores = scored()
+    n, share = 400_000, 400_000 / 4
+    module = SASRecModule(width=4, n_heads=1, loss="gbce", negatives=n, gbce_t=t)
+    beta = share * (t * (1 - 1 / share) + 1 / share)  # the paper's equation
+    expected = 0.0
+    for row, right in enumerate(target.tolist()):
+        others = sum(torch.nn.functional.logsigmoid(-scores[row, i]) for i in range(5) if i != right)
+        expected -= float(beta * torch.nn.functional.logsigmoid(scores[row, right]) + others * n / 4) / (n + 1)
+    assert float(module.binary_cross_entropy(queries, table, target)) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_gated_block_by_hand():
+    torch.manual_seed(2)
+    gated = GatedBlock(width=8, n_heads=2, inner=12, dropout=0.0)
+    x = torch.randn(3, 5, 8)
+    hidden = x + torch.sigmoid(x @ gated.attention_gate.weight.T + gated.attention_gate.bias) * gated.attend(x)
+    normed = torch.nn.functional.layer_norm(hidden, (8,))
+    up, down = normed @ gated.inner.up.weight.T, gated.inner.down.weight.T
+    inner = (torch.nn.functional.silu(normed @ gated.inner.gate.weight.T) * up) @ down
+    expected = hidden + torch.sigmoid(hidden @ gated.inner_gate.weight.T + gated.inner_gate.bias) * inner
+    assert torch.allclose(gated(x), expected, atol=1e-6)
+    for gate in (gated.attention_gate, gated.inner_gate):
+        torch.nn.init.constant_(gate.bias, -100.0)  # closed
+    assert torch.allclose(gated(x), x, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "arguments", [{"width": 10, "n_heads": 3}, {"loss": "bce", "negatives": 0}, {"temperature": 0.0}]
+    "arguments",
+    [
+        {"width": 10, "n_heads": 3},
+        {"loss": "bce", "negatives": 0},
+        {"loss": "sampled", "negatives": 0},
+        {"temperature": 0.0},
+        {"gbce_t": 1.5},
+    ],
 )
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ConfigError):
@@ -126,7 +196,17 @@ def fit(folder: Path, module: SASRecModule, epochs: int) -> tuple[Trainer, SETRe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.1}, {"loss": "bce", "negatives": 8}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.1},
+        {"loss": "bce", "negatives": 8},
+        {"loss": "sampled", "negatives": 32},
+        {"loss": "sampled", "negatives": 32, "shared_negatives": True, "log_q": True, "layers": "ligr"},
+    ],
+    ids=str,
+)
 def test_learns_more_than_popularity(tmp_path, options):
     torch.manual_seed(0)
     module = SASRecModule(width=32, inner=64, dropout=0.2, lr=5e-3, warmup_steps=10, **options)

@@ -1,16 +1,21 @@
 """The catalogue of a server with a fake model: search, the token, added and removed items, the journal."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
+from setrec import Recommender
 from setrec.errors import ConfigError, DataError
 from setrec.serve.app import create_app
 from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
+from tests.conftest import TrainedRun
 from tests.serve_fake import TOKEN, WITH_TOKEN, holder_of, ids
 
 
@@ -155,3 +160,34 @@ def test_a_change_that_cannot_be_kept_is_not_made(
     assert "N" not in holder.current.recommender
     assert "A001" in holder.current.recommender
     assert holder.journal.path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_poisoned_vector_is_neither_served_nor_kept(tiny_run: TrainedRun, tmp_path: Path) -> None:
+    """A real model: 422 and one sentence, the journal stays empty, answers go on; then its weights become NaN."""
+    path = Path(shutil.copy(tiny_run.checkpoint, tmp_path / "model.ckpt"))
+    journal = Journal(tmp_path / "items.jsonl")
+    holder = ModelHolder(path, Recommender.load, journal, tmp_path)
+    text = holder.current.recommender._snapshot.catalogue.text
+    assert text is not None
+    with TestClient(create_app(holder, TOKEN, ServeOptions()), raise_server_exceptions=False) as client:
+        for value in ("3e38", "1e39", "-3e38", "NaN", "Infinity", "1e4"):
+            vector = f"[{value}{', 0.0' * (text.shape[1] - 1)}]"
+            answer = client.post(
+                "/items", content=f'{{"items": [{{"id": "N", "title": "t", "vector": {vector}}}]}}',
+                headers={**WITH_TOKEN, "content-type": "application/json"},
+            )  # fmt: skip
+            assert answer.status_code == 422, value
+            assert "vector" in answer.json()["error"]
+        assert not journal.path.exists()
+        assert client.post("/recommend", json={"histories": [[]]}).status_code == 200
+        assert client.get("/health").status_code == 200
+        with torch.no_grad():
+            holder.current.recommender._snapshot.restored.model.queries.fill_(float("nan"))
+        assert client.post("/recommend", json={"histories": [[]]}).status_code == 503
+        assert client.get("/health").status_code == 503
+    journal.close()
+    # what an earlier version has kept is named
+    journal.path.write_text(json.dumps({"add": [{"id": "N", "title": "t", "vector": [3e38] * text.shape[1]}]}) + "\n")
+    with pytest.raises(DataError, match=r"items.jsonl cannot be added to this model .*'N'"):
+        ModelHolder(path, Recommender.load, Journal(journal.path, writable=False), tmp_path)

@@ -138,7 +138,9 @@ def test_a_life(folder: Path) -> None:
         assert [answer.status_code for answer in answers].count(200) == 12
         assert all(len(answer.json()["recommendations"]) == 512 for answer in answers)
 
-    with served(folder) as (process, url):
+    with served(folder, "--allowed_hosts", "shop.example,*.test") as (process, url):
+        for host, status in (("localhost", 200), ("shop.example:80", 200), ("a.test", 200), ("evil.example", 400)):
+            assert WEB.get(f"{url}/health", headers={"host": host}).status_code == status
         (answer,) = WEB.post(f"{url}/recommend", json=only).json()["recommendations"]
         assert [item["id"] for item in answer["items"]] == ["NEW"]
         assert WEB.get(f"{url}/model").json()["info"]["n_items"] == 80
@@ -159,6 +161,9 @@ def test_wrong_options_end_with_one_sentence(
     path = ["--ckpt_path", str(folder / "model.ckpt")]
     assert "no such file" in error_of(["--ckpt_path", str(folder / "nothing.ckpt")], capsys)
     assert "--max_batch is 0" in error_of([*path, "--max_batch", "0"], capsys)
+    assert "--client_timeout is 0" in error_of([*path, "--client_timeout", "0"], capsys)
+    assert "--max_connections is 0" in error_of([*path, "--max_connections", "0"], capsys)
+    assert "--allowed_hosts 'http://x' is no name" in error_of([*path, "--allowed_hosts", "a.b,http://x"], capsys)
     assert "--watch is -1" in error_of([*path, "--watch=-1"], capsys)
     assert "--port is 99999" in error_of([*path, "--port", "99999"], capsys)
     assert "--host nowhere.invalid" in error_of([*path, "--host", "nowhere.invalid"], capsys)

@@ -107,4 +107,6 @@ def test_a_fault_of_the_model_is_a_500_with_a_sentence(client: TestClient, holde
     answer = client.post("/recommend", json={"histories": [[]]})
     assert answer.status_code == 500
     assert answer.json() == {"error": "The server failed at this request; its log says why."}
+    assert client.get("/health").status_code == 503
+    holder.current.recommender.fault = ""
     assert client.get("/health").status_code == 200

@@ -6,6 +6,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from setrec.serve import messages
+from setrec.serve.model_holder import ModelHolder
 
 
 def test_model_health_and_metrics(client: TestClient, tmp_path: Path) -> None:
@@ -41,3 +42,52 @@ def test_no_answer_is_taken_for_another_kind(client: TestClient) -> None:
     for path in ("/", "/health", "/metrics", "/openapi.json", "/nowhere"):
         assert client.get(path).headers["x-content-type-options"] == "nosniff"
     assert client.post("/recommend", json={}).headers["x-content-type-options"] == "nosniff"
+
+
+def test_health_tells_a_sick_model(client: TestClient, holder: ModelHolder) -> None:
+    assert client.get("/health").status_code == 200
+    holder.current.recommender.fault = "sick"
+    answer = client.post("/recommend", json={"histories": [[]]})
+    assert answer.status_code == 503
+    assert "not finite" in answer.json()["error"]
+    for _ in range(2):
+        answer = client.get("/health")
+        assert answer.status_code == 503
+        assert answer.json() == {"error": "The model in service cannot answer: the scores are not finite."}
+    holder.current.recommender.fault = ""
+    assert client.get("/health").status_code == 200
+
+
+def test_health_asks_the_model_where_nobody_else_does(client: TestClient, holder: ModelHolder) -> None:
+    client.post("/recommend", json={"histories": [[]]})
+    calls = len(holder.current.recommender.calls)
+    client.get("/health")
+    assert len(holder.current.recommender.calls) == calls  # it has just answered
+    holder.answered -= 60
+    holder.current.recommender.fault = "sick"
+    assert client.get("/health").status_code == 503
+
+
+def test_no_answer_is_taken_for_another_kind_not_even_a_fault(client: TestClient, holder: ModelHolder) -> None:
+    holder.current.recommender.fault = "recommend"
+    for answer in (client.post("/recommend", json={"histories": [[]]}), client.get("/health"), client.head("/")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_head_is_get_without_the_body(client: TestClient) -> None:
+    for path in (
+        "/",
+        "/health",
+        "/model",
+        "/items?search=train",
+        "/metrics",
+        "/openapi.json",
+        "/nowhere",
+        "/recommend",
+    ):
+        head, whole = client.head(path), client.get(path)
+        assert head.status_code == whole.status_code
+        assert head.content == b""
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert int(head.headers["content-length"]) > 0
+    assert 'method="HEAD",route="/health",status="200"' in client.get("/metrics").text

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
 from setrec.errors import DataError
 from setrec.files.hashes import ids_hash
 from setrec.text import TextFile, TfidfSVD
+from setrec.words import words_of
 
 IDS = ["a", "b", "c"]
 
@@ -87,6 +89,58 @@ def test_tfidf_svd_keeps_the_cosines_at_full_width():
 def test_tfidf_svd_is_a_function_of_its_seed():
     once, again = (TfidfSVD(width=3).encode(list("abcdef"), TEXTS, None) for _ in range(2))
     assert np.array_equal(once, again)
+
+
+@pytest.mark.parametrize(
+    ("words", "join"),
+    [
+        (("红色", "蓝色", "绿色", "电热水壶", "吉他", "台灯"), ""),  # Chinese
+        (("赤い", "青い", "緑の", "ケトル", "ギター", "ランプ"), ""),  # Japanese
+        (("สีแดง", "สีน้ำเงิน", "สีเขียว", "กาต้มน้ำ", "กีตาร์", "โคมไฟ"), ""),  # Thai
+        (("빨간", "파란", "초록", "주전자", "기타", "램프"), ""),  # Korean
+        (("أحمر", "أزرق", "أخضر", "غلاية", "غيتار", "مصباح"), " "),  # Arabic
+        (("लाल", "नीली", "हरी", "केतली", "गिटार", "बत्ती"), " "),  # Hindi
+        (("אדום", "כחול", "ירוק", "קומקום", "גיטרה", "מנורה"), " "),  # Hebrew
+        (("красный", "синий", "зелёный", "чайник", "гитара", "лампа"), " "),  # Russian
+    ],
+)
+def test_items_are_told_apart_in_any_script(words, join):
+    texts = [
+        f"title: {color}{join}{thing}; brand: 牌{n % 2}" for color in words[:3] for n, thing in enumerate(words[3:])
+    ]
+    items = pl.DataFrame({"id": [str(n) for n in range(9)], "text": texts, "title": texts, "brand": texts})
+    encoder = TfidfSVD(width=16)
+    out = encoder.encode(items["id"].to_list(), texts, None, items)
+    assert len(np.unique(out.round(4), axis=0)) == 9
+    cosine = out @ out.T
+    assert cosine[0, 3] > cosine[0, 4] + 0.1  # the same thing in another color, another thing in another color
+    assert cosine[0, 1] > cosine[0, 4]
+    assert encoder.encode_more(items.head(2), encoder.learned()) == pytest.approx(out[:2], abs=1e-4)
+
+
+def test_labels_are_no_words():
+    texts = [
+        "title: red kettle; brand: anna; Size in cm: 3",
+        "title: red lamp; brand: anna",
+        "title: blue lamp; brand: berta",
+    ]
+    items = pl.DataFrame({"id": IDS, "title": IDS, "brand": IDS, "Size in cm": IDS, "text": texts})
+    encoder = TfidfSVD(width=4, min_df=1)
+    with_labels = encoder.encode(IDS, texts, None, items)
+    words = encoder.learned()["words"].tobytes().decode().split("\n")
+    assert words == ["anna", "berta", "blue", "kettle", "lamp", "red"]
+    bare = [text.replace("title: ", "").replace("brand: ", "").replace("Size in cm: ", "") for text in texts]
+    assert with_labels == pytest.approx(TfidfSVD(width=4, min_df=1).encode(IDS, bare, None), abs=1e-5)
+    with pytest.raises(DataError, match="no words to make text vectors from in 3 items"):
+        TfidfSVD().encode(IDS, [f"title: only{n}; brand: b{n}" for n in range(3)], None, items)
+
+
+def test_words_between_blanks_are_those_of_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = ["Café-au-lait's 3D model_7, N°12; straße ΑΘΗΝΑ", "a b cd 10% x2 🙂 ok", "TABS\tand\nlines\u00a0here"]
+    theirs = TfidfVectorizer().build_analyzer()
+    assert [words_of(text) for text in texts] == [theirs(text) for text in texts]
 
 
 def test_no_words_at_all():

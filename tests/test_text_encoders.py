@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,41 @@ def test_the_real_minilm_against_the_vectors_of_toys(toys_raw, encoder):
     vectors = maker.encode(part["id"].to_list(), part["text"].to_list(), None, part)
     expected = np.load(toys_raw / "toys.emb-minilm-tdcb.npy")[rows]
     assert np.abs(vectors - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("place", ["modules.json", "1_Router", "config.json"])
+def test_a_model_that_names_code_runs_none(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of somebody else's model, with payload.py in it and in the working directory."""
+    pytest.importorskip("sentence_transformers")
+    folder = save_model(tmp_path / "model", "bert")
+    for where in (folder, tmp_path):
+        (where / "payload.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: ...\n")
+    evil = "payload.Evil"
+    first = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    if place == "modules.json":
+        (folder / place).write_text(json.dumps([first, {"idx": 1, "name": "1", "path": "1", "type": evil}]))
+    elif place == "1_Router":
+        second = {"idx": 1, "name": "1", "path": place, "type": "sentence_transformers.models.Router"}
+        (folder / "modules.json").write_text(json.dumps([first, second]))
+        (folder / place).mkdir()
+        config = {"types": {"x": evil}, "structure": {"query": ["x"]}, "parameters": {}}
+        (folder / place / "router_config.json").write_text(json.dumps(config))
+    else:
+        config = json.loads((folder / place).read_text())
+        config |= {"model_type": "evil", "auto_map": {"AutoConfig": evil, "AutoModel": evil}}
+        (folder / place).write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "payload", raising=False)
+    with pytest.raises(ConfigError, match="text encoder .* cannot be loaded"):
+        SentenceTransformerText(str(folder), device="cpu").encode(IDS, TEXTS, None)
+    if place == "config.json":
+        with pytest.raises(ConfigError, match="text encoder .* cannot be loaded"):
+            HiddenStatesText(str(folder), device="cpu").encode(IDS, TEXTS, None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_version_that_runs_such_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setrec.encoders, "version", lambda name: "5.7.0")
+    with pytest.raises(ConfigError, match=r"sentence-transformers 5.7.0 runs code .*pip install"):
+        SentenceTransformerText("anything").encode(IDS, TEXTS, None)

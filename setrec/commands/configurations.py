@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from setrec.commands.words import values_of
+from setrec.commands.words import check_configurations, values_of
 from setrec.errors import ConfigError
 
 OPTIONS = ("--config", "-c")
@@ -46,8 +46,9 @@ def with_configurations(words: Sequence[str]) -> list[str]:
     """A command line with the path of the file in place of every name of a shipped configuration.
 
     Raises:
-        ConfigError: see `find_configuration` and `check_order`.
+        ConfigError: see `check_configurations`, `find_configuration` and `check_order`.
     """
+    check_configurations(words)
     found = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.partition("=")

@@ -10,7 +10,7 @@ A checkpoint carries the arguments of its model and its data: `--ckpt_path` alon
 import json
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ import setrec.encoders
 import setrec.sasrec  # noqa: F401
 from setrec.class_names import check_class_names, current_name
 from setrec.commands.configurations import OPTIONS, find_configuration, with_configurations
-from setrec.commands.one_sentence import Parser, of_construction, of_run
+from setrec.commands.one_sentence import of_construction, of_run
+from setrec.commands.parser import Parser
 from setrec.commands.run_config import RunConfig
 from setrec.commands.trainer_flags import check_trainer_flags
 from setrec.commands.words import ckpt_path_of, command_of, values_of, without
 from setrec.data.datamodule import SETRecDataModule
 from setrec.errors import ConfigError
+from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.module import SETRecModule
 from setrec.trainer.checkpoints import WholeCheckpointIO
@@ -47,6 +49,9 @@ from setrec.trainer.run_checkpoint import RunCheckpoint
 from setrec.trainer.run_folder import claim_version
 
 SEED = 2023
+PREPARING = frozenset(  # data options that say how data is prepared
+    {"prepared_only", "raw", "reader", "text", "cf", "cleaning", "split", "paper_ids"}
+)
 MONITOR = "recall@10"  # validation, all items; logged by RankingModule
 
 
@@ -62,10 +67,22 @@ class SETRecCLI(LightningCLI):
         self.words = list(words)
         super().__init__(*args, **kwargs)
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that is run: parsers of the others would take a fifth of the time of `fit --help`."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in every if name in self.words[:1]} or every
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpointing and early stopping watch validation Recall@10 over all items."""
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Run test once with the best checkpoint when fit ends."
+        )
+        parser.add_argument(
+            "--compare",
+            type=list[Rival],
+            default=[],
+            help="Methods that the table of test and validate shows beside the baselines, and which take minutes: "
+            "ease, ials (needs pip install 'setrec[ials]').",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
@@ -88,7 +105,7 @@ class SETRecCLI(LightningCLI):
         words = list(sys.argv[1:] if args is None else args)
         path = ckpt_path_of(words)
         if path is not None:
-            known = checkpoint_arguments(path, self.subclass_mode_model, named_classes(words))
+            known = checkpoint_arguments(path, words, self.subclass_mode_model)
             words = [words[0], "--config", json.dumps(known), *words[1:]]
         self.config = parser.parse_args(words)
         chosen = self.config.get(self.config.get("subcommand", ""), self.config)
@@ -107,9 +124,19 @@ class SETRecCLI(LightningCLI):
         """Nothing: `parse_arguments` has read the checkpoint. Lightning's own way lets it override flags."""
 
     def instantiate_classes(self) -> None:
-        """As Lightning's; an error of a class that an option names is one sentence."""
+        """As Lightning's, and the data learns which catalogue the checkpoint was trained on before it is prepared.
+
+        An error of a class that an option names is one sentence.
+        """
+        rivals = self._get(self.config, "compare")
+        check_rivals(rivals)
         with of_construction("the options name a class that can't be made"):
             super().instantiate_classes()
+        self.model.rivals = rivals
+        path = self._get(self.config, "ckpt_path") or self._get(self.config, "model.start_from")
+        if path and Path(path).exists():  # it may be a keyword such as `best`
+            self.datamodule.trained_on = read_checkpoint(Path(path)).catalogue or None
+        self.datamodule.needs_test = self.subcommand == "fit" and bool(self._get(self.config, "test_after_fit"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As Lightning's, but checkpoints are whole, and plain `ddp` doesn't send the unchanging tables at every step."""
@@ -260,13 +287,25 @@ def named_classes(words: Sequence[str]) -> set[str]:
     return {current_name(word.rpartition("=")[2]) for word in words} | inside(configs_of(words))
 
 
-def checkpoint_arguments(path: Path, with_class: bool = False, named: Iterable[str] = ()) -> dict[str, Any]:
+def asks_to_prepare(words: Sequence[str]) -> bool:
+    """Whether a command line itself, or a --config file on it, says how data is prepared."""
+    given = {word.partition("=")[0] for word in words}
+    named = {name.split(".")[1] for name in given if name.startswith("--data.")}
+    inside = {name for config in configs_of(words) for name in config.get("data") or {}}
+    return "--data" in given or bool(PREPARING & (named | inside))
+
+
+def checkpoint_arguments(path: Path, words: Sequence[str] = (), with_class: bool = False) -> dict[str, Any]:
     """The model's and the data's arguments inside a checkpoint, {"model": ..., "data": ...}.
+
+    A checkpoint may come from anyone. So its data is read where it is prepared, and nothing is prepared, downloaded or written
+    because a checkpoint says so. If the command line says how to prepare data, that is done, in the folder that the command
+    line names, from the raw files that it names.
 
     Args:
         path: the checkpoint.
+        words: the command line. A checkpoint may name the classes that it names, beside those of this project.
         with_class: the model as {"class_path": ..., "init_args": ...}.
-        named: classes that the user names; a checkpoint may hold these beside those of this project.
 
     Raises:
         ConfigError: see `read_checkpoint` and `check_class_names`.
@@ -275,7 +314,12 @@ def checkpoint_arguments(path: Path, with_class: bool = False, named: Iterable[s
     model, data = checkpoint.model, checkpoint.data
     if with_class:
         model = {"class_path": checkpoint.model_class, "init_args": model}
-    check_class_names([model, data], named)
+    check_class_names([model, data], named_classes(words))
+    asked = asks_to_prepare(words)
+    own = {"raw", "root"} if asked else {"raw"}
+    data = {name: value for name, value in data.items() if name not in own} | {"prepared_only": not asked}
+    if isinstance(data.get("reader"), dict):
+        data["reader"].get("init_args", {}).pop("download", None)
     return {"model": model, "data": data}
 
 
@@ -300,11 +344,11 @@ def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
         RankingModule if named else SETRecModule,
         SETRecDataModule,
         subclass_mode_model=named,
+        parser_class=Parser,
         args=words,
         run=run,
         seed_everything_default=SEED,
         save_config_callback=RunConfig,
-        parser_class=Parser,
         trainer_defaults={"use_distributed_sampler": False},
     )
 

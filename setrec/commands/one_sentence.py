@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser
 
 from setrec.errors import ConfigError, SETRecError
 
@@ -22,18 +21,6 @@ _NOISE = (
     "Problem with given",
 )
 _OWN, _LIGHTNING = Path(__file__).parents[1], Path(lightning.__file__).parent
-
-
-class Parser(LightningArgumentParser):
-    """As Lightning's, but what is wrong with a command line is one sentence, not the list of all options."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Refuse the command line.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(of_parser(message)) from ex
 
 
 def of_parser(message: str) -> str:

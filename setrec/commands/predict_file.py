@@ -1,8 +1,9 @@
 """predict --histories: recommendations for the users of a file, computed by one process or several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import torch
 from tqdm import tqdm
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.ids import as_ids
+from setrec.files.spreadsheet import quoted
 from setrec.files.tables import read_table
 from setrec.files.whole import scratch_folder, whole_file
 from setrec.inference.answers import Recommendation
@@ -34,6 +37,7 @@ class PredictFileOptions(RecommendOptions):
         history: Column with the whole history.
         processes: Number of processes that share the work; the output does not depend on it.
         device: Where the model computes: cpu, cuda (each process takes the next GPU), cuda:1.
+        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
         data: Folder of the prepared data, if it is not where the checkpoint says.
 
     Raises:
@@ -48,6 +52,7 @@ class PredictFileOptions(RecommendOptions):
     history: str = "history"
     processes: int = 1
     device: str = "cpu"
+    index: str | None = None
     data: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +66,7 @@ class PredictFileOptions(RecommendOptions):
     def for_recommender(self) -> RecommendOptions:
         """The part of the options that the Recommender takes, with the candidates read from their file."""
         given = {field.name: getattr(self, field.name) for field in fields(RecommendOptions)}
-        return RecommendOptions(**given | {"candidates": _read_candidates(self.candidates)})
+        return RecommendOptions(**given | {"candidates": read_candidates(self.candidates)})
 
 
 class Task(NamedTuple):
@@ -93,42 +98,67 @@ def predict_file(ckpt_path: str, histories: str, **options: Any) -> None:
     for_recommender = chosen.for_recommender()
     try:
         with scratch_folder(final) as folder:
-            unknown = run_processes(Task(ckpt_path, file, chosen, for_recommender, folder))
+            unknown, skipped = run_processes(Task(ckpt_path, file, chosen, for_recommender, folder))
             _join(folder, final, file.users)
     except OSError as error:
         raise DataError(f"{final} cannot be written ({error}).") from None
-    if unknown:
-        shown = ", ".join(sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
-        print(f"{len(unknown):,} ids of the histories are not in the catalogue and were skipped: {shown}")
+    for what, ids in (("histories", unknown), ("candidates", skipped)):
+        if ids:
+            shown = ", ".join(sorted(ids)[:5]) + (", ..." if len(ids) > 5 else "")
+            print(f"{len(ids):,} ids of the {what} are not in the catalogue and were skipped: {shown}")
     print(f"predictions: {final} ({len(file.users):,} users)")
 
 
-def _read_candidates(path: str | None) -> list[str] | None:
+def read_candidates(path: str | None) -> list[str] | None:
+    """Read the ids of candidates from a file.
+
+    Raises:
+        DataError: the file cannot be read, has no column `id`, or a row has no id.
+    """
     if path is None:
         return None
     table = read_table(path)
     if "id" not in table.columns:
         raise DataError(f"{path} has no column 'id' (it has {', '.join(table.columns)}).")
-    return table["id"].cast(pl.String).to_list()
+    ids = as_ids(table["id"])
+    if not len(ids):
+        raise DataError(f"{path} holds no candidates.")
+    if ids.null_count():
+        raise DataError(
+            f"{path}, row {(ids.is_null().arg_max() or 0) + 1}: no id; give every row one, or leave it out."
+        )
+    return ids.to_list()
 
 
-def run_processes(task: Task) -> set[str]:
-    """Do the task, in this process or in several new ones; returns the unknown ids."""
+def run_processes(task: Task) -> tuple[set[str], set[str]]:
+    """Do the task, in this process or in several new ones; returns the unknown ids of the histories and of the candidates."""
     n = task.options.processes
     if n == 1:
         return predict_share(task, 0)
     with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
-        return set().union(*pool.map(predict_share, [task] * n, range(n)))
+        unknown, skipped = zip(*pool.map(predict_share, [task] * n, range(n)), strict=True)
+    return set().union(*unknown), set().union(*skipped)
 
 
-def predict_share(task: Task, rank: int) -> set[str]:
-    """Do the share of one process, every n-th batch of users, and write it to files; returns the unknown ids of its users."""
+def predict_share(task: Task, rank: int) -> tuple[set[str], set[str]]:
+    """Do the share of one process, every n-th batch of users, and write it to files.
+
+    Returns:
+        The unknown ids of its users' histories, and those of the candidates.
+
+    Raises:
+        DataError: no id of the histories, or none of the candidates, is in the catalogue.
+    """
     n, device = task.options.processes, task.options.device
     if n > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // n))
         if device == "cuda":
             device = f"cuda:{rank % torch.cuda.device_count()}"
-    recommender = Recommender.load(task.ckpt_path, device, task.options.data)
+    recommender = Recommender.load(task.ckpt_path, device, task.options.data, task.options.index)
+    check_known("the histories", chain.from_iterable(task.file.histories), recommender)
+    candidates = task.for_recommender.candidates
+    check_known("the candidates", candidates or (), recommender)
+    skipped = {own for own in candidates or () if own not in recommender}
     unknown: set[str] = set()
     total = len(task.file.users) if n == 1 else None  # a share is a number of batches, which differ in size
     with tqdm(total=total, desc=f"users of process {rank}", unit="user", delay=2, disable=rank > 0) as bar:
@@ -139,7 +169,25 @@ def predict_share(task: Task, rank: int) -> set[str]:
             if len(frame):
                 frame.write_parquet(task.parts / f"{rank:04d}-{number:08d}.parquet")
             bar.update(len(places))
-    return unknown
+    return unknown, skipped
+
+
+def check_known(what: str, ids: Iterable[str], recommender: Recommender) -> None:
+    """Check that the catalogue has at least one of the ids, if there are any.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    example = None
+    for own in ids:
+        if own in recommender:
+            return
+        example = example or own
+    if example is not None:
+        raise DataError(
+            f"no id of {what} is in the catalogue (such as {example!r}): write them as in the data of the training, and name "
+            "the column that holds them."
+        )
 
 
 def rows(places: Sequence[int], answers: Sequence[Recommendation], explain: bool) -> pl.DataFrame:
@@ -184,4 +232,6 @@ def _join(parts: Path, final: Path, users: list[str]) -> None:
             schema = table.collect_schema()
             nested = [pl.col(name).struct.json_encode() for name in schema if isinstance(schema[name], pl.Struct)]
             nested += [pl.col(name).list.join(" ") for name in schema if isinstance(schema[name], pl.List)]
-            table.with_columns(nested).sink_csv(hidden)
+            table = table.with_columns(nested)
+            texts = [quoted(name) for name, kind in table.collect_schema().items() if kind == pl.String]
+            table.with_columns(texts).sink_csv(hidden)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from setrec.commands.fit import checkpoint_arguments, named_classes, run
+from setrec.commands.fit import checkpoint_arguments, run
 from setrec.commands.words import ckpt_path_of, without
 from setrec.errors import ConfigError
 
@@ -46,7 +46,7 @@ def from_words(words: Sequence[str]) -> Any:
     path = ckpt_path_of(words)
     if path is None:
         raise ConfigError("refit needs --ckpt_path PATH: give the checkpoint of a fit.")
-    known = checkpoint_arguments(path, named=named_classes(words))
+    known = checkpoint_arguments(path, words)
     if known["data"].get("fit_on", "train") != "train":
         raise ConfigError(
             f"--ckpt_path {path} is fitted to {known['data']['fit_on']} already; give the checkpoint of fit."

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from setrec.errors import ConfigError
+from setrec.files.yaml_size import check_yaml
 
 
 def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> None:
@@ -19,6 +20,18 @@ def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> None:
         words: the words after the name.
     """
     auto_cli(function, args=list(words), as_positional=False, prog=f"setrec {name}")
+
+
+def check_configurations(words: Sequence[str]) -> None:
+    """Check the size of every YAML file that a command line names, and of what it gives for --config.
+
+    Raises:
+        ConfigError: see `check_yaml`.
+    """
+    values = [word.partition("=")[2] or word for word in words]
+    files = [value for value in values if value.endswith((".yaml", ".yml")) and Path(value).is_file()]
+    for value in dict.fromkeys([*values_of(words, "--config", "-c"), *files]):
+        check_yaml(value)
 
 
 def command_of(words: Sequence[str]) -> str:

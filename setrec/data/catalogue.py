@@ -1,7 +1,7 @@
 """The prepared data in memory: the items that can be recommended, and the users' histories."""
 
-import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from setrec.data.identity import Identity, identify
 from setrec.errors import DataError
 from setrec.files.hashes import ids_hash
 from setrec.files.ragged import Ragged
@@ -32,8 +33,9 @@ class Catalogue:
         cf: for each CF slot, (N, E) float32 CF vectors.
         present: for each CF slot, (N,) bool: the rows that the CF model learned.
         count: (N,) int64, occurrences in the training split.
-        fingerprint: sha256 of the ids, the counts and the origin of every vector. A checkpoint accepts no other.
+        fingerprint: sha256 of the ids, the counts and the vectors. A checkpoint accepts no other.
         texts: N texts, "" where none is known; None: they were not kept.
+        identity: how checkpoints know the catalogue again; None: it did not come from prepared data.
     """
 
     name: str
@@ -45,11 +47,35 @@ class Catalogue:
     count: Tensor
     fingerprint: str
     texts: list[str] | None = None
+    identity: Identity | None = None
 
     @property
     def n_items(self) -> int:
         """The number of items, N."""
         return len(self.ids)
+
+    def plain_identity(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the catalogue that it was trained on."""
+        assert self.identity is not None, "training loads its catalogue"
+        return self.identity.plain(self.name)
+
+    def check(self, trained_on: Mapping[str, Any], what: str) -> None:
+        """Check that a checkpoint was trained on this catalogue.
+
+        Args:
+            trained_on: what it holds of its catalogue.
+            what: what the message calls it.
+
+        Raises:
+            ConfigError: it was trained on another one.
+        """
+        assert self.identity is not None, "what is trained or restored loads its catalogue"
+        self.identity.check(
+            trained_on,
+            self.name,
+            what,
+            "give it its own data (without --data flags it is read from the checkpoint), or train again",
+        )
 
     @property
     def warm(self) -> Tensor:
@@ -81,8 +107,8 @@ class Catalogue:
         text = _load_tensors(folder / TEXT, ids).get("vectors")  # (N, F)
         tables = _load_tensors(folder / CF, ids)
         slots = range(len(tables) // 2)
-        origin = json.dumps([manifest["text"], manifest["cf"]], sort_keys=True)
-        parts = (ids_hash(ids), hashlib.sha256(count.numpy().tobytes()).hexdigest(), origin)
+        cf = [(tables[f"vectors_{c}"].numpy(), tables[f"present_{c}"].numpy()) for c in slots]
+        identity = identify(ids, count.numpy(), manifest, text.numpy() if text is not None else None, cf)
         return cls(
             name=manifest["name"],
             ids=ids,
@@ -91,8 +117,9 @@ class Catalogue:
             cf=tuple(tables[f"vectors_{c}"] for c in slots),  # each (N, E)
             present=tuple(tables[f"present_{c}"] for c in slots),  # each (N,)
             count=count,
-            fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+            fingerprint=identity.fingerprint,
             texts=items["text"].to_list(),
+            identity=identity,
         )
 
 

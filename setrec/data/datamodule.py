@@ -1,6 +1,8 @@
 """The data of a run: prepared once, then read in batches for training, validation, test and prediction."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,11 @@ from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, Trai
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
 from setrec.data.past import PastEvents, past_events
-from setrec.data.prepare import Preparation, prepare
+from setrec.data.prepare import Preparation, prepare, say_what_changed
 from setrec.data.readers.base import Reader
 from setrec.data.readers.official import OfficialRelease
 from setrec.data.split import Split, TimeRatioSplit
+from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
 from setrec.files.ragged import Ragged
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
@@ -46,6 +49,8 @@ class SETRecDataModule(LightningDataModule):
         raw: folder of the raw files; null: use what is prepared, or download what the reader knows a public source of, to
             <root>/raw/<name>. A file of 64 MiB or more counts as unchanged while its size and time of change are the same.
         root: folder for prepared data.
+        prepared_only: read prepared data as it is; prepare, download and write nothing. This is how the data of a checkpoint is
+            read, unless the command line itself says how to prepare data (docs/training.md).
         max_history: the model sees this many items of a history at most, the last ones (paper: 50).
         batch_size: prefixes in a training batch, all processes together (paper: 512).
         eval_batch_size: users in a batch of validation, test and prediction. It changes scores by rounding only.
@@ -62,6 +67,8 @@ class SETRecDataModule(LightningDataModule):
     catalogue: Catalogue
     histories: Histories
     validation_passes = 1  # over the users; a model with weights to choose asks for two
+    needs_test = False  # a test follows the fit, so a split without test targets is refused before
+    trained_on: Mapping[str, Any] | None = None  # what a checkpoint that is about to be used says of its catalogue
 
     def __init__(
         self,
@@ -74,6 +81,7 @@ class SETRecDataModule(LightningDataModule):
         paper_ids: bool = False,
         raw: str | None = None,
         root: str = "data",
+        prepared_only: bool = False,
         max_history: int = 50,
         batch_size: int = 512,
         eval_batch_size: int = 128,
@@ -95,15 +103,16 @@ class SETRecDataModule(LightningDataModule):
         reader, text, split = instantiate_default(reader), instantiate_default(text), instantiate_default(split)
         arguments = {
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
-            "paper_ids": paper_ids, "raw": raw, "root": root, "max_history": max_history, "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size, "prefix_parallel": prefix_parallel, "fit_on": fit_on, "seed": seed,
-            "num_workers": num_workers, "pin_memory": pin_memory,
+            "paper_ids": paper_ids, "raw": raw, "root": root, "prepared_only": prepared_only,
+            "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
+            "prefix_parallel": prefix_parallel, "fit_on": fit_on, "seed": seed, "num_workers": num_workers,
+            "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.preparation = Preparation(
             reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids
         )
-        self.name, self.raw, self.root = name, raw, root
+        self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
         self.prefix_parallel, self.fit_on, self.seed = prefix_parallel, fit_on, seed
         self.num_workers = num_workers
@@ -118,18 +127,26 @@ class SETRecDataModule(LightningDataModule):
         """Prepare the data, if needed. Several processes may call it at once.
 
         Raises:
-            DataError: see `setrec.data.prepare.prepare`.
+            DataError: see `setrec.data.prepare.prepare`; with `prepared_only`, see `check_prepared`.
+            ConfigError: see `prepare`.
         """
-        prepare(str(self.name), self.folder, self.preparation, Path(self.raw) if self.raw is not None else None)
+        if self.prepared_only:
+            check_prepared(self.folder)
+            say_what_changed(self.folder)
+            return
+        raw = Path(self.raw) if self.raw is not None else None
+        prepare(str(self.name), self.folder, self.preparation, raw, self.trained_on)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the prepared data, once.
 
         Raises:
-            DataError: the data is not prepared, or damaged.
+            DataError: the data is not prepared, or damaged, or has no targets for a test that is to follow.
         """
         if not hasattr(self, "catalogue"):
             self.catalogue, self.histories = Catalogue.load(self.folder), Histories.load(self.folder)
+        if self.needs_test:
+            self.test_dataloader()
 
     def train_dataloader(self) -> BatchLoader:
         """Batches that hold every training prefix once per epoch. `fit_on` says which prefixes those are."""

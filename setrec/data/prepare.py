@@ -1,27 +1,32 @@
 """From raw files to prepared data: read, clean, split, give ids, make vectors, write. Done once per data set."""
 
 import json
+import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 
 from setrec.cf import CFVectors
-from setrec.class_names import current_names
+from setrec.class_names import current_names, public_name
 from setrec.data.catalogue import read_manifest
 from setrec.data.clean import Cleaning
+from setrec.data.identity import identify, inputs_hash
 from setrec.data.readers.base import EventLog, Reader, SplitLog
 from setrec.data.readers.download import fetch
+from setrec.data.report import about_targets, about_times, about_vectors, lines, warnings
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
 from setrec.data.store import FORMAT, Prepared, files_match, locked, update_manifest, write
+from setrec.data.ties import share_of_ties, tie_keys
 from setrec.errors import DataError
-from setrec.files.hashes import file_hash
+from setrec.files.hashes import file_hash, stamp
 from setrec.files.ragged import Ragged
-from setrec.hparams import to_plain
+from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
 
 _BIG = 1 << 26  # bytes: a raw file of this size or more is hashed again only if its size or time of change is another
@@ -59,48 +64,98 @@ class Preparation(NamedTuple):
         return dict(sorted(named.items()))
 
 
-def prepare(name: str, folder: Path, preparation: Preparation, raw: Path | None) -> bool:
+def prepare(
+    name: str, folder: Path, preparation: Preparation, raw: Path | None, trained_on: Mapping[str, Any] | None = None
+) -> bool:
     """Prepare the data set that `preparation` describes, unless `folder` holds it already.
 
-    It holds it if the manifest has the same options, and the prepared files and the raw files (if they are given) have the
+    It holds it if the manifest has the same options, and the prepared files and the raw files (if they are there) have the
     hashes in the manifest. A raw file of 64 MiB or more counts as unchanged while its size and its time of change are the
-    same. Two processes may call this at once: one works, the other waits.
+    same. Two processes may call this at once: one works, the other waits. Nothing is written where the data is prepared already.
 
     If no raw folder is given and the reader knows a public source, that is downloaded to <root>/raw/<name>.
+
+    What was done to the data is printed to stderr and kept in the manifest.
 
     Args:
         name: the data set's name.
         folder: <root>/<name>.
         preparation: what to make.
         raw: the folder of raw files. None: use what is prepared, or download, or the reader makes its own data.
+        trained_on: what a checkpoint that is about to be used holds of its catalogue. Prepared data is not replaced
+            by other data than this.
 
     Returns:
         Whether anything was done.
 
     Raises:
         DataError: raw files are missing or wrong, or the disk refuses.
+        ConfigError: the data would be other than that of `trained_on`. Nothing was changed.
     """
-    if raw is not None and not raw.is_dir():
-        raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
+    options = preparation.options()
+    found = _find_current(folder, options, preparation, raw)  # before the lock, so that a folder may be read-only
+    if found is not None:
+        found.use(folder, raw)
+        return False
     with locked(folder):
-        options = preparation.options()
-        if _is_current(folder, options, preparation, raw):
+        if _find_current(folder, options, preparation, raw) is not None:  # another process has just made it
             return False
+        if raw is not None and not raw.is_dir():
+            raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
         if raw is None and preparation.reader.needs_raw:
             raw = _download(name, folder, preparation)
         with _progress(f"data set {name}: reading raw files"):
-            sources, stamps = _hashes(preparation, raw, {})
-            log, skipped = _read(preparation.reader, raw)
+            sources, stamps = _hashes(preparation.sources(raw), {})
+            log, report, skipped = _read(preparation.reader, raw)
         if isinstance(log, _NumberedLog):
             with _progress(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
-                log = _split_log(log, preparation)
+                log = _split_log(log, preparation, report)
         scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
         prepared, about = _add_vectors(name, log, preparation, raw, sources, scratch)
-        about |= {"skipped_lines": skipped}
+        _finish_report(report, log, prepared)
+        if trained_on is not None:
+            here = identify(log.items["id"].to_list(), prepared.counts(), about, prepared.text, prepared.cf)
+            here.check(
+                trained_on, name, "The checkpoint",
+                f"nothing was changed in {folder}: give the raw files as they were, use what is prepared with --data.raw null, or "
+                "train again under another --data.name",
+            )  # fmt: skip
+        about |= {"report": report, "skipped_lines": skipped, "raw": str(raw.resolve()) if raw is not None else None}
         about |= {"reader": options["reader"], "options": options, "sources": sources, "stamps": stamps}
         with _progress(f"data set {name}: writing {folder}"):
             write(folder, prepared, about)
+        _say(f"data set {name}, prepared in {folder}:", *(f"  {line}" for line in lines(report)))
+        _warn(report)
         return True
+
+
+def say_what_changed(folder: Path) -> None:
+    """Print what must not be overlooked in prepared data that is used as it is: also that its raw files have changed since.
+
+    Nothing is read but the raw files that have another time of change.
+    """
+    manifest = read_manifest(folder) or {}
+    raw: str | None = manifest.get("raw")
+    for label, known in manifest.get("stamps", {}).items():
+        path = Path(raw or "", label)
+        if raw is not None and path.is_file() and stamp(path) != known:
+            big = path.stat().st_size >= _BIG
+            if path.stat().st_size != known[0] or (not big and file_hash(path) != manifest["sources"].get(label)):
+                _say(
+                    f"WARNING: {path} was changed after the data was prepared. It is used as it lies in {folder}; --data.raw "
+                    f"{shlex.quote(raw)} compares the two."
+                )
+    _warn(manifest.get("report", {}))
+
+
+def _say(*said: str) -> None:
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    for line in said:
+        console.print(line, soft_wrap=True)
+
+
+def _warn(report: Mapping[str, Any]) -> None:
+    _say(*(f"  WARNING: {sentence}" for sentence in report.get("warnings", [])))
 
 
 def _download(name: str, folder: Path, preparation: Preparation) -> Path:
@@ -121,28 +176,80 @@ def _download(name: str, folder: Path, preparation: Preparation) -> Path:
     return raw
 
 
-def _is_current(folder: Path, options: dict[str, Any], preparation: Preparation, raw: Path | None) -> bool:
-    """Whether the folder holds the data set of these options and raw files."""
+class _Current(NamedTuple):
+    """A prepared data set that is what is wanted."""
+
+    manifest: dict[str, Any]
+    stamps: dict[str, list[int]]  # of its raw files, as they are now
+    missing: list[str]  # raw files that it was made from and that are not there any more
+
+    def use(self, folder: Path, raw: Path | None) -> None:
+        """Say what there is to say, and note the new stamps of raw files that were copied."""
+        if self.missing:
+            _say(
+                f"{', '.join(self.missing[:3])} cannot be found in {raw}: the data is used as it was prepared in {folder}."
+            )
+        elif raw is not None and self.stamps != self.manifest.get("stamps"):
+            with suppress(DataError), locked(folder):  # a read-only folder keeps the old ones
+                now = read_manifest(folder)
+                if now is not None and now.get("sources") == self.manifest.get("sources"):
+                    update_manifest(folder, now | {"stamps": self.stamps})
+        _warn(self.manifest.get("report", {}))
+
+
+def _find_current(folder: Path, options: dict[str, Any], preparation: Preparation, raw: Path | None) -> _Current | None:
+    """Find the data set of these options and raw files in the folder; None: it holds another or none."""
     manifest = read_manifest(folder)
-    if manifest is None or manifest.get("format") != FORMAT or current_names(manifest.get("options")) != options:
-        return False
+    if manifest is None or manifest.get("format") != FORMAT or _options_of(manifest, preparation) != options:
+        return None
     if not files_match(folder, manifest):
-        return False
-    if raw is not None:
-        sources, stamps = _hashes(preparation, raw, manifest)
-        if sources != manifest.get("sources"):
-            return False
-        if stamps != manifest.get("stamps"):  # the same content under new times, as after a copy
-            update_manifest(folder, manifest | {"stamps": stamps})
-    return True
+        return None
+    if raw is None:
+        return _Current(manifest, {}, [])
+    here, missing = _sources_here(preparation, raw, manifest)
+    sources, stamps = _hashes(here, manifest)
+    known = {label: one for label, one in manifest.get("sources", {}).items() if label not in missing}
+    return _Current(manifest, stamps, missing) if sources == known else None
 
 
-def _hashes(
-    preparation: Preparation, raw: Path | None, manifest: dict[str, Any]
-) -> tuple[dict[str, str], dict[str, list[int]]]:
+def _options_of(manifest: Mapping[str, Any], preparation: Preparation) -> Any:
+    """The options in a manifest, with current names, and with the defaults of arguments that its version did not know."""
+    options = current_names(manifest.get("options"))
+    if not isinstance(options, dict):
+        return None
+
+    def filled(stored: Any, maker: object) -> Any:
+        if not isinstance(stored, dict) or stored.get("class_path") != public_name(type(maker)):
+            return stored
+        return stored | {"init_args": default_arguments(type(maker)) | stored.get("init_args", {})}
+
+    makers = {"reader": preparation.reader, "text": preparation.text, "split": preparation.split}
+    options |= {key: filled(options[key], maker) for key, maker in makers.items() if key in options}
+    options["cf"] = [filled(*pair) for pair in zip(options.get("cf", []), preparation.cf, strict=False)]
+    if isinstance(options.get("reader"), dict):
+        options["reader"]["init_args"].pop("download", None)
+    return options
+
+
+def _sources_here(
+    preparation: Preparation, raw: Path, manifest: Mapping[str, Any]
+) -> tuple[dict[str, Path], list[str]]:
+    """Return the raw files that are there, and the names of those that the prepared data was made from and that are gone."""
+    try:
+        needed = preparation.sources(raw) if raw.is_dir() else {}
+    except DataError:  # one that is needed is not there
+        needed = {}
+    if needed and all(path.is_file() for path in needed.values()):
+        return needed, []
+    places = {label: raw / label for label in manifest.get("sources", {})}  # an absolute path stays what it is
+    here = {label: path for label, path in places.items() if path.is_file()}
+    return here, [label for label in places if label not in here]
+
+
+def _hashes(files: Mapping[str, Path], manifest: dict[str, Any]) -> tuple[dict[str, str], dict[str, list[int]]]:
     """Return the sha256 of every raw file, and its size and time of change (in ns). Known big files are not read again."""
     hashes, stamps = {}, {}
-    for label, path in preparation.sources(raw).items():
+    for label, path in files.items():
         if path.is_file():
             state = path.stat()
             stamps[label] = [state.st_size, state.st_mtime_ns]
@@ -163,6 +270,7 @@ def _add_vectors(
             f"data set {name}: text vectors of {len(ids):,} items", spinner=not preparation.text.shows_progress
         ):
             text = preparation.text.encode(ids, texts, raw, log.items, scratch)  # (N, F)
+            text = np.ascontiguousarray(text, np.float32)
         hashes = [
             sources[label] for label, path in preparation.sources(raw).items() if path in preparation.text.sources(raw)
         ]
@@ -172,11 +280,12 @@ def _add_vectors(
         with _progress(f"data set {name}: CF vectors by {type(maker).__name__}"):
             vectors, present = maker.vectors(ids, log.train, raw)  # (N, E), (N,)
         hashes = [sources[label] for label, path in preparation.sources(raw).items() if path in maker.sources(raw)]
-        cf.append((vectors, present))
+        cf.append((np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(present, bool)))
         about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
     learned = preparation.text.learned() if preparation.text is not None else None
     prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf, learned)
-    return prepared, {"text": about_text, "cf": about_cf}
+    about = {"text": about_text, "cf": about_cf}
+    return prepared, about | {"inputs": inputs_hash(log.items, log.train, about)}
 
 
 class _NumberedLog(NamedTuple):
@@ -190,10 +299,15 @@ class _NumberedLog(NamedTuple):
     extra: list[str]  # own ids of items without any event that enter the catalogue
 
 
-def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _NumberedLog, dict[str, int]]:
-    """Read the raw files. Returns the log, and the number of skipped lines of each file."""
+def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _NumberedLog, dict[str, Any], dict[str, int]]:
+    """Read the raw files. Returns the log, the beginning of the report, and the number of skipped lines of each file."""
     log = reader.read(raw)
-    return (_number_ids(log), log.skipped or {}) if isinstance(log, EventLog) else (log, {})
+    files = dict(log.files or {})
+    if isinstance(log, SplitLog):
+        return log, {"files": files}, {name: about.get("skipped", 0) for name, about in files.items()}
+    for name, count in (log.skipped or {}).items():  # a reader of the user's own may say only this
+        files.setdefault(name, {"skipped": count})
+    return _number_ids(log), {"files": files}, {name: about.get("skipped", 0) for name, about in files.items()}
 
 
 def _number_ids(log: EventLog) -> _NumberedLog:
@@ -211,22 +325,34 @@ def _number_ids(log: EventLog) -> _NumberedLog:
     return _NumberedLog(events, tables["user"], tables["item"], log.items, log.ticks, never)
 
 
-def _split_log(log: _NumberedLog, preparation: Preparation) -> SplitLog:
-    """Clean, split, drop users, give ids.
+def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, Any]) -> SplitLog:
+    """Clean, split, drop users, give ids, and add to the report what that did.
 
     With preparation.paper_ids, ids are given as in the official release: items by `paper_item_ids`, users in order of first
     appearance; events of a user at the same time stay in the order of the file. Otherwise nothing depends on the order of the
-    raw rows: items and users are in order of their own ids, events in order of (time, item).
+    raw rows: items and users are in order of their own ids, events in order of time, and by chance within a time (`ties.py`).
     """
-    events = log.events
+    events, cleaning, split = log.events, preparation.cleaning, preparation.split
+    tied = share_of_ties(events)
+    report["read"] = {"events": len(events), "users": len(log.users), "items": len(log.items)}
+    report["times"] = about_times(events["time"], log.ticks, tied, preparation.paper_ids)
     if not preparation.paper_ids:
-        by_id = log.items.sort("id").select("item").with_row_index("new")  # items numbered by their own ids
-        events = events.join(by_id, "item", how="left", maintain_order="left").sort("time", "new").drop("new")
+        keys = tie_keys(log.users["id"].to_list(), log.items["id"].to_list(), events, log.ticks)
+        events = events.with_columns(tie=pl.Series(keys)).sort("time", "tie").drop("tie")
     elif log.ticks > 1:
         events = events.sort("time", maintain_order=True)
     if log.ticks > 1:  # from here on whole seconds; the order of the rows keeps what is finer
         events = events.with_columns(pl.col("time") // log.ticks)
-    events = preparation.split.apply(preparation.cleaning.apply(events.with_row_index("row")))
+    report["cleaning"] = []
+    cleaned = events.with_row_index("row")
+    for step, kept in cleaning.steps(cleaned):
+        report["cleaning"].append({"step": step, "dropped": len(cleaned) - len(kept)})
+        cleaned = kept
+    events = split.apply(cleaned)
+    report["split"] = {
+        "by": type(split).__name__, "min_train": split.min_train, "events": len(cleaned) - len(events),
+        "users": cleaned["user"].n_unique() - events["user"].n_unique(),
+    }  # fmt: skip
 
     kept = events.select("item").unique().join(log.items, "item").sort("id")
     order = sorted(kept["id"].to_list() + log.extra)
@@ -239,8 +365,22 @@ def _split_log(log: _NumberedLog, preparation: Preparation) -> SplitLog:
 
     events = events.join(new.select("item", "item_id"), "item").join(people.select("user", "user_id"), "user")
     events = events.sort("user_id", "time", "row").select("user_id", "item_id", "part")
-    splits = [_ragged(events.filter(pl.col("part") == part), len(people)) for part in (TRAIN, VALIDATION, TEST)]
-    return SplitLog(people["id"].to_list(), table, *splits)
+    train, validation, test = (
+        _ragged(events.filter(pl.col("part") == part), len(people)) for part in (TRAIN, VALIDATION, TEST)
+    )
+    return SplitLog(people["id"].to_list(), table, train, validation, test)
+
+
+def _finish_report(report: dict[str, Any], log: SplitLog, prepared: Prepared) -> None:
+    """Add to the report what was kept, and what must not be overlooked."""
+    splits = (log.train, log.validation, log.test)
+    n_items = len(log.items)
+    report["kept"] = {"events": sum(len(one.items) for one in splits), "users": len(log.user_ids), "items": n_items}
+    report["targets"] = about_targets(log)
+    report["items"] = {"described": int((log.items["text"] != "").sum())}
+    if prepared.text is not None:
+        report["text"] = about_vectors(prepared.text)
+    report["warnings"] = warnings(report, log)
 
 
 def _ragged(events: pl.DataFrame, n_users: int) -> Ragged:

@@ -21,9 +21,9 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS
+from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS, read_manifest
 from setrec.errors import DataError
-from setrec.files.hashes import file_hash, ids_hash
+from setrec.files.hashes import changed_file, file_hash, ids_hash, stamp
 from setrec.files.ragged import Ragged
 from setrec.files.whole import clear_leftovers, whole_file, whole_folder
 
@@ -43,11 +43,37 @@ class Prepared(NamedTuple):
     cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 and present (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
 
+    def counts(self) -> np.ndarray:
+        """How often each item occurs in training, (N,) int64."""
+        return np.bincount(self.train.items, minlength=len(self.items)).astype(np.int64)
+
 
 def files_match(folder: Path, manifest: dict[str, Any]) -> bool:
     """Whether every prepared file exists and has the hash that the manifest holds for it."""
     files = manifest.get("files", {})
     return bool(files) and all((folder / n).is_file() and file_hash(folder / n) == h for n, h in files.items())
+
+
+def check_prepared(folder: Path, names: list[str] | None = None) -> None:
+    """Check prepared files against the hashes in the manifest. A file with the size and time of its hash is not read again.
+
+    Args:
+        folder: a prepared data set. Without a manifest nothing is checked: `Catalogue.load` refuses it.
+        names: the files to check; None: all.
+
+    Raises:
+        DataError: a file is not the one that was prepared.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    hashes = manifest.get("files", {})
+    changed = changed_file(folder, list(hashes) if names is None else names, hashes, manifest.get("file_stamps", {}))
+    if changed is not None:
+        raise DataError(
+            f"{folder / changed} was changed or damaged after it was prepared; delete the folder and prepare it again with "
+            "--data.raw DIR."
+        )
 
 
 @contextlib.contextmanager
@@ -92,6 +118,7 @@ def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
             _write_files(hidden, prepared)
             files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
             manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
+            manifest["file_stamps"] = {name: stamp(hidden / name) for name in files}
             manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             (hidden / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
@@ -110,7 +137,7 @@ def update_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def _write_files(folder: Path, prepared: Prepared) -> None:
     n_items = len(prepared.items)
     ids = prepared.items["id"].to_list()
-    count = np.bincount(prepared.train.items, minlength=n_items).astype(np.int64)  # (N,)
+    count = prepared.counts()  # (N,)
     items = prepared.items.insert_column(0, pl.Series("item_id", np.arange(n_items, dtype=np.int64)))
     items = items.with_columns(pl.Series("count", count), pl.Series("warm", count > 0))
     items.write_parquet(folder / ITEMS)

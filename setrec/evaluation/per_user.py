@@ -47,7 +47,7 @@ def write_per_user(path: Path, figures: dict[bool, dict[str, MethodFigures]], hi
 
     def parts() -> Iterator[pl.DataFrame]:
         for filtered, methods in figures.items():
-            for name, (table, _) in methods.items():
+            for name, (table, _, _) in methods.items():
                 for g, group in enumerate(GROUPS):
                     user = table.user[table.targets[:, g].numpy() > 0]  # (n',)
                     about = {
@@ -87,7 +87,7 @@ def write_hits(
 
     def parts() -> Iterator[pl.DataFrame]:
         for filtered, methods in figures.items():
-            for name, (_, table) in methods.items():
+            for name, (_, table, _) in methods.items():
                 about = {
                     "user_id": users[table.user],
                     "item_id": items[table.item],

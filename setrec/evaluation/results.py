@@ -23,10 +23,28 @@ LABELS = {
     "item_cf_text": "item CF + text",
     "item_cf_ngrams": "item CF + text + n-grams",
     "item_cf_letters": "item CF + text + n-grams",  # its name in version 0.1.0
+    "transitions": "transitions",
+    "ease": "EASE",
+    "ials": "iALS",
 }
+TRAIN_ALONE = (
+    "_train"  # ending of the name of a row that is counted in train alone, beside one that counts validation too
+)
+LEAVE_ONE_OUT = (
+    "leave-one-out: training holds what other users did after a user's test item, so all figures are higher than a system at work "
+    "would reach; published figures train and count on all but a user's last two items, as the rows counted in train alone do"
+)
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+LIST_COLUMNS = ("coverage@10", "gini@10", "novelty@10", "diversity@10", "popularity@10", "calibration@10")
 NOT_CHOSEN = "default"  # `beta_from` of weights that no validation chose
 PACKAGES = ("setrec", "torch", "lightning", "transformers", "torchmetrics", "numpy")
+
+
+def label_of(name: str, model: str = MODEL) -> str:
+    """What a row is called in a table. model: the model's own name."""
+    base = name.removesuffix(TRAIN_ALONE)
+    label = model if base == MODEL else LABELS.get(base, base)
+    return label if base == name else f"{label}, counted in train"
 
 
 def package_versions() -> dict[str, str]:
@@ -66,6 +84,7 @@ class Protocol:
         mean: What is averaged.
         versions: Versions of Python and of the main packages.
         date: UTC, ISO 8601.
+        caution: What a reader must know of the split; "" if there is nothing.
     """
 
     dataset: str
@@ -89,6 +108,7 @@ class Protocol:
     mean: str = "over users with at least one target in the group; candidates and targets restricted to the group"
     versions: dict[str, str] = field(default_factory=package_versions)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    caution: str = ""
 
     @classmethod
     def of(cls, split: EvalSplit, fit_on: FitOn, chosen: bool | None, **fields: Any) -> "Protocol":
@@ -118,10 +138,11 @@ class Protocol:
             "the default: no validation chose it" if self.beta_from == NOT_CHOSEN else f"chosen by {self.beta_from}"
         )
         chosen = f"{named}, {source}; " if self.beta_from else ""
-        rules = [f"{LABELS.get(name, name)}: {rule}" for name, rule in self.baselines.items()]
+        rules = [f"{label_of(name)}: {rule}" for name, rule in self.baselines.items()]
         return [
             f"{self.dataset}, {self.split} split: {'; '.join(counts)}",
             f"history: {self.history}, the last {self.max_history} for {self.method}; targets: {self.target}",
+            *([self.caution] if self.caution else []),
             f"means are {self.mean}",
             f"cold: {self.cold}; ties: {self.ties}",
             f"fitted to {self.fitted_to}; {chosen}seed {'unknown' if self.seed is None else self.seed}",
@@ -130,7 +151,11 @@ class Protocol:
 
 
 def make_results(
-    protocol: Protocol, tables: dict[bool, dict[str, RankingTable]], options: dict[str, Any] | None = None
+    protocol: Protocol,
+    tables: dict[bool, dict[str, RankingTable]],
+    options: dict[str, Any] | None = None,
+    lists: dict[bool, dict[str, dict[str, float]]] | None = None,
+    run: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -138,16 +163,19 @@ def make_results(
         protocol: Its filter_seen selects the main tables.
         tables: filter_seen (True and False, or one of them) -> name ("model" or a baseline) -> table.
         options: Arguments of the model and of the data, {"model": {...}, "data": {...}}, in plain types.
+        lists: filter_seen -> name -> figures of the lists themselves, see list_metrics.py.
+        run: See `provenance`.
 
     Returns:
         {"protocol": {...}, "beta": b, "metrics": {"all": {"recall@5": x, ...}, "warm": ..., "cold": ...},
-        "baselines": {name: {"all": ...}}, "other_filter": {"filter_seen": ..., "metrics": ..., "baselines": ...},
-        "options": {...}}
+        "baselines": {name: {"all": ...}}, "lists": {name: {"coverage@10": x, ...}}, "other_filter": {"filter_seen": ...,
+        "metrics": ..., "baselines": ..., "lists": ...}, "options": {...}, "run": {...}}
     """
 
     def figures(filtered: bool) -> dict[str, Any]:
         rows = {name: table.table() for name, table in tables[filtered].items()}
-        return {"metrics": rows.pop(MODEL), "baselines": rows}
+        held = {} if lists is None else {"lists": lists[filtered]}
+        return {"metrics": rows.pop(MODEL), "baselines": rows, **held}
 
     main = protocol.filter_seen
     results = {"protocol": asdict(protocol), "beta": protocol.beta, **figures(main)}
@@ -155,6 +183,8 @@ def make_results(
         results["other_filter"] = {"filter_seen": not main, **figures(not main)}
     if options is not None:
         results["options"] = options
+    if run is not None:
+        results["run"] = run
     return results
 
 
@@ -179,7 +209,7 @@ def write_results(path: str | Path, results: dict[str, Any]) -> Path:
 
 
 def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
-    """Print the main table, the table of the other filter if there is one, and the protocol.
+    """Print the main table, what its lists hold, the table of the other filter if there is one, and the protocol.
 
     Args:
         results: What `make_results` returns, or the content of results.json.
@@ -187,6 +217,8 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     """
     protocol = Protocol(**results["protocol"])
     parts = [format_table(results, protocol, protocol.filter_seen)]
+    if "lists" in results:
+        parts.append(format_lists(results["lists"], protocol))
     if "other_filter" in results:
         parts.append(format_table(results["other_filter"], protocol, results["other_filter"]["filter_seen"]))
     parts.append("\n".join(protocol.lines()))
@@ -202,7 +234,7 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
         filter_seen: Whether seen items are masked in these figures.
     """
     rows = {protocol.method: figures["metrics"]}
-    rows |= {LABELS.get(name, name): row for name, row in figures["baselines"].items()}
+    rows |= {label_of(name, protocol.method): row for name, row in figures["baselines"].items()}
     left = max(map(len, rows)) + 2
     title = f"{protocol.dataset}, {protocol.split}: seen items {'masked' if filter_seen else 'not masked'}"
     heads = [" ".join(f"{group.capitalize():27}" for group in GROUPS), " ".join([f"{'Recall':14}{'NDCG':13}"] * 3)]
@@ -221,6 +253,29 @@ def format_table(figures: dict[str, Any], protocol: Protocol, filter_seen: bool)
             groups.append(" ".join(cells))
         lines.append(f"{label:{left}}{' '.join(groups)}".rstrip())
     return "\n".join([*lines, "* best of its column"])
+
+
+def format_lists(lists: dict[str, dict[str, float]], protocol: Protocol) -> str:
+    """The table of what the lists hold; - where a figure can't be had.
+
+    Args:
+        lists: method -> figure -> value.
+        protocol: How the figures were computed.
+    """
+    rows = {label_of(name, protocol.method): row for name, row in lists.items()}
+    left = max(map(len, rows)) + 2
+    seen = "masked" if protocol.filter_seen else "not masked"
+    lines = [f"{protocol.dataset}, {protocol.split}: what the first 10 hold, seen items {seen}"]
+    heads = [name.split("@")[0] for name in LIST_COLUMNS]
+    lines.append(f"{'':{left}}{' '.join(f'{head:11}' for head in heads)}".rstrip())
+    for label, row in rows.items():
+        cells = [f"{row[name]:.4g}" if name in row else "-" for name in LIST_COLUMNS]
+        lines.append(f"{label:{left}}{' '.join(f'{cell:11}' for cell in cells)}".rstrip())
+    notes = (
+        "coverage: share of all items; gini: 0 even, 1 uneven; novelty: bits; diversity: 1 - cosine of texts; popularity: count in",
+        "training; calibration: how far the lists' popularity is from the histories', 0 best",
+    )
+    return "\n".join([*lines, *notes])
 
 
 def _short(value: float) -> str:

@@ -74,7 +74,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         yield hidden
         _sync_all(hidden)
         os.replace(hidden, path)  # refuses a folder that another process has filled meanwhile
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _replaced_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, old)
         os.replace(new, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
         clear_leftovers(path)
@@ -152,7 +152,7 @@ def move_into_place(hidden: Path, path: Path) -> None:
     """
     _sync(hidden)
     os.replace(hidden, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -237,10 +237,10 @@ def _remove(path: Path) -> None:
 def _sync_all(folder: Path) -> None:
     for inside in folder.rglob("*"):
         if inside.is_dir():
-            _sync_folder(inside)
+            sync_folder(inside)
         else:
             _sync(inside)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _sync(file: Path) -> None:
@@ -248,7 +248,8 @@ def _sync(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that a power cut loses no new or renamed file."""
     with suppress(OSError):  # the rename is done; Windows and some network disks cannot do this
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -12,17 +12,20 @@ from torch import Tensor
 
 from setrec.data.batches import EvalRows
 from setrec.data.catalogue import Catalogue
-from setrec.errors import DataError
+from setrec.errors import DataError, ModelError
 from setrec.files.ragged import Ragged
 from setrec.inference.explain import Why, explain
 from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.restore import Restored
 from setrec.inference.versions import Changes
 from setrec.schemas import PAD, Batch
+from setrec.scoring.retrieval import ExactSearch, FaissSearch, Retriever
 from setrec.scoring.topk import mask_seen, top_items
 
 MAX_BATCH = 256  # most histories in a batch
+WHOLE_MATRIX = 1 << 17  # items up to which a batch's scores of the whole catalogue are held
 MAX_SCORES = 1 << 26  # most scores held at once: with a large catalogue, a batch has fewer histories
+_TRIED = 16  # most histories of new items in a trial
 
 
 class RankedItem(NamedTuple):
@@ -52,14 +55,50 @@ class Snapshot(NamedTuple):
     row: dict[str, int]  # own id -> item id
     lower_titles: list[str]  # N titles in lower case, for the search
     by_count: np.ndarray  # (N,) int64 item ids, most frequent in training first
+    faiss_index: str | None  # the factory string that was asked for
+    retriever: Retriever | None  # finds the best items without scoring all of them at once; None: a small catalogue
 
 
-def make_snapshot(restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int) -> Snapshot:
-    """Put a model and a version of its catalogue together."""
+def make_snapshot(
+    restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int, index: str | None = None
+) -> Snapshot:
+    """Put a model and a version of its catalogue together. index: see `Recommender.load`."""
+    retriever = None
+    if index is not None or catalogue.n_items > WHOLE_MATRIX:
+        retriever = Retriever(restored.scorer, FaissSearch(index) if index is not None else ExactSearch())
+        retriever.refresh()
     row = {own: i for i, own in enumerate(catalogue.ids)}
     lower_titles = [title.casefold() for title in catalogue.titles]
     by_count = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
-    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count)
+    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count, index, retriever)
+
+
+@torch.inference_mode()
+def try_snapshot(snapshot: Snapshot, items: Sequence[str] = ()) -> None:
+    """Score the whole catalogue for a few histories: none, the most frequent items, and those in `items`.
+
+    Args:
+        snapshot: the model and its catalogue.
+        items: own ids of items that are new in the catalogue.
+
+    Raises:
+        ModelError: a score is not a finite number.
+    """
+    new, size = [snapshot.row[own] for own in items], max(snapshot.max_history, 1)
+    rows = [[], snapshot.by_count[:size].tolist(), *(new[i : i + size] for i in range(0, len(new), size))][: _TRIED + 2]
+    weights = snapshot.restored.weights
+    betas = snapshot.restored.scorer.betas
+    grid = [weights._replace(beta=beta) for beta in {betas[0], betas[-1], chosen_beta(snapshot)}]
+    for _, batch in batches(snapshot, rows):
+        for scores in snapshot.restored.scorer.scores(batch, grid):  # (B, N)
+            if not scores.isfinite().all():
+                raise _not_finite()
+
+
+def _not_finite() -> ModelError:
+    return ModelError(
+        "the model gives scores that are not finite numbers: it is damaged, or its training has diverged."
+    )
 
 
 def batches(
@@ -116,15 +155,26 @@ def ranked(
         batch: B histories.
         options: k, beta and so on; its candidates are not read.
         allowed: (N,) bool, the candidates; None: every item.
+
+    Raises:
+        ModelError: a score is not a finite number.
     """
     scorer, catalogue = snapshot.restored.scorer, snapshot.catalogue
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot, options.beta))
-    (scores,) = scorer.scores(batch, [weights])  # (B, N)
-    if options.exclude_seen:
-        scores = mask_seen(scores, batch.seen)  # (B, N)
-    items = top_items(scores, min(options.k, catalogue.n_items), allowed)  # (B, k)
+    k = min(options.k, catalogue.n_items)
+    if snapshot.retriever is not None:
+        few = None if allowed is None else allowed.nonzero().squeeze(1)  # (n,)
+        items, best = snapshot.retriever.top(batch, weights, k, options.exclude_seen, few)  # (B, k), (B, k)
+    else:
+        (scores,) = scorer.scores(batch, [weights])  # (B, N)
+        if options.exclude_seen:
+            scores = mask_seen(scores, batch.seen)  # (B, N)
+        items = top_items(scores, k, allowed)  # (B, k)
+        best = scores.gather(1, items.clamp(min=0)).float()  # (B, k)
     whys = explain(scorer, batch, weights, items, catalogue.ids) if options.explain else None
-    values = scores.gather(1, items.clamp(min=0)).float().tolist()  # B lists of k
+    if not (best.isfinite() | (items == PAD)).all():
+        raise _not_finite()
+    values = best.tolist()  # B lists of k
     warm = (catalogue.count[items.clamp(min=0).cpu()] > 0).tolist()  # B lists of k
     return [
         [

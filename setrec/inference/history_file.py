@@ -1,15 +1,19 @@
 """Histories from a file: users who were never in the data, in their own ids."""
 
 import json
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from setrec.errors import DataError
-from setrec.files.tables import as_text, read_table, times
+from setrec.files.ids import as_ids, as_text
+from setrec.files.tables import read_table
+from setrec.files.times import time_form, times
 
 _CALL_IT = "name the columns with --user, --item, --time and --history"
+_WRITE_DATES = "write the dates as 2014-07-23."
 
 
 class HistoryFile(NamedTuple):
@@ -22,7 +26,7 @@ class HistoryFile(NamedTuple):
 def read_history_file(
     path: str | Path, user: str = "user_id", item: str = "item_id", time: str = "timestamp", history: str = "history"
 ) -> HistoryFile:
-    """Read histories from .parquet, JSON lines (.jsonl, .ndjson, .json) or CSV with a header.
+    """Read histories from .parquet, JSON lines (.jsonl, .ndjson, .json) or CSV with a header; see `read_table`.
 
     Either one row a user, with the items in the column `history`: a list, or in a CSV a JSON list or ids with spaces between. Or
     one row an event: `user` and `item`, in order of the column `time` where there is one, otherwise as they stand.
@@ -43,18 +47,19 @@ def read_history_file(
         raise DataError(
             f"{name} needs a column {user!r} and a column {history!r} or {item!r} (it has {', '.join(table.columns)}): {_CALL_IT}."
         )
-    users = as_text(table[user])
+    users = as_ids(table[user])
     if users.null_count():
         raise DataError(f"{name}, row {_first(users.is_null())}: no user in column {user!r}.")
     if history in table.columns:
         return _from_rows(name, users, table[history])
-    items = as_text(table[item])
+    items = as_ids(table[item])
     if items.null_count():
         raise DataError(f"{name}, row {_first(items.is_null())}: no item in column {item!r}.")
     events = pl.DataFrame([users.alias("user"), items.alias("item")]).with_row_index("row")
     events = events.with_columns(pl.col("row").min().over("user").alias("first"))
     if time in table.columns:
-        when = times(table[time])
+        form = time_form([table[time]], "auto", f"{name}, column {time!r}", _WRITE_DATES)
+        when = times(table[time], "auto", form)
         if when.null_count():
             row = _first(when.is_null())
             raise DataError(f"{name}, row {row}: {table[time][row - 1]!r} in column {time!r} is no time.")
@@ -68,15 +73,18 @@ def _from_rows(name: str, users: pl.Series, column: pl.Series) -> HistoryFile:
     if users.is_duplicated().any():
         row = _first(users.is_duplicated() & ~users.is_first_distinct())
         raise DataError(f"{name}, row {row}: user {users[row - 1]!r} is there twice; give each user one history.")
-    histories = []
+    lengths: list[int] = []
+    parts = [pl.Series("item", [], pl.String)]
     for row, value in enumerate(column.to_list(), 1):
         if isinstance(value, str):
             value = _split(name, row, value)
-        items = as_text(pl.Series("item", value or [], strict=False)) if value else pl.Series("item", [], pl.String)
-        if items.null_count():
+        parts.append(as_text(pl.Series("item", value or [], strict=False)) if value else parts[0])
+        lengths.append(len(parts[-1]))
+        if parts[-1].null_count():
             raise DataError(f"{name}, row {row}: the history of user {users[row - 1]!r} holds an empty item.")
-        histories.append(items.to_list())
-    return HistoryFile(users.to_list(), histories)
+    items = as_ids(pl.concat(parts)).to_list()
+    ends = list(accumulate(lengths, initial=0))
+    return HistoryFile(users.to_list(), [items[start:end] for start, end in pairwise(ends)])
 
 
 def _split(name: str, row: int, text: str) -> list[Any]:

@@ -8,11 +8,12 @@ import polars as pl
 import torch
 
 from setrec.errors import DataError
-from setrec.files.tables import as_text
+from setrec.files.ids import as_ids, as_text
 from setrec.text import TextVectors
 
 VECTOR = "vector"  # the column with an item's text vector
 _TRIED = 16  # known items that an encoder is tried on
+_MAX_LONGER = 10.0  # a new vector may be this many times as long as the longest of the training
 _MIN_COSINE = 0.99  # between the vectors it makes for them and those of the training
 
 
@@ -35,7 +36,7 @@ def check_items(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, 
         raise DataError("there are no new items in the table.")
     if "id" not in items.columns:
         raise DataError(f"the new items have no column 'id' (they have {', '.join(items.columns)}).")
-    ids = as_text(items["id"]).str.strip_chars()
+    ids = as_ids(items["id"])
     title = _texts(items, "title")
     text = _texts(items, "text")
     text = pl.select(pl.when(text == "").then(title).otherwise(text).alias("text")).to_series()
@@ -56,7 +57,7 @@ def check_items(items: pl.DataFrame | list[dict[str, Any]], known: Mapping[str, 
 def _texts(items: pl.DataFrame, column: str) -> pl.Series:
     if column not in items.columns:
         return pl.Series(column, [""] * len(items), pl.String)
-    return as_text(items[column]).fill_null("").str.strip_chars().alias(column)
+    return as_text(items[column]).fill_null("").alias(column)
 
 
 def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
@@ -68,7 +69,8 @@ def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
     vectors = np.zeros((len(table), width), np.float32)
     for row, value in enumerate(table[VECTOR].to_list()):
         try:
-            numbers = np.asarray(value, np.float32)  # (F,)
+            with np.errstate(over="ignore"):  # infinity, which is refused below
+                numbers = np.asarray(value, np.float32)  # (F,)
         except (TypeError, ValueError):
             numbers = np.zeros(0, np.float32)
         if numbers.shape != (width,) or not np.isfinite(numbers).all():
@@ -78,6 +80,28 @@ def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
             )
         vectors[row] = numbers
     return vectors
+
+
+def check_lengths(ids: list[str], vectors: np.ndarray, known: torch.Tensor) -> None:
+    """Check that new vectors, (items, F), are numbers of the size that the model was trained on.
+
+    Args:
+        ids: own ids of the new items.
+        vectors: their vectors.
+        known: (N, F) float32, the vectors of the training.
+
+    Raises:
+        DataError: a vector is not finite, or far longer than every known one.
+    """
+    longest = float(known.double().norm(dim=1).max())
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1)  # (items,)
+    wrong = np.flatnonzero(~(length <= _MAX_LONGER * longest))  # this way round it finds NaN, too
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"new items, row {row + 1}: item {ids[row]!r}: the length of its vector is {length[row]:.3g}, and the longest of the "
+            f"training {longest:.3g}: it was not made by the encoder of the training."
+        )
 
 
 class ItemEncoder:

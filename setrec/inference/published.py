@@ -1,6 +1,6 @@
 """A published model: one folder, in the Hugging Face hub's conventions, with everything that recommending needs.
 
-    config.json            arguments and sizes of the model, the data set, hashes of the other files
+    config.json            arguments and sizes of the model, the data set, hashes of the other files and its own
     model.safetensors      the weights (without a frozen base, which config.json names)
     catalogue.parquet      the items: id, title, text, ..., count, warm, vector (F), cf_0 (E), present_0, ...
     encoder/config.json    the text encoder: class_path and init_args
@@ -28,7 +28,7 @@ from setrec.class_names import current_names
 from setrec.data.catalogue import ENCODER, Catalogue
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.results import package_versions
-from setrec.files.hashes import file_hash
+from setrec.files.hashes import check_seal, file_hash, sealed
 from setrec.inference.new_items import VECTOR
 from setrec.inference.restore import Restored, Trained, rows_of
 from setrec.scoring.graphs import Graph, HistoryStatistics
@@ -50,11 +50,8 @@ _COPIED = (
 
 
 def is_published(path: Path) -> bool:
-    """Say whether a folder was written by `write_published`."""
-    try:
-        return bool(json.loads((path / CONFIG).read_text()).get("library_name") == "setrec")
-    except (OSError, ValueError, AttributeError):
-        return False
+    """Say whether a folder is one that `write_published` fills; it may be damaged."""
+    return (path / CONFIG).is_file()
 
 
 # --------------------------------------------------------------------------------------------------------------- writing
@@ -106,7 +103,7 @@ def write_published(
             "cf_slots": len(catalogue.cf),
             "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        (folder / CONFIG).write_text(json.dumps(sealed(config), indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{folder} cannot be written ({str(error).splitlines()[0]}).") from None
 
@@ -119,13 +116,18 @@ def _is_hashed(path: Path) -> bool:
 def _statistics_tensors(statistics: HistoryStatistics, base: Catalogue, catalogue: Catalogue) -> dict[str, Tensor]:
     """The statistics of the published items as tensors. They hold sums over all users, not the history of any one."""
     statistics = statistics.moved(rows_of(base, catalogue))
-    pairs = {"pairs_item": statistics.cooccurrence.item.int(), "pairs_weight": statistics.cooccurrence.weight}
-    return {name: tensor.contiguous() for name, tensor in (pairs | {"recent": statistics.recency}).items()}
+    graphs = {"pairs": statistics.cooccurrence, "next": statistics.transitions}
+    tensors = {f"{name}_item": graph.item.int() for name, graph in graphs.items()}
+    tensors |= {f"{name}_weight": graph.weight for name, graph in graphs.items()}
+    return {name: tensor.contiguous() for name, tensor in (tensors | {"recent": statistics.recency}).items()}
 
 
 def _read_statistics(path: Path) -> HistoryStatistics:
     tensors = load_file(path)
-    return HistoryStatistics(Graph(tensors["pairs_item"].long(), tensors["pairs_weight"]), tensors["recent"])
+    n_items = len(tensors["recent"])
+    none = torch.zeros(n_items, 1)  # (N, 1): before version 0.3.0 there were no transitions, and their weight is 0
+    after = Graph(tensors.get("next_item", none).long(), tensors.get("next_weight", none))
+    return HistoryStatistics(Graph(tensors["pairs_item"].long(), tensors["pairs_weight"]), after, tensors["recent"])
 
 
 def catalogue_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
@@ -171,8 +173,11 @@ def read_published(path: Path) -> Trained:
     """
     try:
         config = json.loads((path / CONFIG).read_text())
+        if config["library_name"] != "setrec":
+            raise ValueError(f"it belongs to the library {config['library_name']}")
         if config["format"] != _FORMAT:
             raise ValueError(f"its format is {config['format']}, but this version reads {_FORMAT}")
+        check_seal(config)
         for name, expected in config["files"].items():
             if file_hash(path / name) != expected:
                 raise ValueError(f"{name} is not the file that was published")
@@ -196,7 +201,15 @@ def read_published(path: Path) -> Trained:
             results=results,
             statistics=_read_statistics(path / NEIGHBOURS) if NEIGHBOURS in config["files"] else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, pl.exceptions.PolarsError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        SafetensorError,
+        pl.exceptions.PolarsError,
+    ) as error:
         raise ConfigError(f"{path} cannot be read as a published model ({str(error).splitlines()[0]}).") from None
 
 

@@ -1,7 +1,8 @@
 """From a checkpoint on the disk to a model that scores a catalogue, without Lightning."""
 
 import json
-from dataclasses import fields
+import logging
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from setrec.backbones.base import Backbone
-from setrec.data.catalogue import ENCODER, ITEMS, Catalogue, Histories
+from setrec.data.catalogue import CF, ENCODER, ITEMS, TEXT, USERS, Catalogue, Histories
 from setrec.data.past import past_events
+from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate
@@ -19,6 +21,8 @@ from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
+
+log = logging.getLogger(__name__)
 
 # arguments of SETRecModule for training and ranking; `Recipe` holds those of the model itself
 TRAINING = frozenset(
@@ -53,7 +57,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
 
     Raises:
         ConfigError: the file is not a SETRec checkpoint, or belongs to other data.
-        DataError: the prepared data is not there.
+        DataError: the prepared data is not there, or was changed.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a sharded checkpoint: train with save_distributed_checkpoint false for one file.")
@@ -71,14 +75,13 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
             f"the prepared data of {path} is not at {folder}: go to the folder where it was trained, or name the prepared "
             "folder with --data DIR."
         )
-    catalogue = Catalogue.load(folder)
+    neighbours = bool(checkpoint.model.get("neighbours"))
+    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS] if neighbours else [])])
     trained_on = checkpoint.catalogue
-    if trained_on["fingerprint"] != catalogue.fingerprint:
-        raise ConfigError(
-            f"The checkpoint {path} was trained on the data set {trained_on['name']!r} "
-            f"({trained_on['fingerprint'][:12]}), but {folder} holds {catalogue.name!r} ({catalogue.fingerprint[:12]}): "
-            "item ids and vectors would not match. Prepare its own data again."
-        )
+    catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
+    catalogue.check(trained_on, f"The checkpoint {path}")
+    # versions of the catalogue name it as the checkpoint does; the one here may differ by rounding
+    catalogue = replace(catalogue, fingerprint=trained_on["fingerprint"])
     state = folder / ENCODER
     return Trained(
         path=path,
@@ -93,16 +96,19 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
-        statistics=_statistics(folder, catalogue.n_items) if checkpoint.model.get("neighbours") else None,
+        statistics=_statistics(folder, catalogue.n_items) if neighbours else None,
     )
 
 
 def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
-    """Read results.json; None if there is none, or if it is of another data set."""
+    """Read results.json. None if there is none, if it is of another data set, or, with a warning, if it cannot be read."""
+    if not path.exists():
+        return None
     try:
         results = json.loads(path.read_text())
         return results if results["protocol"]["dataset"] == dataset else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("%s is damaged, or no results file (%s): the model is loaded without figures.", path, error)
         return None
 
 

@@ -1,6 +1,6 @@
 """Versions of a catalogue: items added to, and removed from, the one that a model was trained on.
 
-    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after
+    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after, hashes
                            added.parquet   the added items: id, title, text, ..., vector (F); absent without any
 
 A version is a folder beside the checkpoint. It holds only the differences, is written whole or not at all, and is never
@@ -24,6 +24,7 @@ import torch
 from setrec.class_names import current_names
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError, DataError
+from setrec.files.hashes import check_seal, file_hash, sealed
 from setrec.files.whole import whole_folder
 from setrec.inference.new_items import VECTOR
 
@@ -179,7 +180,8 @@ def write_version(
         with whole_folder(folder) as hidden:
             if changes.added is not None:
                 changes.added.write_parquet(hidden / ADDED)
-            (hidden / VERSION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+                about["added_sha256"] = file_hash(hidden / ADDED)
+            (hidden / VERSION).write_text(json.dumps(sealed(about), indent=2, ensure_ascii=False) + "\n")
     except FileExistsError:
         raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.") from None
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -211,6 +213,9 @@ def read_version(folder: Path) -> Version:
         about = json.loads((folder / VERSION).read_text())
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']}")
+        check_seal(about)
+        if "added_sha256" in about and file_hash(folder / ADDED) != about["added_sha256"]:
+            raise ValueError(f"{ADDED} is not the file that was written")
         added = pl.read_parquet(folder / ADDED) if about["added"] else None
         if (0 if added is None else len(added)) != about["added"]:
             raise ValueError(f"{ADDED} holds {0 if added is None else len(added)} items, not {about['added']}")
@@ -218,7 +223,7 @@ def read_version(folder: Path) -> Version:
         model, data = folder / about["model"], about["data"]
         paths = Path(os.path.normpath(model)), Path(os.path.normpath(folder / data)) if data is not None else None
         return Version(*paths, about["base"], about["fingerprint"], changes)
-    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{folder} cannot be read as a version of a catalogue ({error}).") from None
 
 

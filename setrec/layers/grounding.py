@@ -74,8 +74,3 @@ class Index(NamedTuple):
 def part_scores(user: UserVector, index: Index) -> tuple[Tensor, Tensor]:
     """CF and semantic scores of every item, (M, N) each. The score under any beta is a weighted sum of the two."""
     return user.cf @ index.cf.T, user.sem @ index.sem.T  # (M, N), (M, N)
-
-
-def weigh(user: UserVector, beta: float) -> Tensor:
-    """The user vector under one beta, (M, sum(E) + H): (1 - beta) times the CF side, then beta times the semantic side."""
-    return torch.cat([(1 - beta) * user.cf, beta * user.sem], dim=1)  # (M, sum(E) + H)

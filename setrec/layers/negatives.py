@@ -46,15 +46,18 @@ class Negatives(nn.Module):
         n_items = len(targets)
         self.n_items = n_items
         self.every = which == "all" and sampled is None
-        allowed = torch.arange(n_items) if which == "all" else targets.nonzero().flatten()  # (n,)
+        everything = torch.arange(
+            n_items, device=targets.device
+        )  # (N,): Lightning builds models inside `with torch.device(...)`
+        allowed = everything if which == "all" else targets.nonzero().flatten()  # (n,)
         self.n_drawn = None if sampled is None else min(sampled, len(allowed))
         # not in checkpoints: these follow from the catalogue
         self.allowed: Tensor
         self.register_buffer("allowed", allowed, persistent=False)  # (n,)
         self.place: Tensor
-        self.register_buffer("place", torch.searchsorted(allowed, torch.arange(n_items)), persistent=False)  # (N,)
+        self.register_buffer("place", torch.searchsorted(allowed, everything), persistent=False)  # (N,)
         if self.n_drawn is not None:
-            weight = torch.ones(len(allowed)) if sampling == "uniform" else (count[allowed] + 1).float() ** 0.75  # (n,)
+            weight = torch.ones_like(allowed) if sampling == "uniform" else (count[allowed] + 1).float() ** 0.75  # (n,)
             expected = expected_draws(weight.double(), self.n_drawn)  # (n,)
             self.edges: Tensor
             self.register_buffer("edges", expected.cumsum(0), persistent=False)  # (n,)
@@ -106,7 +109,9 @@ def expected_draws(weight: Tensor, n_drawn: int) -> Tensor:
         return torch.ones_like(weight)
     high, order = weight.sort(descending=True)  # (n,)
     rest = high.flip(0).cumsum(0).flip(0)  # (n,): the weight of this item and all lighter ones
-    left = n_drawn - torch.arange(len(weight), dtype=weight.dtype)  # (n,): draws left if all heavier ones take one each
+    left = n_drawn - torch.arange(
+        len(weight), dtype=weight.dtype, device=weight.device
+    )  # (n,): draws left if all heavier ones take one each
     full = int((high * left > rest).long().cumprod(0).sum())  # these heaviest items are drawn once each
     expected = torch.ones_like(weight)  # (n,)
     expected[order[full:]] = high[full:] * (n_drawn - full) / rest[full]

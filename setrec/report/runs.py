@@ -13,7 +13,7 @@ import polars as pl
 
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.per_user import per_user_paths
-from setrec.evaluation.results import LABELS, MODEL, RESULTS
+from setrec.evaluation.results import LABELS, MODEL, RESULTS, TRAIN_ALONE, label_of
 from setrec.schemas import GROUPS, EvalSplit
 
 # entries of the protocol that must be equal in all runs
@@ -47,6 +47,7 @@ class Method:
         paths: The results files, one for each seed.
         protocols: The protocols in the results files.
         options: The arguments of model and data, flat; {} for a baseline.
+        lists: filter_seen -> for each seed, the figures of the lists themselves by name; {} where the results hold none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Method:
     paths: list[Path]
     protocols: list[dict[str, Any]]
     options: dict[str, Any]
+    lists: dict[bool, list[dict[str, float]]]
 
 
 class RunResult(NamedTuple):
@@ -67,6 +69,7 @@ class RunResult(NamedTuple):
     evaluated: EvaluationSet
     values: dict[str, dict[Key, np.ndarray]]  # method -> (n, M)
     hits: dict[str, dict[bool, np.ndarray]]  # method -> (m,)
+    lists: dict[bool, dict[str, dict[str, float]]]  # filter_seen -> method -> figures of the lists themselves
 
 
 def load_runs(
@@ -98,10 +101,12 @@ def load_runs(
             first = first or one
             check_same_data(first, one)
         check_seeds(name, seed_results)
-        methods.append(combine_seeds(name, MODEL, seed_results))
+        for key in (MODEL, MODEL + TRAIN_ALONE):
+            if key in seed_results[0].values:
+                methods.append(combine_seeds(label_of(key, name), key, seed_results))
         for key in seed_results[0].values:
-            if key != MODEL:
-                add_baseline(baselines, combine_seeds(LABELS.get(key, key), key, seed_results[:1]), name)
+            if key.removesuffix(TRAIN_ALONE) != MODEL:
+                add_baseline(baselines, combine_seeds(label_of(key), key, seed_results[:1]), name)
     if first is None:
         raise ConfigError('A report needs runs: --runs.NAME "FOLDER", once for every name.')
     return methods + baselines, first.evaluated
@@ -178,7 +183,8 @@ def read_results(path: Path, metrics: list[str], k: int) -> RunResult:
         for filtered in (True, False):
             for group in GROUPS:
                 by_key.setdefault((filtered, group), np.zeros((0, len(metrics))))
-    return RunResult(path, protocol, flat_options(results.get("options", {})), evaluated, values, hits)
+    lists = {main: results.get("lists", {}), not main: results.get("other_filter", {}).get("lists", {})}
+    return RunResult(path, protocol, flat_options(results.get("options", {})), evaluated, values, hits, lists)
 
 
 @contextmanager
@@ -192,7 +198,7 @@ def readable(path: Path) -> Iterator[None]:
             f"{missing} is missing beside {path.name}: run `test` or `validate` on the checkpoint again; it writes "
             "this file too."
         ) from None
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} or a file beside it is damaged ({str(error).splitlines()[0]}): test again.") from None
 
 
@@ -267,8 +273,10 @@ def combine_seeds(name: str, key: str, seed_results: list[RunResult]) -> Method:
         filtered: np.mean([one.hits[key][filtered] for one in seed_results], axis=0)
         for filtered in seed_results[0].hits[key]
     }  # (m,)
-    protocols, options = [one.protocol for one in seed_results], seed_results[0].options if key == MODEL else {}
-    return Method(name, key != MODEL, values, hits, [one.path for one in seed_results], protocols, options)
+    model = key.removesuffix(TRAIN_ALONE) == MODEL
+    protocols, options = [one.protocol for one in seed_results], seed_results[0].options if model else {}
+    lists = {filtered: [one.lists[filtered].get(key, {}) for one in seed_results] for filtered in (True, False)}
+    return Method(name, not model, values, hits, [one.path for one in seed_results], protocols, options, lists)
 
 
 def add_baseline(baselines: list[Method], found: Method, run: str) -> None:

@@ -68,8 +68,8 @@ def make_report(methods: list[Method], evaluated: EvaluationSet, settings: Repor
         settings: The options.
 
     Returns:
-        {"settings", "dataset", "users", "runs", "figures", "tests", "popularity", "history"}; the last four are lists of flat
-        rows. A figure of several seeds is the mean over users of the mean over seeds; "sd" is the standard deviation of the
+        {"settings", "dataset", "users", "runs", "figures", "lists", "tests", "popularity", "history"}; the last five are lists of
+        flat rows. A figure of several seeds is the mean over users of the mean over seeds; "sd" is the standard deviation of the
         seeds' figures (null for one seed); "low" and "high" are the interval over users.
     """
     figures: list[dict[str, Any]] = []
@@ -102,6 +102,7 @@ def make_report(methods: list[Method], evaluated: EvaluationSet, settings: Repor
         "users": {group: len(users) for group, users in evaluated.users.items()},
         "runs": run_rows(methods),
         "figures": figures,
+        "lists": list_rows(methods),
         "tests": tests,
         **breakdowns,
     }
@@ -140,6 +141,25 @@ def figure_rows(samples: Samples, methods: list[Method], group: str, settings: R
                 row |= {"metric": metric, "seeds": seeds.tolist(), "mean": float(seeds.mean())}
                 row["sd"] = float(seeds.std(ddof=1)) if len(seeds) > 1 else None
                 rows.append(row | interval_columns(samples, (method.name, filtered, metric), settings))
+    return rows
+
+
+def list_rows(methods: list[Method]) -> list[dict[str, Any]]:
+    """Every method's figures of the lists themselves, under both filters; those that every seed has."""
+    rows = []
+    for method in methods:
+        for filtered, by_seed in method.lists.items():
+            for metric in by_seed[0]:
+                seeds = np.array([one[metric] for one in by_seed if metric in one])  # (S,)
+                if len(seeds) == len(by_seed):
+                    row = {
+                        "method": method.name,
+                        "baseline": method.baseline,
+                        "filter_seen": filtered,
+                        "metric": metric,
+                    }
+                    sd = float(seeds.std(ddof=1)) if len(seeds) > 1 else None
+                    rows.append(row | {"seeds": seeds.tolist(), "mean": float(seeds.mean()), "sd": sd})
     return rows
 
 

@@ -20,6 +20,8 @@ def print_report(content: dict[str, Any], console: Console | None = None) -> Non
     settings, users = content["settings"], content["users"]
     for filtered in (settings["filter_seen"], not settings["filter_seen"]):
         console.print(means_table(content, filtered))
+    if content["lists"]:
+        console.print(lists_table(content))
     if any(row["baseline"] for row in content["tests"]):
         console.print(baseline_tests_table(content))
     if len(content["runs"]) > 1:
@@ -96,6 +98,26 @@ def means_table(content: dict[str, Any], filtered: bool) -> Table:
                 cell.append(f"\n[{format_figure(row['low'])}, {format_figure(row['high'])}]", style="not bold dim")
             )
         table.add_row(Text(method), *cells)
+    return table
+
+
+def lists_table(content: dict[str, Any]) -> Table:
+    """What the lists hold, beside what they hit: mean ± standard deviation over seeds."""
+    settings = content["settings"]
+    rows = [row for row in content["lists"] if row["filter_seen"] == settings["filter_seen"]]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    title = (
+        f"{content['dataset']} {heading(settings, settings['filter_seen'])}: what the lists hold, mean ± sd over seeds"
+    )
+    table = new_table(title, "", *metrics)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = {row["metric"]: row for row in rows if row["method"] == method}
+        cells = []
+        for metric in metrics:
+            row = own.get(metric)
+            spread = "" if row is None or row["sd"] is None else f" ± {row['sd']:.2g}"
+            cells.append("-" if row is None else f"{row['mean']:.4g}{spread}")
+        table.add_row(method, *cells)
     return table
 
 

@@ -5,6 +5,7 @@ together, or whose texts are almost the same, stand out of such a space less tha
 sparse, so it costs almost nothing:
 
     co-occurrence  cosine of co-occurrence (similarity.py)
+    transitions    what comes in the next three steps (similarity.py): the order of two items counts
     text           sharpened cosine of the text vectors + similarity of character n-grams / 2 (char_ngrams.py)
     recency        log(1 + users whose newest item it is), the same for every user
 
@@ -18,14 +19,18 @@ What may be counted is what the histories hold before the split that is answered
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from setrec.data.catalogue import Catalogue
 from setrec.data.past import PastEvents
+from setrec.schemas import PAD
 from setrec.scoring.char_ngrams import SHARE, CharNgrams
-from setrec.scoring.similarity import BLOCK, TextCosine, cooccurrence_cosine, faded_items
+from setrec.scoring.similarity import BLOCK, TextCosine, cooccurrence_cosine, faded_items, transition_cosine
+from setrec.scoring.weights import FACTORS, Weights
 
 
 class Reach(NamedTuple):
@@ -37,6 +42,8 @@ class Reach(NamedTuple):
 
 
 COOCCURRENCE = Reach(neighbours=100, last=10, decay=0.9)  # last and decay as in the baselines
+TRANSITIONS = Reach(neighbours=100, last=3, decay=0.7)  # docs/ledger.md
+STEPS, FADING = 3, 0.7  # of a transition: the most steps, and what a step further counts
 TEXT = Reach(neighbours=100, last=10, decay=0.85)
 COLD_TEXT = Reach(neighbours=200, last=20, decay=0.9)  # docs/ledger.md
 
@@ -56,6 +63,7 @@ class HistoryStatistics(NamedTuple):
     """What histories say about items: all that a trained model needs of them, and nobody's history can be read from it."""
 
     cooccurrence: Graph
+    transitions: Graph
     recency: Tensor  # (N,) float32, log(1 + users whose newest item it is)
 
     def moved(self, rows: Tensor) -> "HistoryStatistics":
@@ -63,9 +71,13 @@ class HistoryStatistics(NamedTuple):
         new = torch.full((len(self.recency) + 1,), -1)  # (N + 1,) where an item went; the last: those that have no row
         new[rows] = torch.arange(len(rows))
         new[-1] = -1
-        item = new[self.cooccurrence.item[rows]]  # (N', S)
-        weight = self.cooccurrence.weight[rows] * (item >= 0) * (rows >= 0)[:, None]  # (N', S)
-        return HistoryStatistics(Graph(item.clamp(min=0), weight), self.recency[rows] * (rows >= 0))
+
+        def moved(graph: Graph) -> Graph:
+            item = new[graph.item[rows]]  # (N', S)
+            weight = graph.weight[rows] * (item >= 0) * (rows >= 0)[:, None]  # (N', S)
+            return Graph(item.clamp(min=0), weight)
+
+        return HistoryStatistics(moved(self.cooccurrence), moved(self.transitions), self.recency[rows] * (rows >= 0))
 
 
 class TextGraphs(NamedTuple):
@@ -79,6 +91,7 @@ class ItemGraphs(NamedTuple):
     """What is counted about the items of a catalogue, on the device where it is needed."""
 
     cooccurrence: Graph
+    transitions: Graph
     text: TextGraphs | None  # None without text vectors
     recency: Tensor  # (N,) float32
     cold: Tensor  # (cold,) int64, the items that are scored by their text alone; none without text
@@ -91,6 +104,7 @@ def item_graphs(
     by_text = ~warm if text is not None else torch.zeros_like(warm)  # (N,)
     return ItemGraphs(
         statistics.cooccurrence.to(device),
+        statistics.transitions.to(device),
         None if text is None else TextGraphs(text.all.to(device), text.cold.to(device)),
         statistics.recency.to(device),
         by_text.nonzero().squeeze(1).to(device),
@@ -99,15 +113,18 @@ def item_graphs(
 
 def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
     """Count what the histories hold, on the CPU."""
-    return HistoryStatistics(cooccurrence_graph(past, n_items), torch.log1p(past.newest))
+    together = cooccurrence_cosine(past.sequences, n_items)  # (N, N) sparse
+    after = transition_cosine(past.sequences, n_items, STEPS, FADING)  # (N, N) sparse
+    return HistoryStatistics(
+        strongest(together, COOCCURRENCE.neighbours), strongest(after, TRANSITIONS.neighbours), torch.log1p(past.newest)
+    )
 
 
-def cooccurrence_graph(past: PastEvents, n_items: int) -> Graph:
-    """The strongest co-occurrences of every item."""
-    table = cooccurrence_cosine(past.sequences, n_items)  # (N, N) sparse
-    most = int((table.indptr[1:] - table.indptr[:-1]).max(initial=1))
-    everything = torch.arange(n_items)  # (N,)
-    among = [(everything, min(COOCCURRENCE.neighbours, most))]
+def strongest(table: sp.csr_matrix, neighbours: int) -> Graph:
+    """The largest entries of every row of a table, (N, N) sparse float32."""
+    n_items = table.shape[0]
+    most = int(np.diff(table.indptr).max(initial=1))
+    among = [(torch.arange(n_items), min(neighbours, max(most, 1)))]
     return most_similar(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, among)[0]
 
 
@@ -150,22 +167,67 @@ def most_similar(similar: Callable[[Tensor], Tensor], n_items: int, among: Seque
     return graphs
 
 
-def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:
-    """Scores of all items from the last items of each history: (B, L) int64 -> (B, N) float32."""
+def graph_entries(graph: Graph, history: Tensor, reach: Reach) -> Graph:
+    """What the last items of each history, (B, L) int64, give to which items: (B, last * S) each, an item more than once."""
     items, fading = faded_items(history, reach.last, reach.decay)  # (B, last)
     weight = fading[..., None] * graph.weight[items]  # (B, last, S)
-    scores = weight.new_zeros(len(history), len(graph.item))  # (B, N)
-    return scores.scatter_add_(1, graph.item[items].flatten(1), weight.flatten(1))  # (B, N)
+    return Graph(graph.item[items].flatten(1), weight.flatten(1))  # (B, last * S)
+
+
+def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:
+    """Scores of all items from the last items of each history: (B, L) int64 -> (B, N) float32."""
+    item, weight = graph_entries(graph, history, reach)  # (B, last * S)
+    return weight.new_zeros(len(history), len(graph.item)).scatter_add_(1, item, weight)  # (B, N)
 
 
 def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
-    """The parts `cooccurrence`, `text` (with text) and `recency` of the score, (B, N) or (N,) each.
+    """The parts `cooccurrence`, `transitions`, `text` (with text) and `recency` of the score, (B, N) or (N,) each.
 
     history: (B, L) int64, padded at the end.
     """
-    parts = {"cooccurrence": graph_scores(graphs.cooccurrence, history, COOCCURRENCE)}  # (B, N)
+    parts = {
+        "cooccurrence": graph_scores(graphs.cooccurrence, history, COOCCURRENCE),  # (B, N)
+        "transitions": graph_scores(graphs.transitions, history, TRANSITIONS),  # (B, N)
+    }
     if graphs.text is not None:
         text = graph_scores(graphs.text.all, history, TEXT)  # (B, N)
         text[:, graphs.cold] = graph_scores(graphs.text.cold, history, COLD_TEXT)[:, graphs.cold]  # (B, cold)
         parts["text"] = text
     return parts | {"recency": graphs.recency}  # (N,)
+
+
+def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Graph:
+    """The items that the graphs add to, each once, and what they add under the weights.
+
+    history: (B, L) int64, padded at the end; returns (B, U) int64, padded, and (B, U) float32.
+    """
+    cold = torch.zeros_like(graphs.recency, dtype=torch.bool).index_fill_(0, graphs.cold, True)  # (N,)
+    found = {
+        "cooccurrence": [graph_entries(graphs.cooccurrence, history, COOCCURRENCE)],
+        "transitions": [graph_entries(graphs.transitions, history, TRANSITIONS)],
+        "text": [],
+    }
+    if graphs.text is not None:  # each item from one of the two graphs
+        for graph, reach, of in ((graphs.text.all, TEXT, ~cold), (graphs.text.cold, COLD_TEXT, cold)):
+            entries = graph_entries(graph, history, reach)  # (B, last * S)
+            found["text"].append(entries._replace(weight=entries.weight * of[entries.item]))
+    items, added = [], []
+    for name, some in found.items():
+        warm_factor, cold_factor = FACTORS[name].warm(weights), FACTORS[name].cold(weights)
+        for entries in some:
+            items.append(entries.item)
+            added.append(entries.weight * torch.where(cold[entries.item], cold_factor, warm_factor))
+    return _summed(torch.cat(items, dim=1), torch.cat(added, dim=1))
+
+
+def _summed(item: Tensor, weight: Tensor) -> Graph:
+    """Equal items of a row as one, with the sum of their weights; those without any weight are left out."""
+    item = item.masked_fill(weight == 0, PAD)  # (B, M)
+    item, order = item.sort(dim=1, descending=True)  # (B, M): padding at the end
+    first = torch.ones_like(item, dtype=torch.bool)  # (B, M)
+    first[:, 1:] = item[:, 1:] != item[:, :-1]
+    slot = first.cumsum(1) - 1  # (B, M)
+    most = int(slot.amax()) + 1 if item.numel() else 0
+    items = item.new_full((len(item), most), PAD).scatter_(1, slot, item)  # (B, U)
+    sums = weight.new_zeros(len(item), most).scatter_add_(1, slot, weight.gather(1, order))  # (B, U)
+    return Graph(items, sums)

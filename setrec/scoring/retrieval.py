@@ -1,11 +1,11 @@
 """Top-k out of a large catalogue: the exact index, and an approximate one (faiss) behind the same call.
 
-The score of an item under any beta is one inner product (grounding.py), so a catalogue is one matrix (N, W), made once and
-kept until a weight of the trunk changes, and a user under a beta is one row of the same width:
+The score of an item, but for what item graphs add, is one inner product (grounding.py). So a catalogue is one matrix (N, W), made
+once and kept until a weight of the trunk changes, and a user under some weights is one row of the same width:
 
     retriever = Retriever(module)                                   # exact
     retriever = Retriever(module, FaissSearch("IVF4096,Flat"))      # approximate: pip install 'setrec[faiss]'
-    items, scores = retriever.top(batch, beta=0.5, k=10)
+    items, scores = retriever.top(batch, Weights(beta=0.5), k=10)
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +16,15 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError
-from setrec.layers.grounding import weigh
-from setrec.schemas import Batch, mask_of
+from setrec.schemas import PAD, Batch, mask_of
+from setrec.scoring.graphs import ItemGraphs, touched_items
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.topk import best_first, mask_seen, top_scored
+from setrec.scoring.weights import FACTORS, Weights
+
+TOUCHED = 1 << 24  # numbers of gathered rows held at once
+GRAPH_ITEMS = 4096  # items that the graphs touch for a user, about
+_ANY = Weights(*[0.5] * len(Weights._fields))
 
 
 class Found(NamedTuple):
@@ -108,7 +113,12 @@ class FaissSearch(Search):
 
         self.table = table
         vectors = table.float().cpu().contiguous().numpy()  # (N, W)
-        self.index: Any = faiss.index_factory(table.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+        try:
+            self.index: Any = faiss.index_factory(table.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"faiss can't build the index {self.factory!r} ({str(error).split('Error: ')[-1]})."
+            ) from None
         if not self.index.is_trained:
             step = max(1, len(vectors) // self.train_items)
             self.index.train(vectors[::step])
@@ -143,50 +153,108 @@ class HasScorer(Protocol):
 class Retriever:
     """A trained model and its index, which is made when first asked for and made anew when weights have changed.
 
+    What every item has of its own is one inner product; item graphs add to few items, and never subtract. So the best k lie among
+    the best k by the inner product, and the items that the graphs of the user's last items touch. Both are scored exactly.
+
     Args:
         model: a scorer, or a module that has one; in evaluation mode.
         search: how to search; None: `ExactSearch`.
-
-    Raises:
-        ConfigError: the model adds item graphs to its scores, which no inner product holds.
     """
 
     def __init__(self, model: Scorer | HasScorer, search: Search | None = None) -> None:
         self.scorer = model if isinstance(model, Scorer) else model.scorer
-        if self.scorer.graphs is not None or self.scorer.model.recipe.neighbours:
-            raise ConfigError("An index can't hold item graphs: score with `Scorer.scores`, or train without them.")
         self.search = search or ExactSearch()
         self._made_of: list[tuple[int, int]] | None = None
 
     @torch.no_grad()
     def refresh(self) -> bool:
         """Make the index, unless it is there and belongs to the weights and the catalogue as they are. Says whether it did."""
-        model = self.scorer.model
-        sources = [*model.parameters(), *model.buffers()]
+        model, graphs = self.scorer.model, self.scorer.graphs
+        sources = [*model.parameters(), *model.buffers(), *([] if graphs is None else [graphs.recency, graphs.cold])]
         stamp = [(id(source), source._version) for source in sources]  # torch counts every change in place
         if stamp == self._made_of:
             return False
         self.scorer.refresh()
         index = self.scorer.index
-        self.search.build(torch.cat([index.cf, index.sem.to(index.cf.dtype)], dim=1))  # (N, sum(E) + H)
+        columns = {"cf": index.cf, "semantic": index.sem.to(index.cf.dtype)}  # of (N, any)
+        if graphs is not None:
+            columns["recency"] = graphs.recency[:, None].to(index.cf.dtype)  # (N, 1)
+            for name in columns:
+                if FACTORS[name].cold(_ANY) == 0:  # a cold item has no such part, whatever the weights
+                    columns[name] = columns[name].index_fill(0, graphs.cold, 0)
+        self.table = torch.cat(list(columns.values()), dim=1)  # (N, sum(E) + H, or one more)
+        self.search.build(self.table)
         self._made_of = stamp
         return True
 
     @torch.no_grad()
-    def top(self, batch: Batch, beta: float, k: int = 10, filter_seen: bool = True) -> Found:
+    def top(
+        self, batch: Batch, weights: Weights, k: int = 10, filter_seen: bool = True, allowed: Tensor | None = None
+    ) -> Found:
         """The k best items of every user of a batch.
 
         Args:
             batch: as evaluation makes it: one prefix a user.
-            beta: weight of the semantic slots.
+            weights: of the score.
             k: length of the lists.
             filter_seen: leave out the items of the user's own history.
+            allowed: (n,) int64 item ids in ascending order, the only candidates, which are then all scored; None: every item.
         """
         self.refresh()
         with torch.autocast(batch.history.device.type, enabled=False):
-            rows = weigh(self.scorer.model.user_vectors(batch, self.scorer.index), beta)  # (B, sum(E) + H)
+            user = self.scorer.model.user_vectors(batch, self.scorer.index)
+        rows = [FACTORS["cf"].warm(weights) * user.cf, FACTORS["semantic"].warm(weights) * user.sem]
+        graphs = self.scorer.graphs
+        if graphs is not None:
+            rows.append(user.cf.new_full((len(user.cf), 1), FACTORS["recency"].warm(weights)))
+        row = torch.cat(rows, dim=1)  # (B, sum(E) + H, or one more)
         seen = batch.seen if filter_seen else batch.seen[:, :0]  # (B, any)
-        return self.search.top(rows, k, seen)
+        found = self.search.top(row, k, seen) if allowed is None else _among(self.table, allowed, row, k, seen)
+        if graphs is None:
+            return found
+        few = max(1, TOUCHED // (self.table.shape[1] * GRAPH_ITEMS))
+        added = [
+            self._with_graphs(graphs, Found(item, score), row, history, seen, weights, allowed)
+            for item, score, row, history, seen in zip(
+                *(tensor.split(few) for tensor in (found.item, found.score, row, batch.history, seen)), strict=True
+            )
+        ]
+        return Found(torch.cat([f.item for f in added]), torch.cat([f.score for f in added]))
+
+    def _with_graphs(
+        self,
+        graphs: ItemGraphs,
+        found: Found,
+        row: Tensor,
+        history: Tensor,
+        seen: Tensor,
+        weights: Weights,
+        allowed: Tensor | None,
+    ) -> Found:
+        """The best of what the search found and of what the graphs touch. Shapes: see `top`, for b of the users."""
+        item, added = touched_items(graphs, history, weights)  # (b, U)
+        scores = torch.einsum("bw,bnw->bn", row, self.table[item.clamp(min=0)]) + added  # (b, U)
+        gone = ~mask_of(item) | (item[:, :, None] == seen[:, None, :]).any(dim=2)  # (b, U)
+        if allowed is not None:
+            gone |= ~torch.isin(item, allowed)
+        scores.masked_fill_(gone, -torch.inf)
+        again = (found.item[:, :, None] == item[:, None, :]).any(dim=2)  # (b, k): scored with its graphs already
+        score = torch.cat([found.score.masked_fill(again, -torch.inf), scores], dim=1)  # (b, k + U)
+        best, ids = best_first(score, torch.cat([found.item, item], dim=1))  # (b, k + U)
+        k = found.item.shape[1]
+        return Found(ids[:, :k], best[:, :k])
+
+
+def _among(table: Tensor, allowed: Tensor, row: Tensor, k: int, seen: Tensor) -> Found:
+    """The best of some items, all scored. allowed: (n,) int64, ascending; the rest: see `Search.top`."""
+    if not len(allowed):
+        return Found(seen.new_full((len(row), k), PAD), row.new_full((len(row), k), -torch.inf))
+    exact = ExactSearch()
+    exact.build(table[allowed])
+    place = torch.searchsorted(allowed, seen.clamp(min=0))  # (B, any)
+    there = mask_of(seen) & (allowed[place.clamp(max=len(allowed) - 1)] == seen)  # (B, any)
+    found = exact.top(row, k, torch.where(there, place, PAD))  # (B, k)
+    return found._replace(item=torch.where(mask_of(found.item), allowed[found.item.clamp(min=0)], PAD))  # (B, k)
 
 
 def overlap(found: Found, exact: Found) -> float:

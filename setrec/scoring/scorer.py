@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from setrec.layers.grounding import Index, part_scores
+from setrec.layers.grounding import Index, UserVector, part_scores
 from setrec.model import SETRec
 from setrec.schemas import Batch
 from setrec.scoring.choosing import Corners, corners, hits_of_weightings
 from setrec.scoring.graphs import ItemGraphs, graph_parts
 from setrec.scoring.weights import BETAS, FACTORS, Weights, weightings
+
+KEPT_BYTES = 256 << 20  # of user vectors, between the two passes of a validation
 
 
 class Scorer:
@@ -28,6 +30,7 @@ class Scorer:
     def __init__(self, model: SETRec, graphs: ItemGraphs | None = None) -> None:
         self.model, self.graphs = model, graphs
         self._corners: tuple[tuple[Weights, ...], Corners] | None = None  # of the last grid that was asked for
+        self._kept: dict[bytes, UserVector] = {}  # of the batches that `hits` has read since the last `refresh`
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -42,14 +45,23 @@ class Scorer:
     @torch.no_grad()
     def refresh(self) -> None:
         """Make the index of the catalogue from the weights as they are now."""
+        self._kept = {}
         with torch.autocast(self.model.queries.device.type, enabled=False):
             self.index = self.model.index()
 
     def hits(self, batch: Batch, target: Tensor, seen: Tensor, grid: Sequence[Weights], k: int) -> Tensor:
-        """Targets of each user among the first k items under every weighting, (B, V) int64; see `hits_of_weightings`."""
+        """Targets of each user among the first k items under every weighting, (B, V) int64; see `hits_of_weightings`.
+
+        Keeps the user vectors, so that `scores` need not read the same batch again before the next `refresh`.
+        """
         if self._corners is None or self._corners[0] != tuple(grid):
             self._corners = tuple(grid), corners(grid)
-        return hits_of_weightings(self._parts(batch), self._cold, seen, target, grid, self._corners[1], k)  # (B, V)
+        user = self._user(batch)
+        if (len(self._kept) + 1) * sum(part.numel() * part.element_size() for part in user) <= KEPT_BYTES:
+            self._kept[_name(batch)] = user
+        return hits_of_weightings(
+            self._parts(batch, user), self._cold, seen, target, grid, self._corners[1], k
+        )  # (B, V)
 
     def scores(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
         """Scores (B, N) under each weighting in turn, from one forward pass. batch: one prefix a user."""
@@ -72,7 +84,8 @@ class Scorer:
             items: (B, k) int64 item ids.
 
         Returns:
-            name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf; sem_0, ..., memory_text, neighbours_text; recent.
+            name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf, transitions; sem_0, ..., memory_text, neighbours_text;
+            recent.
         """
         with torch.autocast(batch.history.device.type, enabled=False):
             cf, sem = self.model.parts(batch, self.index, items)
@@ -80,7 +93,12 @@ class Scorer:
             (name, "semantic", part) for name, part in sem.items()
         ]
         if self.graphs is not None:
-            shown = {"cooccurrence": "neighbours_cf", "text": "neighbours_text", "recency": "recent"}
+            shown = {
+                "cooccurrence": "neighbours_cf",
+                "transitions": "transitions",
+                "text": "neighbours_text",
+                "recency": "recent",
+            }
             for kind, part in graph_parts(self.graphs, batch.history).items():
                 at_items = part.expand(len(items), -1).gather(1, items)  # (B, k)
                 named.append((shown[kind], kind, at_items))
@@ -97,12 +115,25 @@ class Scorer:
             return torch.empty(0, dtype=torch.int64, device=self.model.queries.device)
         return self.graphs.cold
 
-    def _parts(self, batch: Batch) -> dict[str, Tensor]:
+    def _user(self, batch: Batch) -> UserVector:
+        """The user vectors of a batch, one prefix a user."""
+        kept = self._kept.get(_name(batch)) if self._kept else None
+        if kept is not None:
+            return kept
+        with torch.autocast(batch.history.device.type, enabled=False):
+            return self.model.user_vectors(batch, self.index)
+
+    def _parts(self, batch: Batch, user: UserVector | None = None) -> dict[str, Tensor]:
         """The parts of the score before they are weighed, (B, N) each; recency (N,)."""
         with torch.autocast(batch.history.device.type, enabled=False):
-            cf, sem = part_scores(self.model.user_vectors(batch, self.index), self.index)  # (B, N), (B, N)
+            cf, sem = part_scores(user if user is not None else self._user(batch), self.index)  # (B, N), (B, N)
         counted = {} if self.graphs is None else graph_parts(self.graphs, batch.history)  # of (B, N) or (N,)
         return {"cf": cf, "semantic": sem} | counted
+
+
+def _name(batch: Batch) -> bytes:
+    """What tells a batch of a validation from its other batches."""
+    return batch.user.cpu().numpy().tobytes()
 
 
 def _sum(parts: dict[str, tuple[float, Tensor]]) -> Tensor:

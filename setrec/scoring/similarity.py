@@ -1,6 +1,7 @@
 """How similar items are: by who bought them together, and by their text vectors. Scores and baselines both read this.
 
     co-occurrence  cosine: C(i, j) / sqrt(n_i n_j), C = how often i and j stand within 5 steps of one history
+    transitions    the same, C = how often j comes soon after i, the nearest most
     text           cosine of the text vectors, plain, or sharpened: max(cosine, 0)^6
     n-grams        see char_ngrams.py
 
@@ -12,7 +13,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from setrec.cf import count_cooccurrence
+from setrec.cf import count_cooccurrence, count_transitions
 from setrec.files.ragged import Ragged
 from setrec.schemas import mask_of
 
@@ -46,7 +47,20 @@ def cooccurrence_cosine(sequences: Ragged, n_items: int, window: int = WINDOW) -
 
     sequences: histories to count in, oldest item first.
     """
-    pairs = count_cooccurrence(sequences, n_items, window)  # (N, N) sparse
+    return _cosine(count_cooccurrence(sequences, n_items, window), sequences)
+
+
+def transition_cosine(sequences: Ragged, n_items: int, window: int, decay: float) -> sp.csr_matrix:
+    """How often an item comes soon after another, divided as a cosine is, (N, N) sparse float32: row, then column.
+
+    sequences: histories to count in, oldest item first; window, decay: see `count_transitions`.
+    """
+    return _cosine(count_transitions(sequences, n_items, window, decay), sequences)
+
+
+def _cosine(pairs: sp.csr_matrix, sequences: Ragged) -> sp.csr_matrix:
+    """Counts of pairs, (N, N) sparse, divided by sqrt(n_i n_j), in place."""
+    n_items = pairs.shape[0]
     scale = 1 / np.sqrt(np.maximum(np.bincount(sequences.items, minlength=n_items), 1))  # (N,)
     row = np.repeat(np.arange(n_items), np.diff(pairs.indptr))  # (pairs,)
     pairs.data = (pairs.data * scale[row] * scale[pairs.indices]).astype(np.float32)  # (pairs,)

@@ -6,6 +6,7 @@ Items are ranked by score, ties by the lower item id, so that the same scores gi
 import torch
 from torch import Tensor
 
+from setrec.errors import ModelError
 from setrec.schemas import PAD, mask_of
 
 CUTOFFS = (5, 10, 20)  # lengths of the lists that figures are taken of
@@ -32,7 +33,7 @@ def top_items(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         (B, k) int64 item ids.
 
     Raises:
-        ValueError: NaN among the best scores (a diverged model has no ranking).
+        ModelError: NaN among the best scores (a diverged model has no ranking).
     """
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)  # (B, N)
@@ -83,7 +84,7 @@ def top_scored(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = torch.nn.functional.pad(best, (0, k - n), value=-torch.inf)  # (B, k)
         ids = torch.nn.functional.pad(ids, (0, k - n), value=PAD)  # (B, k)
     if best.isnan().any():
-        raise ValueError("scores hold NaN, so there is no ranking: the model has diverged; lower the learning rate")
+        raise ModelError("scores hold NaN, so there is no ranking: the model has diverged; lower the learning rate.")
     return best_first(best, ids)
 
 

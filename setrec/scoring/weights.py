@@ -6,10 +6,11 @@ The score of an item is a sum of parts, each times a factor that depends on the 
     cf             collaborative slots and their memories                  1 - beta         0
     semantic       semantic slots and the memory of text                   beta             beta
     cooccurrence   neighbours of the last items by co-occurrence           (1 - beta) g     0
+    transitions    what comes next after the last items                    (1 - beta) g t   0
     text           neighbours of the last items by text and char n-grams   beta g           beta c
     recency        how often an item was the newest of a history           r                0
 
-g is `neighbours`, r is `recency`, c is `cold_text`. A model without item graphs has the first two parts only,
+g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`. A model without item graphs has the first two parts only,
 and the factors of warm items for all. Where there are graphs, a cold item (absent from training) is scored by its text alone:
 validation holds no cold
 item with co-occurrence or recency, so it can't say what these are worth there.
@@ -32,6 +33,7 @@ class Weights(NamedTuple):
     neighbours: float = 0.0
     recency: float = 0.0
     cold_text: float = 0.0
+    transitions: float = 0.0
 
 
 BETAS = tuple(b / 10 for b in range(11))
@@ -39,6 +41,7 @@ GRID = {  # what validation tries beside beta, in units of log odds, like the sl
     "neighbours": (0.0, 4.0, 8.0),
     "recency": (0.0, 0.5, 1.0, 1.5),
     "cold_text": (0.0, 10.0, 20.0),
+    "transitions": (0.0, 2.0, 4.0),  # in units of `neighbours`
 }
 
 
@@ -53,9 +56,13 @@ FACTORS = {
     "cf": Factors(lambda w: 1 - w.beta, lambda w: 0.0),
     "semantic": Factors(lambda w: w.beta, lambda w: w.beta),
     "cooccurrence": Factors(lambda w: (1 - w.beta) * w.neighbours, lambda w: 0.0),
+    "transitions": Factors(lambda w: (1 - w.beta) * w.neighbours * w.transitions, lambda w: 0.0),
     "text": Factors(lambda w: w.beta * w.neighbours, lambda w: w.beta * w.cold_text),
     "recency": Factors(lambda w: w.recency, lambda w: 0.0),
 }
+
+
+GRAPHS = {"cooccurrence", "transitions", "text"}  # these parts are 0 for most items and never negative
 
 
 def weightings(betas: tuple[float, ...], graphs: bool, text: bool) -> list[Weights]:
@@ -69,7 +76,11 @@ def weightings(betas: tuple[float, ...], graphs: bool, text: bool) -> list[Weigh
     if not graphs:
         return [Weights(beta) for beta in betas]
     tried = GRID if text else GRID | {"cold_text": (0.0,)}
-    return [Weights(beta, *others) for *others, beta in itertools.product(*tried.values(), betas)]
+    every = [
+        Weights(beta, **dict(zip(tried, others, strict=True)))
+        for *others, beta in itertools.product(*tried.values(), betas)
+    ]
+    return [w for w in every if w.neighbours or not w.transitions]  # `transitions` is a factor of `neighbours`
 
 
 # ----------------------------------------------------------------------------------------------- weights in a state_dict

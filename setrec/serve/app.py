@@ -5,9 +5,10 @@ import base64
 import hashlib
 import hmac
 import logging
+import math
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +21,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from setrec.errors import SETRecError
+from setrec.errors import ConfigError, DataError, ModelError, SETRecError
 from setrec.evaluation.results import package_versions
 from setrec.recommend import RankedItem, Why
 from setrec.serve import messages
 from setrec.serve.batching import Batcher, BusyError
+from setrec.serve.connections import NOSNIFF
 from setrec.serve.file_watcher import watch
 from setrec.serve.journal import JournalWriteError
 from setrec.serve.model_calls import RequestResult, answer_batch, answer_in_pieces, refuse_unknown
@@ -32,6 +34,7 @@ from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics, method_label, route_label
 
+HEALTHY_FOR = 1.0  # seconds after a good answer in which /health does not ask the model
 PAGE = Path(__file__).parent / "page.html"
 TOKEN = "SETREC_TOKEN"  # the environment variable
 log = logging.getLogger("uvicorn.error")
@@ -42,7 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The body cannot be read.",
         413: "The body is too large.",
         422: "Something in the body is wrong; the sentence says what and where.",
-        503: "Too many requests are waiting: try again.",
+        503: "Too many requests are waiting: try again; or the model gives no finite scores: see /health.",
     }.items()
 }
 CHANGE_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
@@ -58,38 +61,49 @@ CHANGE_ERRORS: dict[int | str, dict[str, Any]] = ERRORS | {
 
 
 class RequestLimits:
-    """The outermost layer: refuses a body that is too large before all of it is read, and counts requests."""
+    """The outermost layer: refuses a body that is too large before all of it is read, answers HEAD, and counts requests."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics
+        self.held = 0  # bytes of the bodies of all requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request of the ASGI protocol."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start, status, size = time.perf_counter(), 500, 0
+        head = scope["method"] == "HEAD"  # GET without the body
+        inner = {**scope, "method": "GET"} if head else scope
 
         async def receive_limited() -> Message:
             nonlocal size
             message = await receive()
-            size += len(message.get("body", b""))
+            part = len(message.get("body", b""))
+            size += part
+            self.held += part
             if size > messages.MAX_BODY:
                 raise HTTPException(413, f"The body is larger than {messages.MAX_BODY} bytes.", {"connection": "close"})
+            if self.held > messages.MAX_BODIES:
+                sentence = "Too many large requests are on their way; try again in a second."
+                raise HTTPException(503, sentence, {"connection": "close", "retry-after": "1"})
             return message
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-content-type-options"] = "nosniff"
+                MutableHeaders(scope=message).update(NOSNIFF)
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         self.metrics.in_flight.inc()
         try:
-            await self.app(scope, receive_limited, send_noting_status)
+            await self.app(inner, receive_limited, send_noting_status)
         finally:
+            self.held -= size
             self.metrics.in_flight.dec()
-            self.metrics.count_request(route_label(scope), method_label(scope), status, time.perf_counter() - start)
+            self.metrics.count_request(route_label(inner), method_label(scope), status, time.perf_counter() - start)
 
 
 def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) -> FastAPI:
@@ -101,8 +115,15 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) ->
         options: see `ServeOptions`.
     """
     server_metrics = ServerMetrics()
+
+    def answer(requests: Sequence[messages.RecommendBody]) -> list[RequestResult | Exception]:
+        answers = answer_batch(holder.current, requests)
+        faulty = any(isinstance(one, Exception) and not isinstance(one, ConfigError | DataError) for one in answers)
+        holder.answered = -math.inf if faulty else time.monotonic()
+        return answers
+
     batcher: Batcher[messages.RecommendBody, RequestResult] = Batcher(
-        lambda requests: answer_batch(holder.current, requests),
+        answer,
         options.max_batch, options.max_wait_ms / 1000, options.max_waiting, server_metrics.batch.observe,
     )  # fmt: skip
     server_metrics.waiting.set_function(lambda: batcher.size)
@@ -192,9 +213,18 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) ->
             limits=messages.LIMITS, info=served.recommender.info(),
         )  # fmt: skip
 
-    @app.get("/health")
+    @app.get("/health", responses={503: {"model": messages.ErrorOut, "description": "The model cannot answer."}})
     async def health() -> messages.HealthOut:
-        """Say that the server answers."""
+        """Say that the model answers. It is asked for the first item of an empty history, unless it has just answered others."""
+        if time.monotonic() - holder.answered > HEALTHY_FOR:
+            try:
+                await batcher.submit(messages.RecommendBody(histories=[[]], k=1))
+            except BusyError:
+                pass  # it is at work
+            except Exception as error:
+                log.error("the model cannot answer: %s: %s", type(error).__name__, error)
+                reason = str(error) if isinstance(error, SETRecError) else f"it fails ({type(error).__name__})."
+                raise HTTPException(503, f"The model in service cannot answer: {reason}") from error
         return messages.HealthOut(
             status="ok", checkpoint=str(holder.current.path), generation=holder.current.generation
         )
@@ -276,6 +306,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: SETRecError) -> JSONResponse:
         return sentence(422, str(error))
 
+    @app.exception_handler(ModelError)
+    async def sick(request: Request, error: ModelError) -> JSONResponse:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+        return sentence(503, str(error))
+
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> JSONResponse:
         return sentence(503, "Too many requests are waiting; try again in a second.", {"retry-after": "1"})
@@ -287,4 +322,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
-        return sentence(500, "The server failed at this request; its log says why.")
+        return sentence(
+            500, "The server failed at this request; its log says why.", NOSNIFF
+        )  # outside of RequestLimits

@@ -2,15 +2,20 @@
 
 A file of JSON lines, one for each change, written and synced before the request is answered:
 
-    {"add": [{"id": "B1", "title": "...", "text": "..."}]}
-    {"remove": ["B2"]}
+    {"add": [{"id": "B1", "title": "...", "text": "..."}], "sha256": "..."}
+    {"remove": ["B2"], "sha256": "..."}
 
-If a crash leaves half a line, its request was never answered, and the line is dropped. The file holds the items as they were
-given, mostly as texts, so that the next checkpoint can encode them in its own way.
+The hash is that of the line without it. Earlier versions wrote no hash, and a line that a person writes needs none.
+
+If a crash leaves half a line, its request was never answered: the line is dropped, and the log says so. The file holds the items
+as they were given, mostly as texts, so that the next checkpoint can encode them in its own way.
 """
 
+import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +24,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.whole import sync_folder
+
+log = logging.getLogger("uvicorn.error")
+_HASHED = re.compile(rb'(\{.*), "sha256": "([0-9a-f]{64})"\}')
 
 
 class JournalWriteError(Exception):
@@ -84,8 +93,10 @@ class Journal:
         self._lock.release()
 
     def _append(self, change: dict[str, Any]) -> None:
-        line = json.dumps(change) + "\n"  # ASCII: no character can break a line
-        size = self.path.stat().st_size if self.path.exists() else 0
+        text = json.dumps(change)  # ASCII: no character can break a line
+        line = f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}\n'
+        new = not self.path.exists()
+        size = 0 if new else self.path.stat().st_size
         try:
             with self.path.open("a") as file:
                 file.write(line)
@@ -95,6 +106,8 @@ class Journal:
             with suppress(OSError):  # or half a line would stand before the next change
                 os.truncate(self.path, size)
             raise JournalWriteError(f"{self.path}: {error.strerror}") from error
+        if new:
+            sync_folder(self.path.parent)
         self._apply(change)
 
     def _apply(self, change: dict[str, Any]) -> None:
@@ -113,13 +126,44 @@ class Journal:
             raise ConfigError(
                 f"{self.path} cannot be read ({error.strerror}); name another file with --items."
             ) from None
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content) and self._writable:
-            os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                self._apply(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
+        if not content:
+            log.warning("%s is empty: it holds no change.", self.path)
+        *lines, last = content.split(b"\n")  # `last`: what follows the last line break, mostly nothing
+        torn = bool(last) and _is_torn(last)
+        if torn:
+            log.warning("%s: its last line is half a change, which was never confirmed; it is dropped.", self.path)
+        for number, line in enumerate(lines if torn or not last else [*lines, last], 1):
+            if not self._read_line(line.removesuffix(b"\r")):
                 raise DataError(
-                    f"{self.path}, line {number}: {line[:60]!r} is not a change of a catalogue; correct or delete the line."
-                ) from None
+                    f"{self.path}, line {number}: {line[:60]!r} is not a change of a catalogue, or was changed after it was "
+                    "written; correct it and leave out its sha256, or delete the line."
+                )
+        if last and self._writable:
+            with self.path.open("r+b") as file:
+                file.seek(len(content) - len(last) if torn else len(content))
+                file.write(b"" if torn else b"\n")
+                file.truncate()
+
+    def _read_line(self, line: bytes) -> bool:
+        """Apply the change in a line; false: it holds none."""
+        hashed = _HASHED.fullmatch(line)
+        try:
+            text = line if hashed is None else hashed[1] + b"}"
+            change = json.loads(text)
+            if hashed is not None and hashlib.sha256(text).hexdigest() != hashed[2].decode():
+                return False
+            if len(change) != 1 or not change.keys() <= {"add", "remove"}:  # or a damaged name would be read as nothing
+                return False
+            self._apply(change)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return False
+        return True
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line ends within its object, as a crash leaves it."""
+    try:
+        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return True
+    return False

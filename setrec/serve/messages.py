@@ -14,6 +14,7 @@ MAX_CANDIDATES = 100_000
 MAX_NEW_ITEMS = 1_000  # in a request
 MAX_FOUND = 100  # items of a search
 MAX_BODY = 8 << 20  # bytes
+MAX_BODIES = 16 * MAX_BODY  # of all requests in progress
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 

@@ -2,14 +2,15 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from setrec.errors import ConfigError, DataError, SETRecError
+from setrec.errors import ConfigError, DataError, ModelError, SETRecError
 from setrec.recommend import Recommender
-from setrec.serve.journal import Journal, JournalWriteError
+from setrec.serve.journal import Journal
 from setrec.text import TextVectors
 
 
@@ -31,6 +32,9 @@ class ModelHolder:
 
     A takeover replaces `current` when the new model is ready; calls that have begun end with the model they began with.
     Changes of the catalogue and this replacement never happen at the same time.
+
+    Attributes:
+        answered: when the model last answered well, by `time.monotonic`.
 
     Args:
         path: the first checkpoint.
@@ -58,6 +62,7 @@ class ModelHolder:
         self._changing = threading.Lock()
         self._taking_over = threading.Lock()
         self.current = ServedModel(self._load_and_try(path), path, 0, datetime.now(UTC))
+        self.answered = time.monotonic()
         self._replay(self.current.recommender)
 
     def add(self, items: Sequence[dict[str, Any]]) -> list[str]:
@@ -68,14 +73,7 @@ class ModelHolder:
             JournalWriteError: the journal cannot be written; nothing was added.
         """
         with self._changing:
-            recommender = self.current.recommender
-            ids = self._add_to(recommender, items)
-            try:
-                self.journal.add(items)
-            except JournalWriteError:
-                recommender.remove_items(ids)
-                raise
-            return ids
+            return self._add_to(self.current.recommender, items, lambda: self.journal.add(items))
 
     def remove(self, ids: Sequence[str]) -> list[str]:
         """Remove items from the catalogue for good; returns their ids.
@@ -91,8 +89,7 @@ class ModelHolder:
                     raise DataError(f"{own!a} is not in the catalogue; nothing was removed.")
             if len(set(ids)) == recommender.info()["n_items"]:
                 raise DataError("These are all items of the catalogue: nothing would be left to recommend.")
-            self.journal.remove(ids)
-            recommender.remove_items(ids)
+            recommender.remove_items(ids, keep=lambda: self.journal.remove(ids))
             return list(ids)
 
     def allowed(self, path: str) -> Path:
@@ -139,6 +136,8 @@ class ModelHolder:
             recommender = self._load(path)
             (first,) = recommender.recommend([[]], k=1)
             (again,) = recommender.recommend([[one.id for one in first.items]], k=1, exclude_seen=False)
+        except ModelError:
+            raise DataError(f"{path} gives scores that are not finite numbers; its training has diverged.") from None
         except SETRecError:
             raise
         except Exception as error:  # whatever is wrong with the file: one sentence that names it
@@ -151,7 +150,11 @@ class ModelHolder:
         return recommender
 
     def _replay(self, recommender: Recommender) -> None:
-        """Apply the journal to a trained catalogue. Items that the training has seen meanwhile stay as trained."""
+        """Apply the journal to a trained catalogue. Items that the training has seen meanwhile stay as trained.
+
+        Raises:
+            DataError: an item of the journal does not fit the model.
+        """
         gone = [own for own in self.journal.removed if own in recommender]
         if gone:
             recommender.remove_items(gone)
@@ -159,11 +162,19 @@ class ModelHolder:
         for with_vector in (False, True):
             some = [item for item in new if (item.get("vector") is not None) == with_vector]
             if some:
-                self._add_to(recommender, some)
+                try:
+                    self._add_to(recommender, some)
+                except SETRecError as error:
+                    raise DataError(
+                        f"the items in {self.journal.path} cannot be added to this model ({error}); correct that file, or name "
+                        "another with --items."
+                    ) from error
 
-    def _add_to(self, recommender: Recommender, items: Sequence[dict[str, Any]]) -> list[str]:
+    def _add_to(
+        self, recommender: Recommender, items: Sequence[dict[str, Any]], keep: Callable[[], None] | None = None
+    ) -> list[str]:
         """Add items in the form that requests have; returns their ids."""
         rows = [{name: item[name] for name in ("id", "title", "text", "vector") if item.get(name) is not None}
                 | {name: value for name, value in (item.get("fields") or {}).items() if name not in item}
                 for item in items]  # fmt: skip
-        return recommender.add_items(rows, encoder=self._encoder)
+        return recommender.add_items(rows, encoder=self._encoder, keep=keep)

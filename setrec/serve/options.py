@@ -1,5 +1,6 @@
 """The options of `setrec serve`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ class ServeOptions:
         host: Address to listen at; 127.0.0.1: this machine only; 0.0.0.0: everyone who can reach it.
         port: TCP port; 0: any free one.
         device: Where the model computes: cpu, cuda.
+        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
         max_batch: Most histories in one call of the model.
         max_wait_ms: Milliseconds that a request waits for others to share a call with.
         max_waiting: Most histories that may wait; further requests get status 503.
@@ -22,6 +24,11 @@ class ServeOptions:
             them when ckpt_path changes.
         models: Folder that checkpoints named by POST /model/reload must lie in; default: the working directory.
         watch: Seconds between two looks at ckpt_path, which is loaded again when it has changed; 0: never.
+        allowed_hosts: Names in the Host header that are answered, a list or with commas between, beside addresses, localhost and
+            the name of this machine: shop.example,*.shop.example; *: any.
+        client_timeout: Seconds that a client may take to send the head of a request, to send the body, to read the answer, and
+            until its next request.
+        max_connections: Most open connections; a new one takes the place of the one that has been idle longest.
         drain: Seconds that running requests get after SIGTERM.
         encoder: Text encoder for new items, such as SentenceTransformerText, if the data holds ready vectors and names no encoder.
             It must make the vectors that the model was trained on.
@@ -33,21 +40,37 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     device: str = "cpu"
+    index: str | None = None
     max_batch: int = 32
     max_wait_ms: float = 2.0
     max_waiting: int = 4096
     items: Path | None = None
     models: Path = Path()
     watch: float = 0.0
+    allowed_hosts: list[str] | str = ""
+    client_timeout: float = 20.0
+    max_connections: int = 512
     drain: int = 30
     encoder: TextVectors | None = None
 
+    @property
+    def allowed_names(self) -> set[str]:
+        """The names that `allowed_hosts` gives, in lower case."""
+        given = self.allowed_hosts.split(",") if isinstance(self.allowed_hosts, str) else self.allowed_hosts
+        return {name.strip().lower() for name in given} - {""}
+
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        smallest = {"max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0}
+        """Check the numbers and names."""
+        smallest = {
+            "max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0, "client_timeout": 0.1,
+            "max_connections": 1,
+        }  # fmt: skip
         for option, least in smallest.items():
             value = getattr(self, option)
             if not value >= least:  # this way round it refuses NaN, too
                 raise ConfigError(f"--{option} is {value}; it must be {least} or more.")
+        for name in self.allowed_names:
+            if not re.fullmatch(r"\*|(\*\.)?[^*:/\s]+", name):
+                raise ConfigError(f"--allowed_hosts {name!r} is no name, such as shop.example or *.shop.example.")
         if not 0 <= self.port <= 65_535:
             raise ConfigError(f"--port is {self.port}; it must be between 0 and 65535.")

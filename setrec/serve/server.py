@@ -1,5 +1,6 @@
 """`setrec serve`: open a socket, serve the application on it, and end in order."""
 
+import math
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ import uvicorn
 from setrec.errors import ConfigError
 from setrec.recommend import Recommender
 from setrec.serve.app import TOKEN, create_app
+from setrec.serve.connections import HostCheck, limited, own_names
 from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
@@ -33,7 +35,12 @@ def run_server(load: Callable[[Path], Recommender], ckpt_path: Path, options: Se
     try:
         holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder)
         app = create_app(holder, token, options)
-        config = uvicorn.Config(app, access_log=False, log_level="info", timeout_graceful_shutdown=options.drain)
+        app.add_middleware(HostCheck, names=own_names(options.host) | options.allowed_names)
+        config = uvicorn.Config(
+            app, access_log=False, log_level="info", timeout_graceful_shutdown=options.drain, ws="none",
+            http=limited(options.client_timeout, options.max_connections),
+            timeout_keep_alive=math.ceil(options.client_timeout),
+        )  # fmt: skip
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         info = holder.current.recommender.info()

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from setrec.errors import SETRecError
+from setrec.errors import ConfigError, SETRecError
+from setrec.files.checkpoint import check_unchanged, seal
 from setrec.files.whole import whole_file
 
 
@@ -25,10 +26,25 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         try:
-            with whole_file(path) as hidden, hidden.open("wb") as file:  # a path would put its name into the checkpoint
-                torch.save(checkpoint, file)
+            with whole_file(path) as hidden:
+                with hidden.open("wb") as file:  # a path would put its name into the checkpoint
+                    torch.save(checkpoint, file)
+                seal(hidden)
         except (OSError, RuntimeError) as error:  # torch's archive writer turns a full disk into a RuntimeError
             raise SETRecError(
                 f"The checkpoint {path} can't be written ({str(error).splitlines()[0]}): free some space, then resume "
                 "from the newest checkpoint beside it."
             ) from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """See `CheckpointIO.load_checkpoint`.
+
+        Raises:
+            ConfigError: the checkpoint cannot be read, or was changed after it was written.
+        """
+        check_unchanged(Path(path))
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except Exception as error:  # torch has a type of its own for every damage
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}).") from error

@@ -21,13 +21,16 @@ from setrec.data.batches import BatchLoader
 from setrec.data.catalogue import Catalogue
 from setrec.data.clean import Cleaning
 from setrec.data.datamodule import SETRecDataModule
+from setrec.data.split import LeaveOneOut
 from setrec.errors import ConfigError
 from setrec.evaluation.beta_curve import beta_curve
 from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
 from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
+from setrec.evaluation.provenance import provenance
 from setrec.evaluation.ranking_table import RankingTable, group_targets
-from setrec.evaluation.results import MODEL, RESULTS, Protocol, make_results, print_table, write_results
+from setrec.evaluation.results import LEAVE_ONE_OUT, MODEL, RESULTS, Protocol, make_results, print_table, write_results
+from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.evaluation.weight_search import WeightSearch
 from setrec.files.checkpoint import Checkpoint, read_checkpoint
 from setrec.hparams import instantiate, plain_hparams
@@ -70,6 +73,16 @@ class RankingModule(LightningModule):
         self._own_data: SETRecDataModule | None = None  # of `load_from_checkpoint`
         self._made_for: Catalogue | None = None
         self._resumed: dict[str, Any] | None = None  # how far a run is that is resumed; until it starts
+        self.rivals: Sequence[Rival] = ()  # what `test` and `validate` compare with, beside the baselines
+        self.origin: dict[str, Any] | None = None  # the run that the weights come from, see `provenance`
+
+    def setup(self, stage: str) -> None:
+        """Check that the rivals can be computed, before hours of training.
+
+        Raises:
+            ConfigError: see `check_rivals`.
+        """
+        check_rivals(self.rivals, self.data.catalogue.n_items)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -115,6 +128,16 @@ class RankingModule(LightningModule):
     @abstractmethod
     def score(self, batch: Batch) -> Tensor:
         """The scores, (B, N), under the weights that validation chose."""
+
+    # --------------------------------------------------------------------- models with counted parts define these too
+    @property
+    def counts(self) -> bool:
+        """Whether the score has parts that are counted in histories and not learned."""
+        return False
+
+    def score_in_train(self, batch: Batch) -> Tensor:
+        """The scores for test, (B, N), with nothing counted but training items."""
+        raise NotImplementedError  # a model without counted parts is never asked
 
     # ---------------------------------------------------------------- models with weights to choose define these too
     @property
@@ -182,8 +205,9 @@ class RankingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the name of the model's class, and the catalogue that the weights belong to."""
         catalogue = self.data.catalogue
+        checkpoint["run"] = provenance(self.data.seed, self.origin)
         checkpoint["model_class"] = public_name(type(self))
-        checkpoint["catalogue"] = {"name": catalogue.name, "fingerprint": catalogue.fingerprint}
+        checkpoint["catalogue"] = catalogue.plain_identity()
         checkpoint["weights_chosen"] = self.weights_chosen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -192,13 +216,8 @@ class RankingModule(LightningModule):
         Raises:
             ConfigError: it was trained on a catalogue with another fingerprint; see `check_weights` and `check_batches`.
         """
-        trained, here = checkpoint["catalogue"], self.data.catalogue
-        if trained["fingerprint"] != here.fingerprint:
-            raise ConfigError(
-                f"The checkpoint was trained on the data set {trained['name']!r} ({trained['fingerprint'][:12]}), but this is "
-                f"{here.name!r} ({here.fingerprint[:12]}): item ids and vectors would not match. Give the checkpoint's own "
-                "data (without --data flags it is read from the checkpoint), or train again."
-            )
+        self.origin = checkpoint.get("run")
+        self.data.catalogue.check(checkpoint["catalogue"], "The checkpoint")
         check_weights(self, checkpoint)
         if (
             self._trainer is not None
@@ -307,7 +326,8 @@ class RankingModule(LightningModule):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the comparison."""
         assert self.comparison is not None
-        self.comparison.update(batch, self.score(batch))
+        in_train = self.score_in_train(batch) if self.comparison.model_twice else None  # (B, N)
+        self.comparison.update(batch, self.score(batch), in_train)
 
     def on_test_epoch_end(self) -> None:
         """Print the table and its protocol, and write results.json into the run's folder."""
@@ -322,7 +342,16 @@ class RankingModule(LightningModule):
         data = self.data
         # validation may choose others before the report
         self.compared_weights, self.compared_chosen = self.chosen, self.weights_chosen
-        return Comparison(data.catalogue, data.histories, split, CUTOFFS, self.device)
+        return Comparison(
+            data.catalogue,
+            data.histories,
+            split,
+            CUTOFFS,
+            self.device,
+            train_alone=leaves_one_out(data),
+            counts=self.counts,
+            rivals=self.rivals,
+        )
 
     def report(self, comparison: Comparison) -> RankingTable:
         """Print the table and its protocol, and write results.json and the files beside it into the run's folder.
@@ -349,10 +378,13 @@ class RankingModule(LightningModule):
             baselines={name: baseline.describe() for name, baseline in comparison.baselines.items()},
             seed=data.seed,
             weights={name: round(value, 6) for name, value in weights.items()},
+            caution=LEAVE_ONE_OUT if leaves_one_out(data) else "",
         )
         tables = {filtered: {name: one.table for name, one in of.items()} for filtered, of in figures.items()}
         options = {"model": plain_hparams(self.hparams), "data": plain_hparams(data.hparams)}
-        write_and_print(self.results_path, make_results(protocol, tables, options), figures, data)
+        lists = {filtered: {name: one.lists for name, one in of.items()} for filtered, of in figures.items()}
+        results = make_results(protocol, tables, options, lists, provenance(data.seed, self.origin))
+        write_and_print(self.results_path, results, figures, data)
         return own
 
     # ---------------------------------------------------------------------------------------------------------- predict
@@ -379,6 +411,12 @@ def data_of(checkpoint: Checkpoint) -> SETRecDataModule:
     if "cleaning" in arguments:
         arguments["cleaning"] = Cleaning(**arguments["cleaning"])
     return SETRecDataModule(**arguments)
+
+
+def leaves_one_out(data: SETRecDataModule) -> bool:
+    """Whether the data was split by leave-one-out."""
+    reader, split = data.preparation.reader, data.preparation.split
+    return isinstance(split, LeaveOneOut) and not reader.gives_splits
 
 
 @rank_zero_only

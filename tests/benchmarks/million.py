@@ -23,6 +23,7 @@ from setrec.data.batches import EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue
 from setrec.module import SETRecModule
 from setrec.scoring.retrieval import ExactSearch, FaissSearch, Retriever, overlap
+from setrec.scoring.weights import Weights
 
 ALPHA, BATCH, USERS, K, BETA = 0.7, 512, 256, 10, 0.5
 
@@ -72,7 +73,7 @@ def serve(retriever: Retriever, rows: EvalRows, cpu: bool) -> tuple[float, float
     batch, best, found = rows[np.arange(USERS)], float("inf"), None
     for _ in tqdm(range(3), desc=type(retriever.search).__name__, unit="call"):
         start = now()
-        found = retriever.top(batch, BETA, K)
+        found = retriever.top(batch, Weights(BETA), K)
         best = min(best, now() - start)
     return made, USERS / best, found
 

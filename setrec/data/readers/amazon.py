@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from setrec.data.readers.base import EventLog, Reader
-from setrec.data.readers.columns import csv_batches, header
 from setrec.data.readers.download import Source
-from setrec.data.readers.gather import Events, Items, own_id
-from setrec.data.readers.lines import LineCounter, RawFile, records
-from setrec.data.readers.table import add_events, require_columns
+from setrec.data.readers.gather import Events, Items
+from setrec.data.readers.table import EventColumns, add_events
 from setrec.errors import ConfigError, DataError
+from setrec.files.columns import Table, TableForm
+from setrec.files.ids import own_id
+from setrec.files.lines import LineCounter, records
+from setrec.files.packed import RawFile
 from setrec.files.raw import raw_file
 
 Field = Literal["title", "description", "categories", "brand", "price", "features"]
@@ -105,19 +107,20 @@ class AmazonReviews(Reader):
         events = Events(counter)
         keys = self._read_reviews(reviews, events, counter)
         frame = events.frame()
-        wanted = None if self.keep_unreviewed else events.items
-        items = Items(self.text_fields, wanted, self.max_text, kept=("category", "brand"))
-        skipped = {reviews.name: counter.skipped}
+        items = Items(
+            self.text_fields, events.items, self.max_text, ("category", "brand"), keep_all=self.keep_unreviewed
+        )
+        files = {reviews.name: counter.about()}
         if metadata is not None:
-            skipped[metadata.name] = self._read_metadata(metadata, items)
-        return EventLog(frame, items.frame(), keys.ticks, self.keep_unreviewed, skipped)
+            files[metadata.name] = self._read_metadata(metadata, items) | items.about(metadata.name, reviews.name)
+        return EventLog(frame, items.frame(), keys.ticks, self.keep_unreviewed, files=files)
 
     def _read_reviews(self, file: RawFile, events: Events, counter: LineCounter) -> _Keys:
         keys = {2014: _OLD, 2018: _OLD, 2023: _NEW}.get(self.edition or 0)
         if ".csv" in file.path.suffixes:
-            require_columns(file, _NEW[:4], header(file, ","))
-            for batch in csv_batches(file, _NEW[:4], counter):
-                add_events(events, counter, batch, _NEW.user, _NEW.item, _NEW.time, _NEW.rating, "us")  # as they are
+            table = Table(file, TableForm(","), _NEW[:4])
+            table.require(_NEW[:4], "it is no file of ratings of 2023")
+            add_events(events, counter, table, EventColumns(*_NEW[:4], time_unit="us"))  # times as they are
             return _NEW
         for line, record in records(file, counter):
             if keys is None:
@@ -127,8 +130,8 @@ class AmazonReviews(Reader):
             )
         return keys or _OLD
 
-    def _read_metadata(self, file: RawFile, items: Items) -> int:
-        """Read the products. Returns the number of malformed lines."""
+    def _read_metadata(self, file: RawFile, items: Items) -> dict[str, Any]:
+        """Read the products. Returns what there is to say about the file."""
         counter = LineCounter(file.name, self.max_bad_lines)
         for line, record in records(file, counter):
             own = own_id(record.get(_NEW.item) or record.get(_OLD.item))
@@ -137,7 +140,7 @@ class AmazonReviews(Reader):
                 continue
             items.add(own, record.get("title"), product(record))
         counter.close()
-        return counter.skipped
+        return counter.about()
 
     def _files(self, raw: Path | None) -> tuple[Path, Path | None]:
         """Find the files of the reviews and of the metadata."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import polars as pl
 
@@ -18,6 +18,7 @@ class EventLog(NamedTuple):
     ticks: int = 1  # of `time` in a second; events are put in order by ticks, and split by whole seconds
     keep_unreviewed: bool = False  # items without any raw event enter the catalogue too
     skipped: dict[str, int] | None = None  # malformed lines of each raw file, for the manifest
+    files: dict[str, dict[str, Any]] | None = None  # what else there is to say about each file, see `LineCounter.about`
 
 
 class SplitLog(NamedTuple):
@@ -28,6 +29,7 @@ class SplitLog(NamedTuple):
     train: Ragged
     validation: Ragged
     test: Ragged
+    files: dict[str, dict[str, Any]] | None = None  # as in `EventLog`
 
 
 class Reader(ABC):

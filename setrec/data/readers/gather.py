@@ -3,18 +3,21 @@
 import html
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from setrec.data.readers.lines import LineCounter
 from setrec.errors import DataError
+from setrec.files.ids import alike, own_id, whole_numbers, without_lone_surrogates, without_point_zero
+from setrec.files.lines import Count, LineCounter
 
 _BUFFER = 200_000  # events that are held in Python arrays at a time
 _LATEST = 1 << 62  # no time is later than this, in any unit
 _RESERVED = ("id", "title", "text", "item_id", "count", "warm")  # columns that the prepared table has anyway
+_SPREADSHEET = re.compile(r"\d(?:[.,]\d+)?E\+\d+")  # 8.71235E+12, what Excel makes of a long number
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
@@ -56,9 +59,9 @@ class Events:
             when = int(time)  # type: ignore[call-overload]
             stars = float(rating) if rating is not None else np.nan  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
-            return self._counter.skip(line, f"time {str(time)[:30]!r}, rating {str(rating)[:30]!r}")
+            return self._counter.skip(line, "time or rating is no number", shown=f"{time}, {rating}")
         if not -_LATEST < when < _LATEST:
-            return self._counter.skip(line, f"time {str(when)[:30]}")
+            return self._counter.skip(line, "no such time", shown=when)
         self._user.append(self.users.setdefault(own_user, len(self.users)))
         self._item.append(self.items.setdefault(own_item, len(self.items)))
         self._time.append(when)
@@ -90,10 +93,20 @@ class Events:
         """
         self._counter.close()
         self._flush()
+        for what, known in (("user", self.users), ("item", self.items)):
+            lost = [own for own in known if "E+" in own and _SPREADSHEET.fullmatch(own)]
+            if lost:
+                why = f"{what} ids in the form of a spreadsheet, which may have lost their last digits"
+                self._counter.notes[why] = Count(len(lost), repr(lost[0]))
+        self.users, users = _as_whole_numbers(self.users)
+        self.items, items = _as_whole_numbers(self.items)
         user, item, time, rating = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         self._parts = []
         if not len(time):
-            raise DataError(f"{self._counter.file} holds no events; check that it is the right file.")
+            raise DataError(
+                f"{self._counter.file} holds no events{self._counter.in_words()}; check that it is the right file."
+            )
+        user, item = (part if to is None else to[part] for part, to in ((user, users), (item, items)))
         columns = {"user": _categories(user, self.users), "item": _categories(item, self.items), "time": time}
         if not np.isnan(rating).all():
             columns["rating"] = rating
@@ -101,24 +114,37 @@ class Events:
 
 
 class Items:
-    """Collects items: one row per own id, however often the raw file repeats it.
+    """Collects items: one row per own id, however often the raw file repeats it. Counts those that no event names.
 
     Of several rows of an item, the one with the longest text stays (of equally long ones, the last in the alphabet). So the
     order of the rows does not matter.
 
     Args:
         text_fields: the fields that the text is made from, in this order: "title: ...; brand: ...". Empty fields are left out.
-        wanted: the own ids to keep; None: all.
+        events: the own ids of the items in the events.
         max_text: the most characters of a text.
         kept: fields that become columns too, as those of text_fields do, for the templates of text encoders.
+        keep_all: keep the items that no event names too.
+        null_words: texts of a field that mean that it is empty.
     """
 
     def __init__(
-        self, text_fields: Sequence[str], wanted: Iterable[str] | None, max_text: int, kept: Sequence[str] = ()
+        self,
+        text_fields: Sequence[str],
+        events: Collection[str],
+        max_text: int,
+        kept: Sequence[str] = (),
+        keep_all: bool = False,
+        null_words: Collection[str] = (),
     ) -> None:
         self.text_fields, self.max_text, self._kept = text_fields, max_text, kept
-        self._wanted = None if wanted is None else set(wanted)
+        self._events, self._keep_all, self._null_words = events, keep_all, frozenset(null_words)
+        self._numbers = bool(events) and all(own.isdecimal() for own in events)  # a column of whole numbers
         self._rows: dict[str, tuple[str, ...]] = {}
+        self._unnamed = array("q")  # hashes of the ids that are in no event; there may be millions
+        self._example = ""
+        self._alike: dict[str, str] | None = None  # what ids of the events have in common with others
+        self._different: dict[str, str] = {}  # id in the events -> id that was probably meant to be the same
 
     def add(self, own: str, title: object, fields: Mapping[str, object]) -> None:
         """Add a row of an item.
@@ -128,15 +154,60 @@ class Items:
             title: text, or None.
             fields: field -> text, number, list or None.
         """
-        if self._wanted is not None and own not in self._wanted:
-            return
+        if self._numbers:
+            own = without_point_zero(own)
+        if own not in self._events:
+            self._note_unnamed(own)
+            if not self._keep_all:
+                return
         columns = self._columns()
-        flat = {name: one_line(fields.get(name))[: self.max_text] for name in {*self.text_fields, *columns}}
+        flat = {name: self._flat(fields.get(name)) for name in {*self.text_fields, *columns}}
         text = "; ".join(f"{name}: {flat[name]}" for name in self.text_fields if flat[name])[: self.max_text].rstrip()
-        row = (text, one_line(title)[: self.max_text], *(flat[name] for name in columns))
+        row = (text, self._flat(title), *(flat[name] for name in columns))
         before = self._rows.get(own)
         if before is None or (len(before[0]), before) < (len(row[0]), row):
             self._rows[own] = row
+
+    def _flat(self, value: object) -> str:
+        text = one_line(value)[: self.max_text]
+        return "" if text in self._null_words else text
+
+    def _note_unnamed(self, own: str) -> None:
+        self._example = self._example or own
+        self._unnamed.append(hash(own))
+        if self._alike is None:
+            self._alike = {alike(known): known for known in self._events}
+        meant = self._alike.get(alike(own))
+        if meant is not None and own != meant:
+            self._different.setdefault(meant, own)
+
+    def about(self, file: str, events: str) -> dict[str, Any]:
+        """Count the ids that are in no event, for the manifest.
+
+        Args:
+            file: what messages call the file of items.
+            events: what messages call the file of events.
+
+        Raises:
+            DataError: no id of the items is in the events.
+        """
+        named = sum(own in self._events for own in self._rows)
+        different = {meant: own for meant, own in self._different.items() if meant not in self._rows}
+        hint = ""
+        if different:
+            meant, own = next(iter(different.items()))
+            hint = f"; {len(different):,} differ only in zeros in front or in capital letters, such as {own!r} and {meant!r}"
+        if not named and self._example:
+            raise DataError(
+                f"no id of {file} is in {events}: {self._example!r} stands in one, {next(iter(self._events))!r} in the "
+                f"other{hint}; name the columns with the ids, or write the ids alike in both files."
+            )
+        about: dict[str, Any] = {"items": named}
+        if self._unnamed:
+            about |= {"in_no_event": len(np.unique(np.frombuffer(self._unnamed, np.int64))), "example": self._example}
+        if different:
+            about["written_differently"] = {"items": len(different), "here": own, "in_events": meant}
+        return about
 
     def _columns(self) -> list[str]:
         return [name for name in dict.fromkeys((*self.text_fields, *self._kept)) if name not in _RESERVED]
@@ -148,15 +219,6 @@ class Items:
         return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
-def own_id(value: object) -> str | None:
-    """Turn an id into text; None where the value cannot be an id."""
-    if isinstance(value, str):
-        return _without_lone_surrogates(value)
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else (str(value) if value == value else None)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
 def one_line(value: object) -> str:
     """Turn a field into one line of text: lists and dicts flattened, HTML removed, white space made single spaces."""
     if value is None or (isinstance(value, float) and value != value):
@@ -166,7 +228,7 @@ def one_line(value: object) -> str:
     text = str(value)
     if "<" in text or "&" in text:
         text = _TAG.sub(" ", html.unescape(text))
-    return _without_lone_surrogates(" ".join(text.split()))
+    return without_lone_surrogates(" ".join(text.split()))
 
 
 def _texts_in(value: object) -> Iterator[str]:
@@ -182,13 +244,17 @@ def _texts_in(value: object) -> Iterator[str]:
         yield one_line(value)
 
 
-def _without_lone_surrogates(text: str) -> str:
-    """Replace lone halves of surrogate pairs, which old Python literals hold and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+def _as_whole_numbers(known: dict[str, int]) -> tuple[dict[str, int], np.ndarray | None]:
+    """Take ".0" from ids that are all whole numbers.
+
+    Returns:
+        The ids with new numbers, and the new number of each old one; None: nothing changes.
+    """
+    changed = whole_numbers(known)
+    if not changed:
+        return known, None
+    new: dict[str, int] = {}
+    return new, np.array([new.setdefault(changed.get(own, own), len(new)) for own in known], np.int32)
 
 
 def _number_ids(column: pl.Series, known: dict[str, int]) -> np.ndarray:

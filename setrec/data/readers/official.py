@@ -1,6 +1,9 @@
-"""The authors' release (github.com/Linxyhaha/SETRec): dicts of users, sets of items, a pickled SASRec matrix."""
+"""The authors' release (github.com/Linxyhaha/SETRec): dicts of users, sets of items, texts, and matrices of vectors."""
 
 import json
+import re
+import sys
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +21,22 @@ from setrec.files.vectorfile import count_rows
 _COMMIT = "5175629145fc6523e66a932d7498554cb3896465"  # of the release's repository: what is fetched never changes
 _PUBLIC = f"https://raw.githubusercontent.com/Linxyhaha/SETRec/{_COMMIT}/data"
 _PUBLISHED = ("toys", "beauty", "sports", "steam")
+_TEXTS = "combine_tdcb_maps.npy"  # {"recid2combine": {item id: text}}
+_MAX_TEXT = 2000  # characters of an item's text, as in the other readers
+
+# A text of the release: "The item title is T. D. It has the categories of C1 , C2. The brand of this item is B".
+_OPENING = re.compile(r"The (?:\w+ )?title is ")
+_MARKERS = {
+    "categories": ("It has the categories of ", "The tags are "),
+    "brand": ("The brand of this item is ", "The publisher is "),
+}
+_FIELDS = ("title", "description", "categories", "brand")
+_MISSING = re.compile(r"(?:title|description|category|categories|brand)_\d+|unknown", re.IGNORECASE)  # placeholders
+_NO_DESCRIPTION = re.compile(r"(.*?)\.? *description_\d+\.?", re.DOTALL)
+# ". " after one of these ends no sentence
+_ABBREVIATIONS = re.compile(
+    r"(?:[a-z]\.)*[a-z]|dr|mrs?|ms|st|jr|sr|vs|no|vol|inc|co|ltd|corp|oz|in|ft|lbs?|pcs?|pk|asst|approx", re.IGNORECASE
+)  # "G.I." and "E." too
 
 
 class OfficialRelease(Reader):
@@ -25,6 +44,9 @@ class OfficialRelease(Reader):
 
     The sets and dicts of warm and cold items follow from the training dict (cold = absent from it). They may be missing
     (Sports, Beauty). If they are there, they must agree with it.
+
+    Texts come from the release's combine_tdcb_maps.npy: title, description, categories, brand, and all of them as text. A file
+    of your own, items.jsonl, takes its place if it is there.
 
     Args:
         training: file of the training dict, {user: [item, ...]} pickled into a .npy.
@@ -34,7 +56,7 @@ class OfficialRelease(Reader):
         testing_cold: file of the test dict's cold items; optional.
         warm: file of the set of warm items; optional.
         cold: file of the set of cold items; optional.
-        items: one JSON line per item in id order: item_id, asin, title, keywords; optional.
+        items: a file that is not in the release: one JSON line per item in id order: item_id, asin, title, keywords; optional.
         vectors: a matrix of the release with one row per item, which gives the number of items; optional.
         download: files to download where --data.raw is not given; null: those of the authors' repository, for the data sets
             called toys, beauty, sports and steam.
@@ -65,7 +87,8 @@ class OfficialRelease(Reader):
         if self.download is not None or name not in _PUBLISHED:
             return super().public(name)
         needed = (self.training, self.validation, self.testing)
-        files = (*needed, self.testing_warm, self.testing_cold, self.warm, self.cold, self.vectors)
+        lists = (self.testing_warm, self.testing_cold, self.warm, self.cold)
+        files = (*needed, *lists, _TEXTS, self.vectors, f"{name}.emb-t5-tdcb.npy")
         return [Source(f"{_PUBLIC}/{name}/{file}", optional=file not in needed) for file in files]
 
     def sources(self, raw: Path | None) -> list[Path]:
@@ -73,7 +96,8 @@ class OfficialRelease(Reader):
         if raw is None:
             return []
         required = (self.training, self.validation, self.testing)
-        optional = (self.testing_warm, self.testing_cold, self.warm, self.cold, self.items, self.vectors)
+        texts = self.items if (raw / self.items).is_file() else _TEXTS
+        optional = (self.testing_warm, self.testing_cold, self.warm, self.cold, texts, self.vectors)
         return [raw / name for name in required] + [raw / name for name in optional if (raw / name).is_file()]
 
     def read(self, raw: Path | None) -> SplitLog:
@@ -81,9 +105,12 @@ class OfficialRelease(Reader):
         assert raw is not None, "prepare() asks for the folder first"
         names = (self.training, self.validation, self.testing)
         splits = [_read_dict(raw / name) for name in names]
+        texts: dict[int, str] | None = None
         table = _read_items(raw / self.items) if (raw / self.items).is_file() else None
+        if table is None and (raw / _TEXTS).is_file():
+            texts = _read_texts(raw / _TEXTS)
         warm, cold = (_read_set(raw / name) if (raw / name).is_file() else None for name in (self.warm, self.cold))
-        n_items = self._count(raw, table, warm, cold, splits)
+        n_items = self._count(raw, table, texts, warm, cold, splits)
         for name, split in zip(names, splits, strict=True):
             _check_range(name, split, n_items)
 
@@ -103,14 +130,14 @@ class OfficialRelease(Reader):
         users = sorted(set().union(*splits))
         train, validation, test = (Ragged.from_rows([split.get(user, []) for user in users]) for split in splits)
         if table is None:
-            ids = [str(item) for item in range(n_items)]
-            table = pl.DataFrame({"id": ids, "title": "", "text": ""}, schema_overrides={"id": pl.String})
+            table = _items_of_texts(texts or {}, n_items)
         return SplitLog([str(user) for user in users], table, train, validation, test)
 
     def _count(
         self,
         raw: Path,
         table: pl.DataFrame | None,
+        texts: dict[int, str] | None,
         warm: set[int] | None,
         cold: set[int] | None,
         splits: list[dict[int, list[int]]],
@@ -119,6 +146,8 @@ class OfficialRelease(Reader):
         known: dict[str, int] = {}
         if table is not None:
             known[self.items] = len(table)
+        if texts is not None:
+            known[_TEXTS] = max(texts, default=-1) + 1
         if (raw / self.vectors).is_file():
             rows = count_rows(raw / self.vectors)
             if rows is not None:
@@ -209,3 +238,82 @@ def _read_items(path: Path) -> pl.DataFrame:
     if len(repeated):
         raise DataError(f"{path.name} gives the id {repeated['id'][0]!r} to several items; every item needs its own.")
     return table
+
+
+def _read_texts(path: Path) -> dict[int, str]:
+    """Read combine_tdcb_maps.npy: item id -> text."""
+    content = load_object_npy(path)
+    texts = content.get("recid2combine") if isinstance(content, dict) else None
+    if not isinstance(texts, dict):
+        raise DataError(
+            f"{path.name} must hold a dict with the entry 'recid2combine', the text of every item; download it again, or "
+            "delete it to go on without texts."
+        )
+    for item, text in texts.items():
+        if type(item) is not int or item < 0 or not isinstance(text, str):
+            raise DataError(
+                f"{path.name}: item {item!r} has {text!r:.40}, but it must be a whole number from 0 with a text; download "
+                "the file again, or delete it to go on without texts."
+            )
+    return texts
+
+
+def _items_of_texts(texts: Mapping[int, str], n_items: int) -> pl.DataFrame:
+    """The table of items from the release's texts, and a word about what they lack. An item's own id is its number."""
+    rows: list[dict[str, str]] = []
+    odd: list[int] = []
+    for item in range(n_items):
+        whole = texts.get(item, "").strip()
+        fields = fields_of(whole)
+        if fields is None:
+            odd += [item] if whole else []
+            fields = dict.fromkeys(_FIELDS, "")
+            text = whole
+        else:
+            text = ". ".join(value for value in fields.values() if value)
+        rows.append({"id": str(item), **fields, "text": text[:_MAX_TEXT]})
+    table = pl.DataFrame(rows, schema=dict.fromkeys(("id", *_FIELDS, "text"), pl.String))
+    if texts:
+        lack = ", ".join(f"{field} {(table[field] == '').sum():,}" for field in (*_FIELDS, "text"))
+        line = f"{_TEXTS}: {n_items:,} items; without a value: {lack}"
+        if odd:
+            line += f"; {len(odd):,} texts have another form and are kept whole, e.g. that of item {odd[0]}"
+        print(line, file=sys.stderr)
+    return table
+
+
+def fields_of(text: str) -> dict[str, str] | None:
+    """Take one of the release's texts apart.
+
+    Args:
+        text: "The item title is T. D. It has the categories of C1 , C2. The brand of this item is B".
+
+    Returns:
+        title, description, categories and brand, "" where a placeholder (title_<id>, description_<id>) stands or nothing does;
+        None: the text has another form. Nothing marks the end of the title: it is taken to be the first end of a sentence.
+    """
+    opening = _OPENING.match(text)
+    if opening is None:
+        return None
+    places = sorted(
+        (text.rfind(marker), len(marker), field)
+        for field, markers in _MARKERS.items()
+        for marker in markers
+        if text.rfind(marker) >= opening.end()
+    )
+    ends = [start for start, _, _ in places] + [len(text)]
+    found = {field: text[start + size : end] for (start, size, field), end in zip(places, ends[1:], strict=True)}
+    body = text[opening.end() : ends[0]].strip()
+    undescribed = _NO_DESCRIPTION.fullmatch(body)
+    found["title"], found["description"] = (undescribed[1], "") if undescribed else _first_sentence(body)
+    found["categories"] = found.get("categories", "").replace(" , ", ", ")
+    clean = {field: found.get(field, "").strip().removesuffix(".").strip() for field in _FIELDS}
+    return {field: "" if _MISSING.fullmatch(value) else value for field, value in clean.items()}
+
+
+def _first_sentence(text: str) -> tuple[str, str]:
+    """The first sentence without its end, and the rest."""
+    for end in re.finditer(r"\. ", text):
+        if not _ABBREVIATIONS.fullmatch(re.split(r"[\s(]", text[: end.start()])[-1]):
+            return text[: end.start()], text[end.end() :]
+    return text, ""

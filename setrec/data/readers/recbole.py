@@ -1,18 +1,26 @@
 """RecBole's atomic files: .inter and .item, tab-separated, with the type of each column in the header."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
-from setrec.data.readers.base import EventLog, Reader
-from setrec.data.readers.columns import LINE, csv_batches, header
+import numpy as np
+import polars as pl
+
+from setrec.data.readers.base import EventLog, Reader, SplitLog
 from setrec.data.readers.download import Source
 from setrec.data.readers.gather import Events, Items
-from setrec.data.readers.lines import LineCounter, RawFile
-from setrec.data.readers.table import add_events, require_columns
-from setrec.errors import ConfigError, DataError
-from setrec.files.tables import TICKS, TimeUnit
+from setrec.data.readers.table import EventColumns, add_events, check_time_unit
+from setrec.errors import DataError
+from setrec.files.columns import Table, TableForm
+from setrec.files.ids import NULL_WORDS
+from setrec.files.lines import LineCounter
+from setrec.files.packed import RawFile
+from setrec.files.ragged import Ragged
+from setrec.files.times import TICKS, TimeUnit
 
+_PARTS = ("train", "valid", "test")  # of a data set that comes split: X.train.inter, X.valid.inter, X.test.inter
 _TITLES = ("title", "movie_title", "name", "app_name", "item_name")  # what RecBole's own data sets call a title
 
 
@@ -21,17 +29,23 @@ class RecBoleFiles(Reader):
 
     The header names each column as "name:type", with the types token, token_seq, float and float_seq. Quotes have no meaning.
 
+    A data set that comes split (X.train.inter, X.valid.inter and X.test.inter) keeps its splits: cleaning and split do not apply,
+    and users and items are in order of their own ids.
+
     Args:
         dataset: X of X.inter and X.item; null: the only .inter in the raw folder, or in the zip archives inside it.
         user: name of the user's column, without its type.
         item: name of the item's column, in both files.
-        timestamp: name of the time's column: numbers since 1970, fractions allowed.
+        timestamp: name of the time's column: numbers since 1970, fractions allowed; null: there are no times, and the order of
+            the rows is the order of the events.
         rating: name of the rating's column; a file without this column has no ratings.
         title: name of the title's column in the .item; null: title, movie_title, name, app_name or item_name.
         text_fields: columns of the .item that an item's text is made from: "title: ...; genre: ..."; null: all of the types
             token and token_seq except the id.
-        separator: the character between columns.
+        separator: the characters between columns.
+        encoding: of the files, such as cp1252; null: seen from their first bytes.
         time_unit: of the times; auto: below 1e11 they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
+        null_words: ids and texts that mean that nothing is there.
         keep_unreviewed: put items without any event into the catalogue too, as cold items.
         max_text: the most characters of an item's text.
         max_bad_lines: malformed lines that a file may have: a whole number, or (with a decimal point) a share of its lines.
@@ -44,95 +58,156 @@ class RecBoleFiles(Reader):
         dataset: str | None = None,
         user: str = "user_id",
         item: str = "item_id",
-        timestamp: str = "timestamp",
+        timestamp: str | None = "timestamp",
         rating: str = "rating",
         title: str | None = None,
         text_fields: list[str] | None = None,
         separator: str = "\t",
+        encoding: str | None = None,
         time_unit: TimeUnit = "auto",
+        null_words: list[str] = NULL_WORDS,
         keep_unreviewed: bool = False,
         max_text: int = 2000,
         max_bad_lines: int | float = 0.01,
         download: list[Source] | None = None,
     ) -> None:
-        if len(separator) != 1 or time_unit not in get_args(TimeUnit):
-            raise ConfigError(f"separator {separator!r} must be one character, time_unit {time_unit!r} a known unit.")
+        check_time_unit(time_unit)
+        self._form = TableForm(separator, encoding, quotes=False)
         self.dataset, self.user, self.item, self.timestamp = dataset, user, item, timestamp
         self.rating, self.title, self.text_fields, self.separator = rating, title, text_fields, separator
-        self.time_unit, self.keep_unreviewed, self.max_text = time_unit, keep_unreviewed, max_text
+        self.encoding, self.time_unit, self.null_words = encoding, time_unit, null_words
+        self.keep_unreviewed, self.max_text = keep_unreviewed, max_text
         self.max_bad_lines, self.download = max_bad_lines, download
 
     def sources(self, raw: Path | None) -> list[Path]:
         """See `Reader.sources`."""
-        return list(dict.fromkeys(file.path for file in self._files(raw) if file is not None)) if raw else []
+        if raw is None:
+            return []
+        inter, about = self._files(raw)
+        return list(dict.fromkeys(file.path for file in (*inter, about) if file is not None))
 
-    def read(self, raw: Path | None) -> EventLog:
+    def read(self, raw: Path | None) -> EventLog | SplitLog:
         """See `Reader.read`. Times are in microseconds."""
         inter, about = self._files(raw)
-        names = list(self._types(inter))
-        rating = self.rating if self.rating in names else None
-        wanted = [self.user, self.item, self.timestamp, *([rating] if rating else [])]
-        require_columns(inter, wanted, names)
-        counter = LineCounter(inter.name, self.max_bad_lines)
-        events = Events(counter)
-        for batch in csv_batches(inter, wanted, counter, self.separator, names, quotes=False):
-            add_events(events, counter, batch, self.user, self.item, self.timestamp, rating, self.time_unit)
-        frame = events.frame()
-        skipped = {inter.name: counter.skipped}
-        items = Items((), None if self.keep_unreviewed else events.items, self.max_text)
+        files: dict[str, dict[str, Any]] = {}
+        logs = [self._read_events(file, files) for file in inter]
+        known = {own for log in logs for own in log["item"].cast(pl.String).unique().to_list()}
+        items = Items((), known, self.max_text, keep_all=self.keep_unreviewed, null_words=self.null_words)
         if about is not None:
-            skipped[about.name] = self._read_items(about, items)
-        return EventLog(frame, items.frame(), TICKS, self.keep_unreviewed, skipped)
+            files[about.name] = self._read_items(about, items) | items.about(about.name, inter[0].name)
+        if len(logs) == 1:
+            return EventLog(logs[0], items.frame(), TICKS, self.keep_unreviewed, files=files)
+        return _split_log(logs, items.frame(), files)
 
-    def _read_items(self, file: RawFile, items: Items) -> int:
-        """Read the items. Returns the number of malformed lines."""
-        types = self._types(file)
-        title = self.title or next((name for name in _TITLES if name in types), None)
-        texts = [name for name, kind in types.items() if kind.startswith("token") and name != self.item]
+    def _read_events(self, file: RawFile, files: dict[str, dict[str, Any]]) -> pl.DataFrame:
+        table = self._table(file)
+        rating = self.rating if self.rating in table.names else None
+        columns = EventColumns(self.user, self.item, self.timestamp, rating, self.time_unit, null_words=self.null_words)
+        if "item_id_list" in table.names:
+            raise DataError(f"{file.name} holds a list of items in each row (item_id_list); give one event a row.")
+        table.require(
+            columns.wanted,
+            "name the columns with --data.reader.user, .item, .timestamp and so on; for events without times, "
+            "--data.reader.timestamp null",
+        )
+        counter = LineCounter(file.name, self.max_bad_lines)
+        events = Events(counter)
+        add_events(events, counter, table, columns)
+        frame = events.frame()
+        files[file.name] = counter.about()
+        return frame
+
+    def _read_items(self, file: RawFile, items: Items) -> dict[str, Any]:
+        """Read the items. Returns what there is to say about the file."""
+        table = self._table(file)
+        title = self.title or next((name for name in _TITLES if name in table.names), None)
+        texts = [name for name, kind in self._types.items() if kind.startswith("token") and name != self.item]
         items.text_fields = texts if self.text_fields is None else self.text_fields
         wanted = list(dict.fromkeys([self.item, *([title] if title else []), *items.text_fields]))
-        require_columns(file, wanted, list(types))
+        table.require(wanted, "name the columns with --data.reader.item, .title and .text_fields")
         counter = LineCounter(file.name, self.max_bad_lines)
-        for batch in csv_batches(file, wanted, counter, self.separator, list(types), quotes=False):
-            for record in batch.iter_rows(named=True):
-                if not record[self.item]:
-                    counter.skip(record[LINE], "no item")
-                    continue
-                items.add(record[self.item], record[title] if title else None, record)
+        for line, record in table.records(counter, wanted):
+            own = record[self.item].strip()
+            if not own or own in self.null_words:
+                counter.skip(line, "no item", shown=own or None)
+                continue
+            items.add(own, record[title] if title else None, record)
         counter.close()
-        return counter.skipped
+        return counter.about()
 
-    def _types(self, file: RawFile) -> dict[str, str]:
-        """The type of each column, in order."""
-        columns = [name.partition(":") for name in header(file, self.separator, quotes=False)]
+    def _table(self, file: RawFile) -> Table:
+        """Open a file, and take the types from the names of its columns."""
+        table = Table(file, self._form, ())
+        columns = [name.partition(":") for name in table.names]
         if not any(kind for _, _, kind in columns):
             raise DataError(
                 f"{file.name} line 1 names no types (user_id:token and so on); it is not a RecBole file: use TableFiles."
             )
-        return {name: kind for name, _, kind in columns}
+        table.names = [name for name, _, _ in columns]
+        self._types = {name: kind for name, _, kind in columns}
+        return table
 
-    def _files(self, raw: Path | None) -> tuple[RawFile, RawFile | None]:
-        """Find the .inter and the .item."""
+    def _files(self, raw: Path | None) -> tuple[list[RawFile], RawFile | None]:
+        """Find the .inter, or the three of a data set that comes split, and the .item."""
         if raw is None:
             raise DataError("RecBoleFiles needs raw files; pass --data.raw DIR with the folder that holds them.")
         found = [RawFile(path) for path in sorted(raw.rglob("*")) if path.suffix in (".inter", ".item")]
         if not found:
             found = [file for path in sorted(raw.glob("*.zip")) for file in _members(path)]
-        named: dict[str, list[RawFile]] = {".inter": [], ".item": []}
+        inter: dict[str, dict[str, RawFile]] = {}  # data set -> part ("" for the whole) -> file
+        about: dict[str, RawFile] = {}
         for file in found:
-            inside = Path(file.member or file.path.name)
-            if self.dataset in (None, inside.stem):
-                named[inside.suffix].append(file)
-        if len(named[".inter"]) != 1:
-            names = ", ".join(file.name for file in named[".inter"][:5]) or "none"
+            path = Path(file.member or file.path.name)
+            stem, part = path.stem, ""
+            if path.suffix == ".inter" and stem.rpartition(".")[2] in _PARTS:
+                stem, _, part = stem.rpartition(".")
+            if self.dataset not in (None, stem):
+                continue
+            if path.suffix == ".item":
+                about[stem] = file
+            else:
+                if part in inter.setdefault(stem, {}):
+                    raise DataError(f"{raw} holds two files {path.name}; leave one there.")
+                inter[stem][part] = file
+        if len(inter) != 1:
+            names = ", ".join(file.name for parts in inter.values() for file in parts.values()) or "none"
             raise DataError(
                 f"{raw} must hold one {self.dataset or ''}.inter, as a file or in a zip, but has {names}; name the data "
                 "set with --data.reader.dataset."
             )
-        inter = named[".inter"][0]
-        stem = Path(inter.member or inter.path.name).stem
-        about = [file for file in named[".item"] if Path(file.member or file.path.name).stem == stem]
-        return inter, about[0] if about else None
+        ((stem, parts),) = inter.items()
+        if "" in parts:  # the whole data set; what is split lies beside it
+            return [parts[""]], about.get(stem)
+        lacks = [part for part in _PARTS if part not in parts]
+        if lacks:
+            raise DataError(
+                f"{raw} holds {', '.join(file.name for file in parts.values())}, but no {stem}.{lacks[0]}.inter; a data set "
+                "that comes split needs train, valid and test."
+            )
+        return [parts[part] for part in _PARTS], about.get(stem)
+
+
+def _split_log(logs: list[pl.DataFrame], items: pl.DataFrame, files: dict[str, dict[str, Any]]) -> SplitLog:
+    """Number users and items by their own ids. A user's events of a part are in order of time, and of the file."""
+
+    def numbers(column: str, more: Iterable[str] = ()) -> dict[str, int]:
+        used = {own for log in logs for own in log[column].cast(pl.String).unique().to_list()}
+        return {own: number for number, own in enumerate(sorted(used | set(more)))}
+
+    users, ids = numbers("user"), numbers("item", items["id"])
+    parts = []
+    for log in logs:
+        events = log.select(
+            pl.col("user").cast(pl.String).replace_strict(users, return_dtype=pl.Int64),
+            pl.col("item").cast(pl.String).replace_strict(ids, return_dtype=pl.Int64),
+            "time",
+        ).sort("user", "time", maintain_order=True)
+        lengths = np.bincount(events["user"].to_numpy(), minlength=len(users))  # (users,)
+        parts.append(Ragged.from_lengths(lengths, events["item"].to_numpy()))
+    table = pl.DataFrame({"id": list(ids)}, {"id": pl.String}).join(items, "id", how="left", maintain_order="left")
+    table = table.with_columns(pl.col("title", "text").fill_null(""))
+    train, validation, test = parts
+    return SplitLog(list(users), table, train, validation, test, files)
 
 
 def _members(path: Path) -> list[RawFile]:

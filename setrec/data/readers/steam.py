@@ -3,13 +3,15 @@
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from setrec.data.readers.base import EventLog, Reader
 from setrec.data.readers.download import Source
-from setrec.data.readers.gather import Events, Items, own_id
-from setrec.data.readers.lines import LineCounter, RawFile, records
+from setrec.data.readers.gather import Events, Items
 from setrec.errors import DataError
+from setrec.files.ids import own_id
+from setrec.files.lines import LineCounter, records
+from setrec.files.packed import RawFile
 from setrec.files.raw import raw_file
 
 Field = Literal["title", "genres", "tags", "specs", "developer", "publisher", "price"]
@@ -22,8 +24,8 @@ _SERVER = "https://cseweb.ucsd.edu/~wckang/"
 class SteamReviews(Reader):
     """Reads reviews of games. A user's own id is the user name, an item's is the game's number on Steam.
 
-    The dates are days, so a user's reviews of one day are put in order of the games' ids (with paper_ids, in the order of the
-    file). There are no ratings.
+    The dates are days, so a user's reviews of one day come in an order by chance (with paper_ids, in the order of the file).
+    There are no ratings.
 
     Args:
         reviews: name of the file of reviews (username, product_id, date); null: steam_reviews.json.gz or
@@ -71,15 +73,16 @@ class SteamReviews(Reader):
         for line, record in records(reviews, counter):
             events.add(line, record.get("username"), record.get("product_id"), _day(record.get("date")))
         frame = events.frame()
-        wanted = None if self.keep_unreviewed else events.items
-        items = Items(self.text_fields, wanted, self.max_text, kept=("category", "brand"))
-        skipped = {reviews.name: counter.skipped}
+        items = Items(
+            self.text_fields, events.items, self.max_text, ("category", "brand"), keep_all=self.keep_unreviewed
+        )
+        files = {reviews.name: counter.about()}
         if games is not None:
-            skipped[games.name] = self._read_games(games, items)
-        return EventLog(frame, items.frame(), keep_unreviewed=self.keep_unreviewed, skipped=skipped)
+            files[games.name] = self._read_games(games, items) | items.about(games.name, reviews.name)
+        return EventLog(frame, items.frame(), keep_unreviewed=self.keep_unreviewed, files=files)
 
-    def _read_games(self, file: RawFile, items: Items) -> int:
-        """Read the games. Returns the number of malformed lines."""
+    def _read_games(self, file: RawFile, items: Items) -> dict[str, Any]:
+        """Read the games. Returns what there is to say about the file."""
         counter = LineCounter(file.name, self.max_bad_lines)
         for line, record in records(file, counter):
             own = own_id(record.get("id"))
@@ -91,7 +94,7 @@ class SteamReviews(Reader):
             first = genres[0] if isinstance(genres, list) and genres else None
             items.add(own, title, record | {"title": title, "category": first, "brand": record.get("developer")})
         counter.close()
-        return counter.skipped
+        return counter.about()
 
     def _files(self, raw: Path | None) -> tuple[Path, Path | None]:
         """Find the files of the reviews and of the games."""

@@ -1,29 +1,35 @@
 """Your own tables: events and items as CSV, parquet or JSON lines. You name the columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from setrec.data.readers.base import EventLog, Reader
-from setrec.data.readers.columns import LINE, csv_batches, header, json_batches, parquet_batches
 from setrec.data.readers.download import Source
-from setrec.data.readers.gather import Events, Items, own_id
-from setrec.data.readers.lines import LineCounter, RawFile, opened, records
-from setrec.errors import ConfigError, DataError
+from setrec.data.readers.gather import Events, Items
+from setrec.errors import ConfigError
+from setrec.files.columns import LINE, Table, TableForm
+from setrec.files.ids import NULL_WORDS, as_text, own_id
+from setrec.files.lines import Count, LineCounter, records
+from setrec.files.packed import RawFile, inside
 from setrec.files.raw import raw_file
-from setrec.files.tables import TICKS, TimeUnit, as_text, times
+from setrec.files.times import TICKS, TimeUnit, time_form, times
 
-_JSON = (".json", ".jsonl", ".ndjson")
+_NO_HEADER = "; if it has no header, name all its columns in order with --data.reader.{}"
+_CALL_IT = "name the columns with --data.reader.user, .item, .timestamp, .title and so on"
 
 
 class TableFiles(Reader):
     """Reads a file of events and, if there is one, a file of items.
 
-    The file's name tells the form: .parquet; .jsonl, .json or .ndjson (one object a line); anything else is CSV with a
-    header. CSV and JSON lines may be packed by gzip. Columns that are not named here are not read.
+    The file's name tells the form: .parquet; .jsonl, .json or .ndjson (one object a line, or one array); anything else is CSV.
+    Each may be packed by gzip, bzip2 or xz, or be the only file in a zip archive. Columns that are not named here are not read.
+    Encoding and separator are seen from each file where they are not told.
+
+    Ids are text without blanks around it. In a column of whole numbers, 1.0 is 1.
 
     Args:
         events: the file of events, one event a row: a name inside the raw folder, or a path.
@@ -31,14 +37,22 @@ class TableFiles(Reader):
             the longest text counts.
         user: column of the user's id.
         item: column of the item's id, in both files.
-        timestamp: column of the time: numbers since 1970, or ISO dates such as 2014-07-23 or 2014-07-23T10:00:00Z.
+        timestamp: column of the time: numbers since 1970, ISO dates such as 2014-07-23 or 2014-07-23T10:00:00Z, and other common
+            forms; null: there are no times, and the order of the rows is the order of the events.
         rating: column of the rating, for cleaning.min_rating; null: none.
         item_id: column of the item's id in the file of items; null: the same name as in the events.
         title: column of the item's title; null: none.
         text_fields: columns that an item's text is made from: "title: ...; brand: ..."; null: all except the id.
         columns: names of all columns of an events CSV without header, in order; null: its first line has them.
-        separator: the character between the fields of a CSV; null: a tab in .tsv and .txt, else a comma.
+        item_columns: the same for the file of items.
+        separator: the characters between the fields of a CSV, such as ; or ::; null: seen from the first line.
+        item_separator: the same for the file of items; each file may have its own.
+        encoding: of the file of events, such as cp1252, utf-16 or gb18030; null: seen from its first bytes (UTF-8, UTF-16, or
+            cp1252 for western text that is not UTF-8).
+        item_encoding: the same for the file of items.
         time_unit: of numbers; auto: below 1e11 they are seconds, below 1e14 milliseconds, below 1e17 microseconds.
+        time_format: form of the times as Python's strptime writes it, such as %d/%m/%Y; null: seen from the times.
+        null_words: ids and texts that mean that nothing is there.
         keep_unreviewed: put items without any event into the catalogue too, as cold items.
         max_text: the most characters of an item's text.
         max_bad_lines: malformed lines that a file may have: a whole number, or (with a decimal point) a share of its lines.
@@ -52,26 +66,33 @@ class TableFiles(Reader):
         items: str | None = None,
         user: str = "user_id",
         item: str = "item_id",
-        timestamp: str = "timestamp",
+        timestamp: str | None = "timestamp",
         rating: str | None = None,
         item_id: str | None = None,
         title: str | None = "title",
         text_fields: list[str] | None = None,
         columns: list[str] | None = None,
+        item_columns: list[str] | None = None,
         separator: str | None = None,
+        item_separator: str | None = None,
+        encoding: str | None = None,
+        item_encoding: str | None = None,
         time_unit: TimeUnit = "auto",
+        time_format: str | None = None,
+        null_words: list[str] = NULL_WORDS,
         keep_unreviewed: bool = False,
         max_text: int = 2000,
         max_bad_lines: int | float = 0.01,
         download: list[Source] | None = None,
     ) -> None:
-        if time_unit not in get_args(TimeUnit):
-            raise ConfigError(f"time_unit {time_unit!r} must be one of {', '.join(get_args(TimeUnit))}.")
-        if separator is not None and len(separator) != 1:
-            raise ConfigError(f"separator {separator!r} must be one character.")
+        check_time_unit(time_unit)
+        self._events_form = TableForm(separator, encoding, columns)
+        self._items_form = TableForm(item_separator, item_encoding, item_columns, likely=separator)
         self.events, self.items, self.user, self.item, self.timestamp = events, items, user, item, timestamp
         self.rating, self.item_id, self.title, self.text_fields = rating, item_id, title, text_fields
-        self.columns, self.separator, self.time_unit = columns, separator, time_unit
+        self.columns, self.separator, self.encoding = columns, separator, encoding
+        self.item_columns, self.item_separator, self.item_encoding = item_columns, item_separator, item_encoding
+        self.time_unit, self.time_format, self.null_words = time_unit, time_format, null_words
         self.keep_unreviewed, self.max_text, self.max_bad_lines = keep_unreviewed, max_text, max_bad_lines
         self.download = download
 
@@ -83,140 +104,159 @@ class TableFiles(Reader):
 
     def read(self, raw: Path | None) -> EventLog:
         """See `Reader.read`. Times are in microseconds."""
-        file = RawFile(raw_file(self.events, raw))
+        file = inside(raw_file(self.events, raw))
         counter = LineCounter(file.name, self.max_bad_lines)
         events = Events(counter)
-        wanted = [self.user, self.item, self.timestamp, *([self.rating] if self.rating else [])]
-        for batch in self._batches(file, wanted, counter, self.columns):
-            add_events(events, counter, batch, self.user, self.item, self.timestamp, self.rating, self.time_unit)
-        frame = events.frame()
-        skipped = {file.name: counter.skipped}
-        table = Items((), (), 0).frame()
-        if self.items is not None:
-            table = self._read_items(RawFile(raw_file(self.items, raw)), None if self.keep_unreviewed else events.items)
-            skipped |= self._skipped
-        return EventLog(frame, table, TICKS, self.keep_unreviewed, skipped)
-
-    def _batches(
-        self, file: RawFile, wanted: Sequence[str], counter: LineCounter, names: list[str] | None
-    ) -> Iterator[pl.DataFrame]:
-        kind = _kind(file.path)
-        if kind == "json":
-            return json_batches(file, wanted, counter)
-        header_names = names or self._names(file, kind)
-        require_columns(file, wanted, header_names)
-        if kind == "parquet":
-            return parquet_batches(file, wanted, counter)
-        return csv_batches(
-            file, wanted, counter, self._separator(file.path), header_names, first_line=0 if names else 1
+        columns = EventColumns(
+            self.user, self.item, self.timestamp, self.rating, self.time_unit, self.time_format, self.null_words
         )
+        table = Table(file, self._events_form, columns.wanted)
+        table.require([self.user, self.item], _CALL_IT + _NO_HEADER.format("columns"))
+        table.require(columns.wanted, f"{_CALL_IT}; for events without times, --data.reader.timestamp null")
+        add_events(events, counter, table, columns)
+        frame = events.frame()
+        files = {file.name: counter.about()}
+        items = Items((), (), 0).frame()
+        if self.items is not None:
+            about = inside(raw_file(self.items, raw))
+            items = self._read_items(about, file, events, files)
+        return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files)
 
-    def _read_items(self, file: RawFile, known: dict[str, int] | None) -> pl.DataFrame:
-        key, kind = self.item_id or self.item, _kind(file.path)
-        counter = LineCounter(file.name, self.max_bad_lines)
-        if kind == "json":
-            fields = self.text_fields or _json_fields(file, key)
-            items = Items(fields, known, self.max_text)
-            for line, record in records(file, counter):
-                own = own_id(record.get(key))
-                if not own:
-                    counter.skip(line, "no item")
-                    continue
-                items.add(own, record.get(self.title) if self.title else None, record)
-        else:
-            names = self._names(file, kind)
-            require_columns(file, [key, *([self.title] if self.title else []), *(self.text_fields or [])], names)
-            fields = [name for name in names if name != key] if self.text_fields is None else self.text_fields
-            items = Items(fields, known, self.max_text)
-            for batch in self._batches(file, list(dict.fromkeys([key, self.title or key, *fields])), counter, None):
-                for own, record in zip(as_text(batch[key]).to_list(), batch.iter_rows(named=True), strict=True):
-                    if not own:
-                        counter.skip(record[LINE], "no item")
-                        continue
-                    items.add(own, record[self.title] if self.title else None, record)
+    def _read_items(
+        self, file: RawFile, of_events: RawFile, events: Events, files: dict[str, dict[str, Any]]
+    ) -> pl.DataFrame:
+        key = self.item_id or self.item
+        form = self._items_form
+        if file == of_events:  # the items stand in the events
+            form = self._events_form
+        counter = LineCounter(file.name, self.max_bad_lines, encoding_option="--data.reader.item_encoding")
+        required = [key, *([self.title] if self.title else []), *(self.text_fields or [])]
+        table = Table(file, form, required)
+        fields = self.text_fields
+        if fields is None:
+            fields = [name for name in table.named if name != key] if table.names else _json_fields(table, key)
+        wanted = list(dict.fromkeys([key, *([self.title] if self.title else []), *fields]))
+        table.require(wanted, _CALL_IT + _NO_HEADER.format("item_columns"))
+        items = Items(fields, events.items, self.max_text, keep_all=self.keep_unreviewed, null_words=self.null_words)
+        for line, record in table.records(counter, wanted):
+            own = own_id(record[key]) if key in record else None
+            own = own.strip() if own else own
+            if not own or own in self.null_words:
+                counter.skip(line, "no item", shown=own or None)
+                continue
+            items.add(own, record.get(self.title) if self.title else None, record)
         counter.close()
-        self._skipped = {file.name: counter.skipped}
+        key_of = file.name if file.name not in files else f"{file.name} (items)"
+        files[key_of] = counter.about() | items.about(file.name, of_events.name)
         return items.frame()
 
-    def _names(self, file: RawFile, kind: str) -> list[str]:
-        if kind == "csv":
-            return header(file, self._separator(file.path))
-        with opened(file) as stream:
-            return list(pq.ParquetFile(stream).schema_arrow.names)
 
-    def _separator(self, path: Path) -> str:
-        return self.separator or ("\t" if {".tsv", ".txt"} & set(path.suffixes) else ",")
+def check_time_unit(unit: str) -> None:
+    """Check the name of a unit.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    if unit not in get_args(TimeUnit):
+        raise ConfigError(f"time_unit {unit!r} must be one of {', '.join(get_args(TimeUnit))}.")
 
 
-def add_events(
-    events: Events,
-    counter: LineCounter,
-    batch: pl.DataFrame,
-    user: str,
-    item: str,
-    timestamp: str,
-    rating: str | None,
-    unit: TimeUnit,
-) -> None:
-    """Add the rows of a batch that have a user, an item, a time and a readable rating. Count the others as malformed.
+@dataclass(frozen=True)
+class EventColumns:
+    """The columns of events, and what stands in them.
+
+    Attributes:
+        user: the user's id.
+        item: the item's id.
+        timestamp: the time; None: the number of the row is the time.
+        rating: the rating; None: there is none.
+        time_unit: of times that are numbers.
+        time_format: form of the times for strptime; None: seen from the times.
+        null_words: ids that are none.
+    """
+
+    user: str
+    item: str
+    timestamp: str | None
+    rating: str | None
+    time_unit: TimeUnit = "auto"
+    time_format: str | None = None
+    null_words: Sequence[str] = ()
+
+    @property
+    def wanted(self) -> list[str]:
+        """The columns to read."""
+        return list(dict.fromkeys(name for name in (self.user, self.item, self.timestamp, self.rating) if name))
+
+
+def add_events(events: Events, counter: LineCounter, table: Table, columns: EventColumns) -> None:
+    """Add the rows that have a user, an item, a time and a readable rating. Count the others as malformed.
 
     Args:
         events: where they go.
-        counter: counts the malformed rows.
-        batch: some rows, with the column `LINE`.
-        user: column of the user's id.
-        item: column of the item's id.
-        timestamp: column of the time.
-        rating: column of the rating; None: there is none.
-        unit: of times that are numbers.
+        counter: counts the rows, and the malformed ones.
+        table: the file.
+        columns: its columns.
 
     Raises:
-        DataError: see `LineCounter.skip`.
+        DataError: see `LineCounter.skip` and `time_form`.
     """
-    columns = {"user": as_text(batch[user]), "item": as_text(batch[item]), "time": times(batch[timestamp], unit)}
+    form = columns.time_format
+    if form is None and columns.timestamp is not None:
+        first = (batch[columns.timestamp] for batch in table.batches([columns.timestamp], LineCounter("", 1.0)))
+        place = f"{table.file.name}, column {columns.timestamp!r}"
+        advice = "say it with --data.reader.time_format, such as '%d/%m/%Y' (day first) or '%m/%d/%Y'."
+        form = time_form(first, columns.time_unit, place, advice)
+    for batch in table.batches(columns.wanted, counter):
+        if columns.rating is not None and table.separator not in ("", ","):  # where a comma is free, 4,5 is a number
+            batch = batch.with_columns(pl.col(columns.rating).str.replace(",", ".", literal=True))
+        _add_batch(events, counter, batch, columns, form)
+    if columns.timestamp is None:
+        counter.notes["no times: the order of the rows is the order of the events"] = Count(counter.lines)
+
+
+def _add_batch(
+    events: Events, counter: LineCounter, batch: pl.DataFrame, columns: EventColumns, form: str | None
+) -> None:
+    user, item = (as_text(batch[name], columns.null_words) for name in (columns.user, columns.item))
+    when = batch[LINE] if columns.timestamp is None else times(batch[columns.timestamp], columns.time_unit, form)
+    read = {"user": user, "item": item, "time": when.cast(pl.Int64)}
+    if columns.timestamp is None:
+        read["time"] = read["time"] * TICKS
+    rating = None if columns.rating is None else batch[columns.rating]
+    odd = pl.lit(False)
     if rating is not None:
-        stars = batch[rating]
-        columns["rating"] = stars.cast(pl.Float32, strict=False).fill_nan(None)
-        given = stars.is_not_null() & (stars.cast(pl.String) != "")
-        columns["odd"] = given & columns["rating"].is_null()
-    rows = pl.DataFrame(columns).with_columns(batch[LINE])
+        text = rating.cast(pl.String, strict=False).str.strip_chars()
+        empty = text.is_in(["", *columns.null_words]) | text.is_null()
+        read["rating"] = text.cast(pl.Float32, strict=False).fill_nan(None)
+        odd = ~pl.lit(empty) & pl.col("rating").is_null()
+    rows = pl.DataFrame({name: column.alias(name) for name, column in read.items()}).with_columns(batch[LINE])
     multiline = pl.col("user", "item").str.contains("\n", literal=True)  # a quote left open swallows lines
-    bad = pl.any_horizontal(pl.col("user", "item", "time").is_null(), multiline, *([pl.col("odd")] if rating else []))
-    if rows.select(bad.any()).item():
-        whens = batch[timestamp].filter(rows.select(bad=bad)["bad"])
-        for row, when in zip(rows.filter(bad).iter_rows(named=True), whens, strict=True):
-            lacks = next((f"no {name}" for name in ("user", "item") if row[name] is None), None)
-            shown = f"time {str(when)[:30]!r}" if row["time"] is None else "the rating is not a number"
-            breaks = f"{row['user']}{row['item']}".count("\n")
-            counter.skip(row[LINE], lacks or ("a quote left open" if breaks else shown), breaks + 1)
+    bad = rows.select(bad=pl.any_horizontal(pl.col("user", "item", "time").is_null(), multiline, odd))["bad"]
+    if bad.any():
+        _count_bad(counter, rows.filter(bad), batch.filter(bad), columns)
+        rows = rows.filter(~bad)
+    events.add_many(rows["user"], rows["item"], rows["time"], rows["rating"] if rating is not None else None)
+
+
+def _count_bad(counter: LineCounter, rows: pl.DataFrame, batch: pl.DataFrame, columns: EventColumns) -> None:
+    for row, raw in zip(rows.iter_rows(named=True), batch.iter_rows(named=True), strict=True):
+        lacks = next((name for name in ("user", "item") if row[name] is None), None)
+        breaks = f"{row['user']}{row['item']}".count("\n")
+        if lacks is not None:
+            counter.skip(row[LINE], f"no {lacks}", shown=raw[columns.user if lacks == "user" else columns.item] or None)
+        elif breaks:
+            counter.skip(row[LINE], "a quote left open", breaks + 1)
             counter.lines += breaks
-    rows = rows.filter(~bad)
-    events.add_many(rows["user"], rows["item"], rows["time"], rows["rating"] if rating else None)
+        elif row["time"] is None:
+            counter.skip(row[LINE], "no time", shown=raw[columns.timestamp or ""] or None)
+        else:
+            counter.skip(row[LINE], "the rating is no number", shown=raw[columns.rating or ""])
 
 
-def require_columns(file: RawFile, wanted: Sequence[str], names: Sequence[str]) -> None:
-    """Check that the file has every wanted column, once.
-
-    Raises:
-        DataError: a column is missing or there twice. The message lists the columns of the file.
-    """
-    for name in wanted:
-        if names.count(name) != 1:
-            state = "no column" if name not in names else "two columns called"
-            raise DataError(
-                f"{file.name} has {state} {name!r} (it has {', '.join(names)[:300]}); name the columns with "
-                "--data.reader.user, .item, .timestamp, .title and so on."
-            )
-
-
-def _json_fields(file: RawFile, key: str) -> list[str]:
+def _json_fields(table: Table, key: str) -> list[str]:
     """Every field of any record, except the id."""
-    names = {name for _, record in records(file, LineCounter(file.name, 1.0)) for name in record}
-    return sorted(names - {key})
-
-
-def _kind(path: Path) -> str:
-    endings = path.suffixes[-2:]
-    if ".parquet" in endings:
-        return "parquet"
-    return "json" if any(ending in _JSON for ending in endings) else "csv"
+    found = {
+        name for _, record in records(table.file, LineCounter(table.file.name, 1.0), table.encoding) for name in record
+    }
+    return sorted(name for name in found - {key} if name.strip())
