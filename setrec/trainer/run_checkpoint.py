@@ -30,6 +30,7 @@ class RunCheckpoint(ModelCheckpoint):
     _progress: Mapping[str, Any] | None = None  # of the fit loop, for a checkpoint that is written later
     _request: StopRequest | None = None
     _stopping = False
+    _is_fit = False
 
     @property
     def state_key(self) -> str:
@@ -48,6 +49,11 @@ class RunCheckpoint(ModelCheckpoint):
             for folder in {Path(str(self.dirpath)), *resumed}:
                 clear_killed(folder, "*" + self.FILE_EXTENSION)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See `ModelCheckpoint`."""
+        super().setup(trainer, pl_module, stage)
+        self._is_fit = stage == "fit"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best so far, wherever it lies.
 
@@ -57,7 +63,7 @@ class RunCheckpoint(ModelCheckpoint):
         there = {path: score for path, score in scores.items() if Path(path).exists()}
         if Path(path).is_file():
             self.best_model_path, self.best_model_score = path, state_dict["best_model_score"]
-        elif path:
+        elif path and self._is_fit:
             rank_zero_warn(f"The best checkpoint so far, {path}, is gone: the best is counted anew from here.")
         if path in there:
             self.best_k_models = there
