@@ -14,7 +14,7 @@ test *args:
 
 # The tests of a minute, on two cores.
 fast *args:
-    pytest -n 2 -m "not slow and not process and not browser" {{args}}
+    pytest -n 2 -m "not slow and not process and not browser and not fault" {{args}}
 
 # Spelling of the documentation; its links and paths lead to something that exists.
 docs:

@@ -168,6 +168,8 @@ class TfidfSVD(TextVectors):
         words = TfidfVectorizer(analyzer=words_of, min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
             counts = words.fit_transform(without_labels(texts, labels))  # (N, words)
+            if counts.shape[1] < 2:
+                raise ValueError("one word is not enough")
         except ValueError as error:  # what scikit-learn raises for an empty vocabulary
             raise DataError(
                 f"no words to make text vectors from in {len(texts)} items ({error}): {sum(map(bool, texts))} have a text, and a "
