@@ -103,7 +103,7 @@ def judged(reader: Reader, folder: Path) -> bool:
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz"])
 def test_damaged_tables(kind: str, tmp_path: Path, tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
     whole, file = of_kind(kind), tmp_path / f"events.{kind}"
-    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},a title {n}\n" for n in range(9)))
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},wooden train {n}\n" for n in range(9)))
     file.write_bytes(whole)
     assert judged(TableFiles(events=file.name, items="items.csv"), tmp_path)
 
@@ -121,13 +121,16 @@ def test_tables_of_any_cells(part: str, tmp_path: Path, tally: Tally) -> None:
     events().write_csv(tmp_path / "events.csv")
     (tmp_path / "items.csv").write_text("item_id,title\ni1,a title\n")
 
+    head = ["user_id", "item_id", "timestamp"] if part == "events" else ["item_id", "title"]
+    row = st.one_of(st.lists(CELLS, max_size=5), st.just(["u1", "i1", "1600000000"][-len(head) :]), st.just(head))
+
     @SETTINGS
-    @given(st.lists(st.lists(CELLS, max_size=5), max_size=8), st.sampled_from(",;\t|"), st.booleans())
+    @given(st.lists(row, max_size=8), st.sampled_from(",;\t|"), st.sampled_from([True, True, False]))
     def check(rows: list[list[str]], separator: str, header: bool) -> None:
-        head = ["user_id", "item_id", "timestamp"] if part == "events" else ["item_id", "title"]
         lines = [separator.join(row) for row in ([head] if header else []) + rows]
         (tmp_path / f"{part}.csv").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
-        tally(tries=1, survived=1, read=judged(TableFiles(events="events.csv", items="items.csv"), tmp_path))
+        made = TableFiles(events="events.csv", items="items.csv", max_bad_lines=1.0)
+        tally(tries=1, survived=1, read=judged(made, tmp_path))
 
     check()
 
@@ -163,7 +166,7 @@ def test_damaged_releases(reader: str, tmp_path: Path, tally: Tally) -> None:
 def test_damaged_tables_are_prepared_or_refused(tmp_path: Path, tally: Tally) -> None:
     whole, file = of_kind("csv"), tmp_path / "raw" / "events.csv"
     file.parent.mkdir()
-    (file.parent / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},a title {n}\n" for n in range(9)))
+    (file.parent / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},wooden train {n}\n" for n in range(9)))
     draw = random.Random(3)
     for _ in range(TRIES):
         file.write_bytes(damaged(whole, draw))
@@ -230,13 +233,15 @@ def test_request_bodies(path: str, client: Any, tally: Tally) -> None:
     whole = BODIES[path]
 
     @SETTINGS
-    @given(st.integers(0, 1 << 32), VALUES, st.booleans())
+    @given(st.integers(0, 1 << 32), VALUES, st.sampled_from([False, False, True]))
     def check(seed: int, fresh: Any, bytewise: bool) -> None:
         draw = random.Random(seed)
-        body = json.dumps(changed(whole, draw, fresh)).encode("utf-8", "surrogatepass")
+        body = (
+            json.dumps(changed(whole, draw, fresh) if draw.random() < 0.8 else whole).replace("N1", f"N{seed}").encode()
+        )
         if bytewise:
             body = damaged(body, draw)
-        kind = draw.choice(["application/json", "application/json", "text/plain", "application/x-www-form-urlencoded"])
+        kind = draw.choice(["application/json"] * 8 + ["text/plain", "application/x-www-form-urlencoded"])
         answer = client.post(path, content=body, headers=WITH_TOKEN | {"content-type": kind})
         assert answer.status_code < 500, (body, answer.text)
         if answer.status_code >= 400:
