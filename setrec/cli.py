@@ -50,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command line without the program's name; None: the one that the program was started with.
     """
     words = list(sys.argv[1:] if args is None else args)
+    threading.excepthook = _of_thread
     try:
         with _ended_by_sigterm(words):
             dispatch(words)
@@ -82,6 +83,15 @@ def _ended_by_sigterm(words: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _of_thread(args: threading.ExceptHookArgs) -> None:
+    """A full disk in a thread, such as that of TensorBoard's writer, is one sentence too."""
+    error = args.exc_value
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        print(f"the disk is full ({error}): figures of this run are lost.", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
 
 
 def dispatch(words: Sequence[str]) -> None:

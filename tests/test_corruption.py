@@ -114,7 +114,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 def test_damaged_files(
     place: TrainedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # servers of other tests turn it off
+    for name in ("uvicorn", "uvicorn.error"):  # servers of other tests turn it off
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+    caplog.set_level(logging.WARNING, "uvicorn.error")
     inside, data = "lightning_logs/version_0/checkpoints/" + place.checkpoint.name, "data/tiny/"
     loaders: list[tuple[str, str, Callable[[Path], Any]]] = [  # file, what is loaded, how
         *((inside, inside, how) for how in (answers, resumed)),
