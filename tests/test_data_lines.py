@@ -68,7 +68,7 @@ def test_a_quote_left_open_is_not_one_line(tmp_path):
     log = TableFiles(max_bad_lines=0).read(tmp_path)
     assert events_of(log)[2:5] == [("u2", "i2", 2 * TICKS), ("u", '"i', 3 * TICKS), ("u4", "i4", 4 * TICKS)]
     assert log.files["events.csv"]["notes"] == {
-        "quotes taken as they stand": {"rows": 1, "example": "line 5: 'u,\"i,3'"}
+        "rows with odd quotes, taken as they stand": {"rows": 1, "example": "line 5: 'u,\"i,3'"}
     }
     rows[500] = 'u,i",3'  # closed far away: the lines between are rows, not a text of many lines
     write(tmp_path / "events.csv", "user_id,item_id,timestamp\n" + "\n".join(rows))

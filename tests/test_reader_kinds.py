@@ -119,7 +119,7 @@ def test_titles_that_begin_with_a_quote_stay_as_they_are(tmp_path, separator):
     text = "".join(separator.join(row) + "\n" for row in [["item_id", "title", "brand"], *rows])
     log = read(shop(tmp_path, items=text), max_bad_lines=0)
     assert titles(log) == {own: title for own, title, _ in rows}
-    note = log.files["items.csv"]["notes"]["quotes taken as they stand"]
+    note = log.files["items.csv"]["notes"]["rows with odd quotes, taken as they stand"]
     assert note["rows"] == 3
     assert note["example"].startswith("line 4: '3")
     assert skipped(log)["items.csv"] == 0
@@ -193,6 +193,7 @@ def test_names_of_columns(tmp_path):
     log = read(shop(tmp_path, table(named, head=None), table(twice, head=None)))
     assert events_of(log) == EXPECTED
     assert items_of(log)["1"]["text"] == "title: café noir 11"
+    assert list(log.files["items.csv"]["notes"]) == ["2 columns without a name left out"]
     shop(tmp_path, items="item_id,title,title\n1,a,b\n")
     with pytest.raises(DataError, match="items.csv has two columns called 'title'"):
         read(tmp_path)
@@ -311,6 +312,8 @@ def test_whole_numbers_with_a_point_are_the_same_ids(tmp_path, where):
     log = read(shop(tmp_path, events, items))
     assert events_of(log) == EXPECTED
     assert titles(log) == TITLES
+    said = {"item ids with a decimal point, read as whole numbers": {"rows": 20, "example": "'1.0' as '1'"}}
+    assert log.files["events.csv"].get("notes", {}) == (said if where != "items" else {})
 
 
 def test_versions_are_no_whole_numbers(tmp_path):

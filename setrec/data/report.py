@@ -123,7 +123,7 @@ def _of_file(about: Mapping[str, Any]) -> str:
     for why, one in about.get("reasons", {}).items():
         said.append(f"{one['rows']:,} skipped: {why} ({one['example']})")
     for what, one in about.get("notes", {}).items():
-        said.append(f"{one['rows']:,} rows: {what} ({one['example']})" if one["example"] else what)
+        said.append(f"{one['rows']:,} {what} ({one['example']})" if one["example"] else what)
     if about.get("skipped") and "reasons" not in about:
         said.append(f"{about['skipped']:,} skipped")
     if "in_no_event" in about:

@@ -28,7 +28,7 @@ _PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
 _NAMELESS = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__)?")  # what pandas calls a column without a name
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a first line that tells Excel the separator
 _AROUND = " \t\ufeff"  # what may stand around the name of a column; the last is a second byte order mark
-_ODD_QUOTES = "quotes taken as they stand"
+_ODD_QUOTES = "rows with odd quotes, taken as they stand"
 
 
 @dataclass(frozen=True)

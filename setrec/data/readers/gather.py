@@ -98,6 +98,11 @@ class Events:
             if lost:
                 why = f"{what} ids in the form of a spreadsheet, which may have lost their last digits"
                 self._counter.notes[why] = Count(len(lost), repr(lost[0]))
+            pointed = whole_numbers(known)
+            if pointed:
+                own, number = next(iter(pointed.items()))
+                what = f"{what} ids with a decimal point, read as whole numbers"
+                self._counter.notes[what] = Count(len(pointed), f"{own!r} as {number!r}")
         self.users, users = _as_whole_numbers(self.users)
         self.items, items = _as_whole_numbers(self.items)
         user, item, time, rating = (np.concatenate(part) for part in zip(*self._parts, strict=True))

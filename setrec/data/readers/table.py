@@ -146,6 +146,9 @@ class TableFiles(Reader):
                 continue
             items.add(own, record.get(self.title) if self.title else None, record)
         counter.close()
+        nameless = len(table.names) - len(table.named)
+        if nameless and self.text_fields is None:
+            counter.notes[f"{nameless} column{'s' * (nameless > 1)} without a name left out"] = Count(counter.lines)
         key_of = file.name if file.name not in files else f"{file.name} (items)"
         files[key_of] = counter.about() | items.about(file.name, of_events.name)
         return items.frame()
