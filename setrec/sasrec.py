@@ -32,6 +32,7 @@ from setrec.layers.loss import catalogue_cross_entropy
 from setrec.schemas import Batch, EvalSplit
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.resume import check_rates
+from setrec.trainer.run_checkpoint import best_path
 from setrec.trainer.run_folder import folder_of
 
 EXPORT = "item_vectors.safetensors"  # in the run's folder; --data.cf reads it
@@ -321,7 +322,7 @@ class SASRecModule(RankingModule):
     # ----------------------------------------------------------------------------------------------------------- export
     def on_fit_end(self) -> None:
         """Write the item vectors of the best checkpoint, or of the last weights where there is none."""
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        best = best_path(self.trainer)
         vectors = self.vectors.detach()  # (N, E)
         if best and Path(best).is_file():
             weights = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["state_dict"]

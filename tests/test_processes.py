@@ -2,8 +2,11 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -106,3 +109,42 @@ def test_predictions_of_two_processes_hold_every_user_once(pair: tuple[Path, Pat
             launch(words, processes, folder)
         tables.append(pl.read_parquet(folder / "out.parquet"))
     assert tables[0].select("user_id", "rank", "item_id").equals(tables[1].select("user_id", "rank", "item_id"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_processes_with_a_checkpoint(tmp_path: Path, number: int) -> None:
+    flags = [
+        "--trainer.max_epochs=1000",
+        "--early_stopping.patience=1000",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
+    words = [sys.executable, str(ROOT / "main.py"), *command("fit", tmp_path, *flags), *model()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 300
+    while not list(tmp_path.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.1)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    said, resume = out.strip().splitlines()[-2:]
+    assert said.startswith(f"stopped by {signal.Signals(number).name} after ")
+    last = shlex.split(resume)[-1]
+    assert torch.load(last, weights_only=True)["global_step"] == int(said.split()[4].replace(",", ""))
+    with pytest.raises(ProcessLookupError):  # none is left, soon after
+        for _ in range(300):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)

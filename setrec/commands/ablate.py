@@ -166,5 +166,5 @@ def fit_one(words: list[str], name: str, seed: int, where: Path, split: EvalSpli
     except ConfigError as error:
         raise ConfigError(f"{name}: {error} (--factors leaves it out)") from error
     if split == "validation":
-        best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
+        best = cli.checkpoint.outcome if cli.checkpoint is not None else None
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)

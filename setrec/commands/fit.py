@@ -219,7 +219,7 @@ class SETRecCLI(LightningCLI):
         if testing and trained:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or last or None)
             self.after_test()
-        if self._get(self.config, "ckpt_path") and checkpoint is not None and checkpoint.last_step < 0:
+        if self._get(self.config, "ckpt_path") and checkpoint is not None and not checkpoint.has_trained:
             say(
                 f"nothing was left to train: the checkpoint has {self.trainer.global_step:,} steps; give more --trainer.max_epochs"
             )

@@ -25,6 +25,7 @@ class RunCheckpoint(ModelCheckpoint):
     validated then. `--trainer.limit_val_batches 0` is for a run without any validation.
     """
 
+    has_trained = False
     last_step = -1  # the optimiser step of last.ckpt
     measured_step = -1  # the optimiser step of the last validation
     _progress: Mapping[str, Any] | None = None  # of the fit loop, for a checkpoint that is written later
@@ -38,9 +39,9 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     @property
-    def outcome(self) -> str:
-        """The path of the best checkpoint; of the last one where nothing was validated; "" where none was written."""
-        return self.best_model_path or self.last_model_path
+    def outcome(self) -> str | None:
+        """The best checkpoint; the last one where nothing was validated; None where none was written."""
+        return self.best_model_path or self.last_model_path or None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear what killed runs left in the folder of the checkpoints, and in that of the resumed one."""
@@ -81,6 +82,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for signals from here on."""
         super().on_train_start(trainer, pl_module)
+        self.has_trained = True
         self._request = StopRequest(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -197,6 +199,12 @@ class RunCheckpoint(ModelCheckpoint):
         """Write last.ckpt, even with save_last off: the run ends."""
         if not _is_trial(trainer) and self.last_step != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def best_path(trainer: Trainer) -> str:
+    """The best checkpoint of a fit, of this class's where the Trainer has callbacks of others too; "" where none was written."""
+    found = sorted(trainer.checkpoint_callbacks, key=lambda one: not isinstance(one, RunCheckpoint))
+    return getattr(found[0], "best_model_path", "") if found else ""
 
 
 def _is_between_steps(trainer: Trainer) -> bool:
