@@ -25,7 +25,7 @@ from setrec.schemas import EvalSplit, mask_of
 from setrec.scoring.topk import mask_seen
 
 Rival = Literal["ease", "ials"]
-STRENGTHS = (30.0, 100.0, 300.0, 1000.0)  # EASE's lambda
+STRENGTHS = (10.0, 30.0, 100.0, 300.0, 1000.0)  # EASE's lambda
 ALPHA, REGULARIZATION = (10.0, 40.0, 100.0), (0.1, 10.0)
 FACTORS, ITERATIONS, SEED = 256, 15, 2023
 MOST_ITEMS = 50_000  # EASE holds two matrices of N x N float32: 20 GB
