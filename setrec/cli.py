@@ -88,8 +88,8 @@ def _ended_by_sigterm(words: Sequence[str]) -> Iterator[None]:
 def _of_thread(args: threading.ExceptHookArgs) -> None:
     """A full disk in a thread, such as that of TensorBoard's writer, is one sentence too."""
     error = args.exc_value
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        print(f"the disk is full ({error}): figures of this run are lost.", file=sys.stderr)
+    if isinstance(error, OSError) and error.errno in FULL:
+        sys.stderr.write(f"the disk is full ({error}): figures of this run are lost.\n")  # whole: others write too
     else:
         threading.__excepthook__(args)
 
