@@ -31,7 +31,7 @@ def flip(data: bytearray, rng: random.Random, times: int = 1) -> bytes:
     return bytes(data)
 
 
-def at(data: bytes, rng: random.Random) -> int:
+def at(data: bytes | list[bytes], rng: random.Random) -> int:
     return rng.randrange(len(data))
 
 
@@ -52,8 +52,8 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "a bit of the last 100 bytes": lambda data, rng: data[:-100] + flip(bytearray(data[-100:]), rng),
     "a digit": digit,
     "emptied": lambda data, rng: b"",
-    # not behind a line: a journal that lost whole lines at its end cannot be told from one that never had them
-    "cut off": lambda data, rng: data[: at(data, rng)].rstrip(b"}\n"),
+    "cut off": lambda data, rng: data[: at(data, rng)],
+    "cut behind a line": lambda data, rng: b"".join((lines := data.splitlines(keepends=True))[: at(lines, rng)]),
     "the last byte lost": lambda data, rng: data[:-1],
     "the first byte lost": lambda data, rng: data[1:],
     "a byte lost": lambda data, rng: data[: (place := at(data, rng))] + data[place + 1 :],
