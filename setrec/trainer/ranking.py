@@ -33,6 +33,7 @@ from setrec.evaluation.results import LEAVE_ONE_OUT, MODEL, RESULTS, Protocol, m
 from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.evaluation.weight_search import WeightSearch
 from setrec.files.checkpoint import Checkpoint, read_checkpoint
+from setrec.files.hashes import file_hash
 from setrec.hparams import instantiate, plain_hparams
 from setrec.schemas import GROUPS, PAD, Batch, EvalSplit
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups, top_items
@@ -428,6 +429,6 @@ def write_and_print(
         per_user, hits = per_user_paths(path)
         write_per_user(per_user, figures, data.histories, results["protocol"]["split"])
         write_hits(hits, figures, data.histories, data.catalogue)
-        write_results(path, results)
+        write_results(path, results | {"files": {file.name: file_hash(file) for file in (per_user, hits)}})
     print()
     print_table(results)
