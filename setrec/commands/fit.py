@@ -46,7 +46,7 @@ from setrec.trainer.early_stopping import RunEarlyStopping
 from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.run_checkpoint import RunCheckpoint
-from setrec.trainer.run_folder import claim_version
+from setrec.trainer.run_folder import FolderOnly, claim_version
 
 SEED = 2023
 PREPARING = frozenset(  # data options that say how data is prepared
@@ -156,7 +156,9 @@ class SETRecCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Leave out the callbacks that the Trainer would refuse."""
+        """Leave out the callbacks that the Trainer would refuse; a run without a logger has a folder of its own too."""
+        if config["logger"] is False and not config["barebones"]:
+            config["logger"] = FolderOnly(config["default_root_dir"] or ".")
         if config["barebones"]:
             callbacks = [one for one in callbacks if not isinstance(one, RunCheckpoint | RunEarlyStopping)]
         if config["enable_checkpointing"] is False:
