@@ -158,7 +158,7 @@ class SETRecCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Leave out the callbacks that the Trainer would refuse; a run without a logger has a folder of its own too."""
         if config["logger"] is False and not config["barebones"]:
-            config["logger"] = FolderOnly(config["default_root_dir"] or ".")
+            config["logger"] = FolderOnly(config["default_root_dir"] or Path.cwd())
         if config["barebones"]:
             callbacks = [one for one in callbacks if not isinstance(one, RunCheckpoint | RunEarlyStopping)]
         if config["enable_checkpointing"] is False:
