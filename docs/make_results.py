@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from setrec.evaluation.results import LIST_COLUMNS, MODEL, TRAIN_ALONE, label_of
+from setrec.files.hashes import read_sealed
 
 DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"^<!-- (\w+) (\{.*?\}) -->\n(.*?)^<!-- end -->$", re.M | re.S)
@@ -37,10 +38,18 @@ NOTHING = "No result files yet.\n"
 Files = list[dict[str, Any]]  # the results of one run, a file for each seed
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file that `setrec test` or `setrec report` wrote, if it was not changed since."""
+    try:
+        return read_sealed(path)
+    except ValueError as error:
+        raise SystemExit(f"{path} is not as it was written ({error}): test or report again.") from None
+
+
 def files_of(folder: Path, name: str) -> Files:
     """The results of a run, in order of the seeds."""
     paths = [path for path in folder.glob(f"{name}_*.json") if re.fullmatch(re.escape(name) + r"_\d+", path.stem)]
-    found = [json.loads(path.read_text()) | {"file": path.name} for path in paths]
+    found = [read(path) | {"file": path.name} for path in paths]
     return sorted(found, key=lambda one: one["protocol"]["seed"])
 
 
@@ -149,7 +158,7 @@ def tests(folder: Path, options: dict[str, Any]) -> str:
     """See the module."""
     if not (folder / options["file"]).is_file():
         return NOTHING
-    report = json.loads((folder / options["file"]).read_text())
+    report = read(folder / options["file"])
     rows = []
     for one in report["tests"]:
         if one["group"] in options.get("groups", ["all"]):
@@ -193,7 +202,7 @@ def add(name: str, places: list[str], folder: Path) -> None:
     """Copy results files to docs/results/NAME_SEED.json, and reports to NAME.json. Results must say which run made them."""
     for place in map(Path, places):
         path = place / "results.json" if place.is_dir() else place
-        results = json.loads(path.read_text())
+        results = read(path)
         if "run" not in results and "tests" not in results:
             raise SystemExit(f"{path} does not say which run made it: test the checkpoint again with this version.")
         target = folder / (f"{name}.json" if "tests" in results else f"{name}_{results['protocol']['seed']}.json")

@@ -6,14 +6,15 @@ If the input is wrong, it prints one sentence and ends with exit code 2. setrec/
 import errno
 import gc
 import importlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from types import ModuleType
-from typing import TYPE_CHECKING
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 from setrec.commands import COMMANDS
 from setrec.errors import ConfigError, SETRecError
@@ -21,6 +22,7 @@ from setrec.errors import ConfigError, SETRecError
 if TYPE_CHECKING:
     from setrec.commands.fit import SETRecCLI
 
+STOPPED = "stopped by SIGTERM: run the same command again\n"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 LIGHTNING = ("fit", "validate", "test")  # LightningCLI parses these, and reads the name of the command itself
@@ -52,8 +54,11 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     threading.excepthook = _of_thread
     try:
-        with _ended_by_sigterm(words):
+        with _ended_by_sigterm():
             dispatch(words)
+    except _Terminated:
+        sys.stderr.write(STOPPED)
+        raise
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except SETRecError as error:
@@ -72,13 +77,30 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came, before a command that has its own way to end (a fit in training, a server) had begun with that."""
+
+
 @contextmanager
-def _ended_by_sigterm(words: Sequence[str]) -> Iterator[None]:
-    """Let SIGTERM end the block like an exception, so that half-written files are removed. `serve` has its own way."""
-    if words[:1] == ["serve"] or threading.current_thread() is not threading.main_thread():
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block like an exception, so that half-written files are removed."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        while frame is not None:
+            if (
+                frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+            ):  # libraries catch what is raised in an import
+                sys.stdout.flush()
+                sys.stderr.write(STOPPED)
+                sys.stderr.flush()
+                os._exit(128 + number)
+            frame = frame.f_back
+        raise _Terminated(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import ConfigError
-from setrec.files.checkpoint import read_checkpoint
+from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
 from setrec.schemas import Batch, EvalSplit
@@ -113,7 +113,14 @@ class SETRecModule(RankingModule):
     def on_fit_start(self) -> None:
         """Load the weights of the checkpoint `start_from`, unless a run is resumed."""
         if self.start_from is not None and self.trainer.ckpt_path is None:
-            read_checkpoint(Path(self.start_from))  # says what is wrong with the file
+            found = read_checkpoint(Path(self.start_from))  # says what is wrong with the file
+            if found.model_class != SETREC or Path(self.start_from).is_dir():
+                kind = (
+                    "a sharded checkpoint" if Path(self.start_from).is_dir() else f"a checkpoint of {found.model_class}"
+                )
+                raise ConfigError(
+                    f"--model.start_from {self.start_from} is {kind}: give one file that a fit of SETRec wrote."
+                )
             checkpoint = torch.load(self.start_from, weights_only=True, map_location="cpu")
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from setrec.errors import ConfigError, SETRecError
-from setrec.files.checkpoint import read_checkpoint
+from setrec.files.checkpoint import read_checkpoint, seal_folder
 from setrec.trainer.checkpoints import WholeCheckpointIO
 
 
@@ -82,3 +82,23 @@ def test_a_packed_checkpoint_is_refused(tmp_path: Path) -> None:
             new.writestr(part.filename, old.read(part))
     with pytest.raises(ConfigError, match="changed or damaged"):
         read_checkpoint(tmp_path / "y.ckpt")
+
+
+def test_all_parts_of_a_sharded_checkpoint_are_checked(tmp_path: Path) -> None:
+    folder = tmp_path / "last.ckpt"
+    folder.mkdir()
+    torch.save(content(), folder / "meta.pt")
+    for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+        (folder / name).write_bytes(name.encode() * 9)
+    assert read_checkpoint(folder).data == {"name": "x"}  # of an earlier version: no hashes
+    seal_folder(folder)
+    assert read_checkpoint(folder).data == {"name": "x"}
+    for part in sorted(folder.iterdir()):
+        whole = part.read_bytes()
+        for damaged in (whole[:-5], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], None):
+            part.unlink() if damaged is None else part.write_bytes(damaged)
+            if damaged is None and part.name == "files.json":
+                continue
+            with pytest.raises(ConfigError, match=f"{part.name} is missing, or was changed or damaged"):
+                read_checkpoint(folder)
+        part.write_bytes(whole)

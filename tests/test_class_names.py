@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 import setrec
 from setrec import Recommender, class_names
 from setrec.class_names import CLASSES, check_class_names, current_name, current_names, find_class, public_name
-from setrec.cli import run
+from setrec.cli import main, run
 from setrec.data import Reader, TableFiles
 from setrec.errors import ConfigError
 from setrec.files.hashes import sealed
 from setrec.hparams import instantiate, to_plain
+from setrec.serve.app import create_app
+from setrec.serve.journal import Journal
+from setrec.serve.model_holder import ModelHolder
+from setrec.serve.options import ServeOptions
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun
 
@@ -66,6 +71,32 @@ def test_recommending_imports_nothing(payload: Path, tiny_run: TrainedRun) -> No
     (folder / "config.json").write_text(json.dumps(sealed(config)))  # as one would who forges it
     with pytest.raises(ConfigError, match="never imported"):
         Recommender.load(folder)
+    assert not payload.exists()
+
+
+def test_a_server_imports_nothing(payload: Path, tiny_run: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither at its start nor by POST /model/reload; the old model goes on."""
+    own = payload.parent / "own.ckpt"
+    shutil.copy(tiny_run.checkpoint, own)
+    folder = payload.parent / "published"
+    Recommender.load(own, data=tiny_run.data).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["backbone"] = STRANGER
+    (folder / "config.json").write_text(json.dumps(sealed(config)))  # as one would who forges it
+    file = poisoned(own, payload.parent / "x.ckpt", "hyper_parameters", {"backbone": STRANGER})
+    for path in (folder, file):
+        with pytest.raises(SystemExit, match="2"):
+            main(["serve", "--ckpt_path", str(path), "--port=0"])
+        assert "'payload.Reader' is no Backbone of this project" in capsys.readouterr().err
+    holder = ModelHolder(own, Recommender.load, Journal(payload.parent / "items.jsonl"), payload.parent)
+    with TestClient(create_app(holder, "a token of ours", ServeOptions())) as client:
+        for path in (folder, file):
+            answer = client.post(
+                "/model/reload", json={"path": str(path)}, headers={"authorization": "Bearer a token of ours"}
+            )
+            assert answer.status_code == 422
+            assert "never imported" in answer.json()["error"]
+        assert client.post("/recommend", json={"histories": [[]]}).status_code == 200
     assert not payload.exists()
 
 

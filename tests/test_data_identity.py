@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,12 @@ def test_other_vectors_are_another_catalogue(tmp_path, change):
     kept = contents(tmp_path / "x")
     shop(tmp_path / "raw", **change)
     module = data(tmp_path / "raw", tmp_path)
-    module.trained_on = trained_on
+    model, module.trainer = SimpleNamespace(trained_on=trained_on), SimpleNamespace()
+    module.trainer.lightning_module = model  # as a Trainer does
     with pytest.raises(ConfigError, match=r"trained on the data set 'x' .*nothing was changed.*--data.raw null"):
         module.prepare_data()
     assert contents(tmp_path / "x") == kept
-    module.trained_on = None
+    model.trained_on = None
     module.prepare_data()
     after = Catalogue.load(tmp_path / "x")
     assert after.ids == before.ids
@@ -83,7 +85,7 @@ def test_other_fields_of_the_text_too(tmp_path):
     trained_on = prepared(shop(tmp_path / "raw"), tmp_path).plain_identity()
     kept = contents(tmp_path / "x")
     module = data(tmp_path / "raw", tmp_path, text_fields=["brand"])
-    module.trained_on = trained_on
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(trained_on=trained_on))
     with pytest.raises(ConfigError, match="nothing was changed"):
         module.prepare_data()
     assert contents(tmp_path / "x") == kept
@@ -146,19 +148,20 @@ def test_commands_leave_the_data_of_another_checkpoint_alone(tmp_path, monkeypat
         "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
         "--trainer.max_epochs=1",
     ]  # fmt: skip
-    run(
-        [
-            "fit", *flags, "--data.name=x", "--data.raw=raw", "--data.reader=TableFiles", "--data.reader.items=items.csv",
-            "--data.cleaning.k_core=0", "--data.text.min_df=1", "--model.backbone.shape=nano", "--model.n_sem=2",
-        ]
-    )  # fmt: skip
+    options = [
+        "--data.name=x", "--data.reader=TableFiles", "--data.reader.items=items.csv", "--data.cleaning.k_core=0",
+        "--data.text.min_df=1", "--model.backbone.shape=nano", "--model.n_sem=2",
+    ]  # fmt: skip
+    run(["fit", *flags, *options, "--data.raw=raw"])
     checkpoint = str(next(Path("lightning_logs/version_0/checkpoints").glob("epoch*.ckpt")))
     kept = contents(Path("data/x"))
     run(["test", "--ckpt_path", checkpoint, *flags[:3]])
     shop(Path("raw"), other_texts=True)
-    for word in ("test", "predict", "validate", "fit", "refit"):
+    commands = [[word, "--ckpt_path", checkpoint] for word in ("test", "predict", "validate", "fit", "refit")]
+    start = [*options, f"--model.start_from={checkpoint}"]
+    for words in (*commands, ["fit", *start], ["fit", "--model=SETRecModule", *start]):
         with pytest.raises(SystemExit, match="2"):
-            main([word, "--ckpt_path", checkpoint, "--data.raw=raw", *flags[:3]])
+            main([*words, "--data.raw=raw", *flags[:3]])
         assert "nothing was changed" in capsys.readouterr().err
         assert contents(Path("data/x")) == kept
     run(["test", "--ckpt_path", checkpoint, *flags[:3]])  # on the data as it was prepared, and that is said

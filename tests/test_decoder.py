@@ -15,6 +15,7 @@ import setrec.backbones.decoder
 from setrec.backbones import DecoderBackbone, LoRA
 from setrec.backbones.masks import packed_mask
 from setrec.cli import run
+from setrec.errors import ConfigError
 from tests.language_models import FAMILIES, WIDTH, built, history, shaken
 
 ROOT = Path(__file__).parent.parent
@@ -172,3 +173,12 @@ def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], 
         assert (state[name] - value).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
     launch(["test", "--ckpt_path", str(folder), f"--trainer.default_root_dir={two}", *QUIET])
     assert outcome(two, 1)["metrics"]["all"]["recall@20"] > 0
+    for part in (*folder.glob("*.distcp"), folder / ".metadata", folder / "meta.pt", folder / "files.json"):
+        whole = part.read_bytes()
+        part.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        for word in ("test", "fit"):
+            with pytest.raises(ConfigError, match=f"last.ckpt: its part {part.name} is missing, or was changed"):
+                run([word, "--ckpt_path", str(folder), *QUIET])
+        part.write_bytes(whole)
+    with pytest.raises(ConfigError, match="last.ckpt is a sharded checkpoint: give one file"):
+        run([*start, *world(two), f"--model.start_from={folder}"])

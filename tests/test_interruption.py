@@ -1,8 +1,12 @@
 """SIGTERM and SIGINT in a fit: a checkpoint, the exit code, and a command that goes on as if nothing had happened."""
 
 import os
+import re
 import shlex
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +154,23 @@ def test_a_signal_while_the_data_is_prepared(
     assert stop.value.code == code
     assert "nothing was kept: run the same command again" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("words", [["fit", "--config", "quickstart"], ["serve", "--ckpt_path", "x.ckpt"]])
+def test_a_signal_while_modules_are_imported(words: list[str], tmp_path: Path) -> None:
+    """Libraries catch what is raised within an import, so it ends at once; with a sentence all the same."""
+    for wait in (0, 0.05, 0.15, 0.3, 0.6):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "setrec", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )  # fmt: skip
+        caught, limit = 0, time.monotonic() + 60
+        while not caught & 1 << signal.SIGTERM - 1 and time.monotonic() < limit:  # until the command has begun
+            (line,) = re.findall(r"SigCgt:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+            caught = int(line, 16)
+        time.sleep(wait)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1] == "stopped by SIGTERM: run the same command again\n"
+        assert process.returncode == 143
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from setrec.evaluation.results import write_results
+
 ROOT = Path(__file__).parents[1]
 _SPEC = importlib.util.spec_from_file_location("make_results", ROOT / "docs/make_results.py")
 assert _SPEC is not None
@@ -115,6 +117,13 @@ def test_a_figure_typed_by_hand_is_found(folder: Path, capsys: pytest.CaptureFix
     assert call(folder, "--check") == 1
     assert "run python docs/make_results.py" in capsys.readouterr().err
     assert ".0812" in page.read_text()  # a check writes nothing
+
+
+def test_a_changed_file_of_results_is_refused(folder: Path) -> None:
+    path = write_results(folder.parent / "results.json", results(7, 0.1))
+    path.write_text(path.read_text().replace("0.1", "0.2", 1))
+    with pytest.raises(SystemExit, match=r"is not as it was written \(it was changed after it was written\)"):
+        call(folder, "--add", "run", str(path))
 
 
 def test_results_that_do_not_say_where_they_come_from_are_refused(folder: Path) -> None:

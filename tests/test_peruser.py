@@ -1,6 +1,5 @@
 """Per-user figures and the fate of every target: files against hand-made tables, and what test and validate leave."""
 
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from setrec.cli import run
 from setrec.errors import SETRecError
 from setrec.evaluation.per_user import deciles, write_parts
 from setrec.evaluation.target_hits import TargetHits, expected_hits, list_hits
+from setrec.files.hashes import file_hash, read_sealed
 from tests.test_cli import at, best, command, fitted, model  # noqa: F401  (a fixture among them)
 
 pytestmark = pytest.mark.slow  # trains or loads models in most tests
@@ -85,7 +85,9 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def check(folder: Path, prefix: str, history_splits: tuple[str, ...], split: str, data: Path) -> dict:
     """The files of a run agree with each other, with results.json and with the prepared data; returns results.json."""
-    results = json.loads((folder / f"{prefix}results.json").read_text())
+    results = read_sealed(folder / f"{prefix}results.json")
+    for name in ("per_user.parquet", "hits.parquet"):
+        assert results["files"][prefix + name] == file_hash(folder / (prefix + name))
     users, hits = (pl.read_parquet(folder / f"{prefix}{name}.parquet") for name in ("per_user", "hits"))
     known, items = pl.read_parquet(data / "users.parquet"), pl.read_parquet(data / "items.parquet")
     for filtered, part in ((True, results), (False, results["other_filter"])):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from setrec import Recommender
 from setrec.cli import main
 from setrec.errors import ConfigError
+from setrec.evaluation.results import write_results
 from setrec.inference.restore import instance_of
 from setrec.text import TextVectors
 from tests.conftest import TrainedRun, train_tiny
@@ -111,7 +112,7 @@ def test_without_a_test_run_the_card_says_so(
     main(["publish", "--ckpt_path", str(checkpoint), f"--output={tmp_path / 'b'}", f"--results={results}"])
     assert "seen items masked" in (tmp_path / "b/README.md").read_text()
     other = json.loads(results.read_text()) | {"beta": 0.123}
-    (tmp_path / "other.json").write_text(json.dumps(other))
+    write_results(tmp_path / "other.json", other)
     with pytest.raises(SystemExit) as stop:
         main(
             [

@@ -114,6 +114,46 @@ def test_a_resumed_fit_in_python(trained: tuple[Path, SETRecModule, Path], tmp_p
     assert runner.optimizers[0].param_groups[0]["initial_lr"] == 1e-5
 
 
+def test_prepared_data_is_compared_before_it_is_replaced(
+    trained: tuple[Path, SETRecModule, Path], tmp_path: Path
+) -> None:
+    """By a checkpoint that the Trainer is given, by `start_from`, and by a module that was loaded."""
+    folder, _, path = trained
+    kept = {file.name: file.read_bytes() for file in (folder / "data/tiny").iterdir()}
+    loaded = SETRecModule.load_from_checkpoint(path)
+
+    def other() -> SETRecDataModule:  # the world under that name is another now
+        return world(folder, seed=2)
+
+    for run in (
+        lambda: trainer(tmp_path).test(module(neighbours=True), datamodule=other(), ckpt_path=path),
+        lambda: trainer(tmp_path).predict(module(neighbours=True), datamodule=other(), ckpt_path=str(path)),
+        lambda: trainer(tmp_path).fit(module(neighbours=True), datamodule=other(), ckpt_path=path),
+        lambda: trainer(tmp_path).fit(module(neighbours=True, start_from=str(path)), datamodule=other()),
+        lambda: trainer(tmp_path).test(loaded, datamodule=other()),
+    ):
+        with pytest.raises(ConfigError, match="trained on the data set 'tiny' .* nothing was changed in .*data/tiny"):
+            run()
+    assert {file.name: file.read_bytes() for file in (folder / "data/tiny").iterdir()} == kept
+
+
+def test_start_from_in_python(trained: tuple[Path, SETRecModule, Path], tmp_path: Path) -> None:
+    folder, _, path = trained
+    trainer(tmp_path, limit_train_batches=1).fit(
+        module(neighbours=True, start_from=str(path)), datamodule=world(folder)
+    )
+    kept = tmp_path / "sasrec.ckpt"
+    runner = trainer(tmp_path, limit_train_batches=1)
+    runner.fit(SASRecModule(), datamodule=world(folder))
+    runner.save_checkpoint(kept)
+    for start, sentence in (
+        (kept, "is a checkpoint of setrec.sasrec.SASRecModule: give"),
+        ("no.ckpt", "no.ckpt is not a checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            trainer(tmp_path).fit(module(neighbours=True, start_from=str(start)), datamodule=world(folder))
+
+
 @pytest.mark.parametrize("make", [module, SASRecModule])
 def test_a_second_datamodule(tmp_path: Path, make: Any) -> None:
     used = make()

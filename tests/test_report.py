@@ -14,6 +14,8 @@ from scipy import stats
 from setrec.cli import main
 from setrec.commands.report import report
 from setrec.errors import ConfigError, DataError
+from setrec.evaluation.results import write_results
+from setrec.files.hashes import file_hash
 from setrec.report.runs import flat_options, option_differences
 from setrec.report.study import buckets
 
@@ -296,6 +298,23 @@ def test_fewer_tests(which: Any, expected: int, tmp_path: Path, monkeypatch: pyt
     tests = json.loads(path.read_text())["tests"]
     assert len({(row["run"], row["against"]) for row in tests}) == expected
     assert {("b", "a")} <= {(row["run"], row["against"]) for row in tests}
+
+
+@pytest.mark.parametrize("name", ["results.json", "hits.parquet"])
+def test_files_that_were_changed_since(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path / "a", 0, *SEEDS["best"][0])
+    results = json.loads((folder / "results.json").read_text())
+    hashes = {file: file_hash(folder / file) for file in ("hits.parquet", "per_user.parquet")}
+    write_results(folder / "results.json", results | {"files": hashes})
+    report({"best": str(folder)}, str(tmp_path / "out"), resamples=100, permutations=100)
+    if name == "results.json":
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace('"beta": 0.5', '"beta": 0.6'))
+    else:
+        table = pl.read_parquet(folder / name)
+        table.with_columns(pl.col("hit@10") * 0).write_parquet(folder / name)
+    with pytest.raises(DataError, match="damaged .*was changed after it was written.*: test again"):
+        report({"best": str(folder)}, str(tmp_path / "out"))
 
 
 def test_files_that_are_missing_or_of_another_run(tmp_path: Path) -> None:

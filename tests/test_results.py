@@ -14,6 +14,7 @@ from setrec.evaluation import results as module
 from setrec.evaluation.beta_curve import beta_curve
 from setrec.evaluation.metrics import RankingMetrics, RankingTable
 from setrec.evaluation.results import Protocol, make_results, print_table, write_results
+from setrec.files.hashes import read_sealed
 from setrec.scoring.topk import top_groups
 
 WARM = torch.tensor([True] * 20 + [False] * 5)
@@ -50,7 +51,7 @@ def results_of(filter_seen: bool = True, cold: bool = True) -> dict[str, Any]:
 def test_shape_of_results_json(tmp_path: Path, filter_seen: bool) -> None:
     path = write_results(tmp_path / "run" / "results.json", results_of(filter_seen))
     read = json.loads(path.read_text())
-    assert list(read) == ["protocol", "beta", "metrics", "baselines", "other_filter"]
+    assert list(read) == ["protocol", "beta", "metrics", "baselines", "other_filter", "sha256"]
     assert read["beta"] == 0.7
     assert read["protocol"]["filter_seen"] is filter_seen
     assert read["protocol"]["versions"]["torch"] == torch.__version__
@@ -66,6 +67,21 @@ def test_shape_of_results_json(tmp_path: Path, filter_seen: bool) -> None:
     assert read["other_filter"]["baselines"]["text"] == table_of(3 + other).table()
 
 
+def test_a_changed_figure_is_refused(tmp_path: Path) -> None:
+    path = write_results(tmp_path / "results.json", results_of(True))
+    whole = path.read_text()
+    assert read_sealed(path)["beta"] == 0.7
+    for place in [i for i, letter in enumerate(whole) if letter.isdigit()][::7]:
+        changed = whole[:place] + str((int(whole[place]) + 1) % 10) + whole[place + 1 :]
+        if json.loads(changed) == json.loads(whole):  # the 17th digit of a figure
+            continue
+        path.write_text(changed)
+        with pytest.raises(ValueError, match="changed after it was written"):
+            read_sealed(path)
+    path.write_text('{"beta": 0.7}')  # an earlier version wrote no hash
+    assert read_sealed(path) == {"beta": 0.7}
+
+
 def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"
     write_results(path, {"beta": 1})
@@ -78,7 +94,7 @@ def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SETRecError, match="No space left on device"):
         write_results(path, {"beta": 2})
-    assert json.loads(path.read_text()) == {"beta": 1}
+    assert read_sealed(path)["beta"] == 1
     assert os.listdir(tmp_path) == ["results.json"]
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from setrec.cli import main
 from setrec.commands.words import command_of, without
 from setrec.errors import ConfigError
-from setrec.trainer.run_folder import claim_version, folder_of
+from setrec.trainer.run_folder import FolderOnly, claim_version, folder_of
 from tests.conftest import TrainedRun, command, model
 
 
@@ -24,7 +24,7 @@ def claim(kind: type, folder: Path, barrier: object, found: object) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger, FolderOnly])
 def test_runs_that_start_together_get_a_folder_each(tmp_path: Path, kind: type) -> None:
     (tmp_path / "lightning_logs/version_4").mkdir(parents=True)
     fork = multiprocessing.get_context("fork")
@@ -59,6 +59,22 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
 def test_a_trial_has_no_folder(tmp_path: Path) -> None:
     assert folder_of(Trainer(fast_dev_run=True, default_root_dir=tmp_path, accelerator="cpu")) is None
     assert folder_of(Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu")) == tmp_path
+
+
+def test_runs_without_a_logger_have_folders_too(tmp_path: Path) -> None:
+    flags = [
+        "--trainer.logger=false",
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=1",
+        "--test_after_fit=true",
+    ]
+    for number in range(2):
+        main([*command("fit", tmp_path, *flags), *model()])
+        folder = tmp_path / f"lightning_logs/version_{number}"
+        assert (folder / "checkpoints/last.ckpt").is_file()
+        names = {"checkpoints", "config.yaml", "results.json", "per_user.parquet", "hits.parquet"}
+        assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "lightning_logs"}
 
 
 def test_a_trial_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

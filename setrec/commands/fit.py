@@ -46,7 +46,7 @@ from setrec.trainer.early_stopping import RunEarlyStopping
 from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.run_checkpoint import RunCheckpoint
-from setrec.trainer.run_folder import claim_version
+from setrec.trainer.run_folder import FolderOnly, claim_version
 
 SEED = 2023
 PREPARING = frozenset(  # data options that say how data is prepared
@@ -124,18 +124,12 @@ class SETRecCLI(LightningCLI):
         """Nothing: `parse_arguments` has read the checkpoint. Lightning's own way lets it override flags."""
 
     def instantiate_classes(self) -> None:
-        """As Lightning's, and the data learns which catalogue the checkpoint was trained on before it is prepared.
-
-        An error of a class that an option names is one sentence.
-        """
+        """As Lightning's; an error of a class that an option names is one sentence."""
         rivals = self._get(self.config, "compare")
         check_rivals(rivals)
         with of_construction("the options name a class that can't be made"):
             super().instantiate_classes()
         self.model.rivals = rivals
-        path = self._get(self.config, "ckpt_path") or self._get(self.config, "model.start_from")
-        if path and Path(path).exists():  # it may be a keyword such as `best`
-            self.datamodule.trained_on = read_checkpoint(Path(path)).catalogue or None
         self.datamodule.needs_test = self.subcommand == "fit" and bool(self._get(self.config, "test_after_fit"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -162,7 +156,9 @@ class SETRecCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Leave out the callbacks that the Trainer would refuse."""
+        """Leave out the callbacks that the Trainer would refuse; a run without a logger has a folder of its own too."""
+        if config["logger"] is False and not config["barebones"]:
+            config["logger"] = FolderOnly(config["default_root_dir"] or Path.cwd())
         if config["barebones"]:
             callbacks = [one for one in callbacks if not isinstance(one, RunCheckpoint | RunEarlyStopping)]
         if config["enable_checkpointing"] is False:

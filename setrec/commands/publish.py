@@ -1,10 +1,10 @@
 """publish: write a model as a folder that others can use."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.hashes import read_sealed
 from setrec.files.whole import whole_folder
 from setrec.recommend import Recommender
 
@@ -53,7 +53,6 @@ def publish(
 
 def _read_results(path: Path) -> dict[str, Any]:
     try:
-        results: dict[str, Any] = json.loads(path.read_text())
-        return results
+        return read_sealed(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as results.json ({error}).") from None

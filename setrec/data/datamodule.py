@@ -1,8 +1,6 @@
 """The data of a run: prepared once, then read in batches for training, validation, test and prediction."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +66,6 @@ class SETRecDataModule(LightningDataModule):
     histories: Histories
     validation_passes = 1  # over the users; a model with weights to choose asks for two
     needs_test = False  # a test follows the fit, so a split without test targets is refused before
-    trained_on: Mapping[str, Any] | None = None  # what a checkpoint that is about to be used says of its catalogue
 
     def __init__(
         self,
@@ -126,6 +123,9 @@ class SETRecDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Prepare the data, if needed. Several processes may call it at once.
 
+        A model that a Trainer is about to use says in `trained_on` what its weights were trained on. Prepared data is not replaced
+        by other data than this.
+
         Raises:
             DataError: see `setrec.data.prepare.prepare`; with `prepared_only`, see `check_prepared`.
             ConfigError: see `prepare`.
@@ -135,7 +135,8 @@ class SETRecDataModule(LightningDataModule):
             say_what_changed(self.folder)
             return
         raw = Path(self.raw) if self.raw is not None else None
-        prepare(str(self.name), self.folder, self.preparation, raw, self.trained_on)
+        model = self.trainer.lightning_module if self.trainer is not None else None
+        prepare(str(self.name), self.folder, self.preparation, raw, getattr(model, "trained_on", None))
 
     def setup(self, stage: str | None = None) -> None:
         """Load the prepared data, once.

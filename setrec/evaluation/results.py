@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from setrec.errors import SETRecError
 from setrec.evaluation.ranking_table import RankingTable
+from setrec.files.hashes import sealed
 from setrec.files.whole import whole_file
 from setrec.schemas import GROUPS, EvalSplit, FitOn
 
@@ -189,14 +190,14 @@ def make_results(
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> Path:
-    """Write results as JSON, whole or not at all.
+    """Write results as JSON with their own hash (see `sealed`), whole or not at all.
 
     Raises:
         SETRecError: the file can't be written (a full disk, a missing permission).
         ValueError: a figure is NaN or infinite, which JSON can't hold.
     """
     path = Path(path)
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(sealed(results), indent=2, allow_nan=False) + "\n"
     try:
         with whole_file(path) as hidden:
             hidden.write_text(text, encoding="utf8")

@@ -1,11 +1,12 @@
 """Reads a checkpoint of fit as weights and plain types, if it is as fit wrote it.
 
 A checkpoint is a zip archive. `seal` writes the sha256 of everything before it into the archive's comment, which readers of
-checkpoints skip.
+checkpoints skip. A sharded checkpoint is a folder of parts; `seal_folder` writes the hashes of all of them into files.json.
 """
 
 import functools
 import hashlib
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from setrec.class_names import current_name, current_names
 from setrec.errors import ConfigError
+from setrec.files.hashes import file_hash, read_sealed, sealed
+from setrec.files.whole import whole_file
 
 SETREC = "setrec.module.SETRecModule"  # the model_class of checkpoints that can recommend
 
@@ -38,7 +41,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ConfigError: the file isn't a checkpoint of this project, was changed, or holds more than weights and plain types.
     """
     file = path / "meta.pt" if path.is_dir() else path
-    check_unchanged(file)
+    check_unchanged(path)
     try:
         content = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
         return Checkpoint(
@@ -51,13 +54,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except Exception as error:  # a file can be wrong in many ways; one sentence names it
         raise ConfigError(
-            f"--ckpt_path {path} is not a checkpoint of this project ({type(error).__name__}: "
+            f"{path} is not a checkpoint of this project ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); give the path that fit printed at its end."
         ) from error
 
 
 _MAX_VALUES = 100_000  # arguments, with all that is inside of them
 _SEAL = b"setrec sha256:"
+_FILES = "files.json"  # in a sharded checkpoint
 
 
 def seal(path: Path) -> None:
@@ -73,8 +77,22 @@ def seal(path: Path) -> None:
         file.write(len(comment).to_bytes(2, "little") + comment)
 
 
+def seal_folder(path: Path) -> None:
+    """Write the hashes of all parts of a sharded checkpoint into it, once every process has written its own.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    parts = sorted(part for part in path.rglob("*") if part.is_file() and part.name != _FILES)
+    hashes = {part.relative_to(path).as_posix(): file_hash(part) for part in parts}
+    with whole_file(path / _FILES) as hidden:
+        hidden.write_text(json.dumps(sealed({"files": hashes}), indent=2) + "\n")
+
+
 def check_unchanged(path: Path) -> None:
     """Check the hash in a checkpoint; one of an earlier version, which has none, by the checksums of its parts.
+
+    A sharded one is checked by the hashes of all its parts.
 
     A file that was checked before is checked again only if its size or its time of change is another. A file that is no zip
     archive passes: whoever reads it says that it is no checkpoint.
@@ -83,6 +101,8 @@ def check_unchanged(path: Path) -> None:
         ConfigError: the checkpoint was changed after it was written.
     """
     try:
+        if path.is_dir():
+            return _check_folder(path)
         state = path.stat()
         whole = _is_whole(path.resolve(), state.st_size, state.st_mtime_ns)
     except OSError:
@@ -91,6 +111,22 @@ def check_unchanged(path: Path) -> None:
         raise ConfigError(
             f"{path} was changed or damaged after it was written; take another copy of it, or another checkpoint."
         )
+
+
+def _check_folder(path: Path) -> None:
+    """Check the parts of a sharded checkpoint, as `check_unchanged`; of an earlier version only the arguments."""
+    if not (path / _FILES).exists():
+        return check_unchanged(path / "meta.pt")
+    name = _FILES
+    try:
+        for name, expected in read_sealed(path / _FILES)["files"].items():
+            if file_hash(path / name) != expected:
+                raise ValueError
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise ConfigError(
+            f"{path}: its part {name} is missing, or was changed or damaged after it was written; take another copy of the folder, "
+            "or another checkpoint."
+        ) from None
 
 
 @functools.lru_cache(maxsize=64)

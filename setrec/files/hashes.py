@@ -62,6 +62,20 @@ def check_seal(content: dict[str, Any]) -> None:
         raise ValueError("it was changed after it was written")
 
 
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, checked by `check_seal`.
+
+    Raises:
+        ValueError: it is no JSON object, or was changed.
+        OSError: it cannot be read.
+    """
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    check_seal(content)
+    return content
+
+
 def _json_hash(content: dict[str, Any]) -> str:
     rest = {name: value for name, value in content.items() if name != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ from setrec.class_names import current_names
 from setrec.data.catalogue import ENCODER, Catalogue
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.results import package_versions
-from setrec.files.hashes import check_seal, file_hash, sealed
+from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.inference.new_items import VECTOR
 from setrec.inference.restore import Restored, Trained, rows_of
 from setrec.scoring.graphs import Graph, HistoryStatistics
@@ -172,17 +172,16 @@ def read_published(path: Path) -> Trained:
         ConfigError: a file is missing or damaged, or has another format.
     """
     try:
-        config = json.loads((path / CONFIG).read_text())
+        config = read_sealed(path / CONFIG)
         if config["library_name"] != "setrec":
             raise ValueError(f"it belongs to the library {config['library_name']}")
         if config["format"] != _FORMAT:
             raise ValueError(f"its format is {config['format']}, but this version reads {_FORMAT}")
-        check_seal(config)
         for name, expected in config["files"].items():
             if file_hash(path / name) != expected:
                 raise ValueError(f"{name} is not the file that was published")
         table = pl.read_parquet(path / CATALOGUE)
-        results = json.loads((path / RESULTS).read_text()) if RESULTS in config["files"] else None
+        results = read_sealed(path / RESULTS) if RESULTS in config["files"] else None
         learned = path / ENCODERS / ENCODER
         return Trained(
             path=path,

@@ -1,6 +1,5 @@
 """From a checkpoint on the disk to a model that scores a catalogue, without Lightning."""
 
-import json
 import logging
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from setrec.data.past import past_events
 from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
 from setrec.files.checkpoint import SETREC, read_checkpoint
+from setrec.files.hashes import read_sealed
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
@@ -105,7 +105,7 @@ def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        results = json.loads(path.read_text())
+        results = read_sealed(path)
         return results if results["protocol"]["dataset"] == dataset else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("%s is damaged, or no results file (%s): the model is loaded without figures.", path, error)

@@ -24,7 +24,7 @@ import torch
 from setrec.class_names import current_names
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError, DataError
-from setrec.files.hashes import check_seal, file_hash, sealed
+from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.files.whole import whole_folder
 from setrec.inference.new_items import VECTOR
 
@@ -210,10 +210,9 @@ def read_version(folder: Path) -> Version:
         ConfigError: the version is damaged, or has another format.
     """
     try:
-        about = json.loads((folder / VERSION).read_text())
+        about = read_sealed(folder / VERSION)
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']}")
-        check_seal(about)
         if "added_sha256" in about and file_hash(folder / ADDED) != about["added_sha256"]:
             raise ValueError(f"{ADDED} is not the file that was written")
         added = pl.read_parquet(folder / ADDED) if about["added"] else None

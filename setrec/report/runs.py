@@ -1,6 +1,5 @@
 """Finds and reads the runs of a report, and checks that all were evaluated on the same users and targets."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import polars as pl
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.per_user import per_user_paths
 from setrec.evaluation.results import LABELS, MODEL, RESULTS, TRAIN_ALONE, label_of
+from setrec.files.hashes import file_hash, read_sealed
 from setrec.schemas import GROUPS, EvalSplit
 
 # entries of the protocol that must be equal in all runs
@@ -146,7 +146,8 @@ def read_results(path: Path, metrics: list[str], k: int) -> RunResult:
     """
     per_user, hits_file = per_user_paths(path)
     with readable(path):
-        results = json.loads(path.read_text())
+        results = read_sealed(path)
+        check_files(path, results.get("files", {}))
         protocol = results["protocol"]
         columns = [*pl.read_parquet_schema(per_user), *pl.read_parquet_schema(hits_file)]
     unknown = [metric for metric in (*metrics, f"hit@{k}") if metric not in columns]
@@ -200,6 +201,17 @@ def readable(path: Path) -> Iterator[None]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} or a file beside it is damaged ({str(error).splitlines()[0]}): test again.") from None
+
+
+def check_files(path: Path, hashes: Mapping[str, str]) -> None:
+    """Check that the files beside results are those that were written with them. Earlier versions wrote no hashes.
+
+    Raises:
+        ValueError: one was changed.
+    """
+    for name, expected in hashes.items():
+        if file_hash(path.with_name(Path(name).name)) != expected:
+            raise ValueError(f"{name} was changed after it was written")
 
 
 def check_means(path: Path, results: dict[str, Any], values: np.ndarray, metrics: list[str]) -> None:

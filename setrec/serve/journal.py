@@ -9,6 +9,10 @@ The hash is that of the line without it. Earlier versions wrote no hash, and a l
 
 If a crash leaves half a line, its request was never answered: the line is dropped, and the log says so. The file holds the items
 as they were given, mostly as texts, so that the next checkpoint can encode them in its own way.
+
+A second file beside it, X.jsonl.head, holds the number of lines and the hash of all of them, so that lost or exchanged lines are
+seen. It is written after the line is on the disk and before the request is answered. After a crash between the two it lags behind
+the lines, which is sound: what it counts must be there, and what follows is checked by the hashes of the lines alone.
 """
 
 import hashlib
@@ -24,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from setrec.errors import ConfigError, DataError
-from setrec.files.whole import sync_folder
+from setrec.files.whole import sync_folder, whole_file
 
 log = logging.getLogger("uvicorn.error")
 _HASHED = re.compile(rb'(\{.*), "sha256": "([0-9a-f]{64})"\}')
@@ -47,13 +51,15 @@ class Journal:
 
     Raises:
         ConfigError: another process uses this file, or it cannot be written.
-        DataError: a line is not a change; the message gives its number.
+        DataError: a line is not a change, the message gives its number; or lines are lost.
     """
 
     def __init__(self, path: Path, writable: bool = True) -> None:
         self.path = path
         self.added: dict[str, dict[str, Any]] = {}
         self.removed: set[str] = set()
+        self._head = path.with_name(f"{path.name}.head")
+        self._lines, self._hash = 0, hashlib.sha256()  # of the file so far
         self._lock = FileLock(f"{path}.lock")
         self._writable = writable
         if writable:
@@ -108,6 +114,8 @@ class Journal:
             raise JournalWriteError(f"{self.path}: {error.strerror}") from error
         if new:
             sync_folder(self.path.parent)
+        self._count(line[:-1].encode())
+        self._write_head()
         self._apply(change)
 
     def _apply(self, change: dict[str, Any]) -> None:
@@ -117,11 +125,25 @@ class Journal:
             if self.added.pop(name, None) is None:
                 self.removed.add(name)
 
+    def _count(self, line: bytes) -> None:
+        self._lines += 1
+        self._hash.update(line + b"\n")
+
+    def _write_head(self) -> None:
+        try:
+            with whole_file(self._head) as hidden:
+                hidden.write_text(json.dumps({"lines": self._lines, "sha256": self._hash.hexdigest()}) + "\n")
+        except OSError as error:  # the change itself is on the disk
+            log.warning("%s cannot be written (%s): it counts fewer lines than there are.", self._head, error.strerror)
+
     def _read(self) -> None:
-        if not self.path.exists():
-            return
+        counted, expected = self._read_head()  # before the lines, which another process may write meanwhile
         try:
             content = self.path.read_bytes()
+        except FileNotFoundError:
+            if counted:
+                raise self._lost(counted, 0) from None
+            return
         except OSError as error:
             raise ConfigError(
                 f"{self.path} cannot be read ({error.strerror}); name another file with --items."
@@ -133,16 +155,54 @@ class Journal:
         if torn:
             log.warning("%s: its last line is half a change, which was never confirmed; it is dropped.", self.path)
         for number, line in enumerate(lines if torn or not last else [*lines, last], 1):
-            if not self._read_line(line.removesuffix(b"\r")):
+            line = line.removesuffix(b"\r")
+            if not self._read_line(line):
                 raise DataError(
                     f"{self.path}, line {number}: {line[:60]!r} is not a change of a catalogue, or was changed after it was "
-                    "written; correct it and leave out its sha256, or delete the line."
+                    f"written; correct it and leave out its sha256, or delete the line; delete {self._head.name} too."
                 )
+            self._count(line)
+            if number == counted and self._hash.hexdigest() != expected:
+                raise DataError(
+                    f"{self.path}: its first {counted} lines are not those that were confirmed (a line is lost, exchanged or "
+                    f"corrected); take another copy of it, or delete {self._head.name} to accept it as it is."
+                )
+        if self._lines < counted:
+            raise self._lost(counted, self._lines)
         if last and self._writable:
             with self.path.open("r+b") as file:
                 file.seek(len(content) - len(last) if torn else len(content))
                 file.write(b"" if torn else b"\n")
                 file.truncate()
+        if (
+            self._writable and self._lines != counted
+        ):  # a crash came before it was written, or an earlier version wrote none
+            self._write_head()
+
+    def _read_head(self) -> tuple[int, str]:
+        """The number and the hash of the lines that were confirmed; 0 and "" where no head was written.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            head = json.loads(self._head.read_bytes())
+            if head.keys() == {"lines", "sha256"} and type(head["lines"]) is int and head["lines"] > 0:
+                return head["lines"], head["sha256"]
+        except FileNotFoundError:
+            return 0, ""
+        except (OSError, ValueError, AttributeError, RecursionError):
+            pass  # as below
+        raise DataError(
+            f"{self._head} is damaged, so it is not known whether {self.path.name} is whole; delete {self._head.name} to accept "
+            "the lines that are there."
+        )
+
+    def _lost(self, counted: int, found: int) -> DataError:
+        return DataError(
+            f"{self.path} has {found} of the {counted} lines that were confirmed; take another copy of it, or delete "
+            f"{self._head.name} to accept that the others are lost."
+        )
 
     def _read_line(self, line: bytes) -> bool:
         """Apply the change in a line; false: it holds none."""

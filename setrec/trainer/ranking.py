@@ -5,7 +5,7 @@ all groups of items, every weighting from one forward pass, the baselines, and o
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -33,11 +33,12 @@ from setrec.evaluation.results import LEAVE_ONE_OUT, MODEL, RESULTS, Protocol, m
 from setrec.evaluation.rivals import Rival, check_rivals
 from setrec.evaluation.weight_search import WeightSearch
 from setrec.files.checkpoint import Checkpoint, read_checkpoint
+from setrec.files.hashes import file_hash
 from setrec.hparams import instantiate, plain_hparams
 from setrec.schemas import GROUPS, PAD, Batch, EvalSplit
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups, top_items
 from setrec.scoring.weights import Weights
-from setrec.trainer.resume import check_batches, check_weights, go_on, set_rates
+from setrec.trainer.resume import check_batches, check_weights, go_on, path_of_checkpoint, set_rates
 from setrec.trainer.run_folder import folder_of
 
 BEST_AT = 10  # weights are chosen by recall at this length
@@ -63,6 +64,7 @@ class RankingModule(LightningModule):
     label: str  # the model's row in the table
     lr: float
     weight_decay: float
+    start_from: str | None = None  # a checkpoint whose weights a fit starts from
 
     def __init__(self, filter_seen: bool, top_k: int) -> None:
         super().__init__()
@@ -187,6 +189,24 @@ class RankingModule(LightningModule):
     def predict_dataloader(self) -> BatchLoader:
         """See `train_dataloader`."""
         return self.data.predict_dataloader()
+
+    @property
+    def trained_on(self) -> Mapping[str, Any] | None:
+        """What the weights that the Trainer is about to use were trained on, see `Identity`; None: nothing yet.
+
+        The data asks before it replaces anything.
+
+        Raises:
+            ConfigError: see `read_checkpoint`.
+        """
+        resumed = path_of_checkpoint()
+        if resumed and Path(resumed).exists():  # else Lightning says what is wrong
+            return read_checkpoint(Path(resumed)).catalogue or None
+        if self.trainer.state.fn == TrainerFn.FITTING and self.start_from is not None and not resumed:
+            return read_checkpoint(Path(self.start_from)).catalogue or None
+        if self._made_for is not None and self.data.folder.exists():
+            return self._made_for.plain_identity()
+        return None
 
     def check_catalogue(self) -> None:
         """Refuse data with another catalogue than the layers were made for; called before they are made.
@@ -428,6 +448,6 @@ def write_and_print(
         per_user, hits = per_user_paths(path)
         write_per_user(per_user, figures, data.histories, results["protocol"]["split"])
         write_hits(hits, figures, data.histories, data.catalogue)
-        write_results(path, results)
+        write_results(path, results | {"files": {file.name: file_hash(file) for file in (per_user, hits)}})
     print()
     print_table(results)

@@ -4,7 +4,10 @@ The checkpoint gives the weights, the state of the optimiser and how far the run
 or are refused: what the run uses is what its config.yaml and its checkpoints say.
 """
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -23,6 +26,23 @@ BATCHES = (
     "fit_on",
     "seed",
 )  # options of the data that make the batches
+
+
+def path_of_checkpoint() -> str | Path | None:
+    """The checkpoint that the Trainer which calls us is about to read; None: it reads none.
+
+    `Trainer.ckpt_path` is set only after the data was prepared, and no hook is told. So the caller's own variable is read.
+
+    Raises:
+        RuntimeError: no Trainer calls, or a new version of Lightning calls it something else.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not Trainer._run.__code__:
+        frame = frame.f_back
+    if frame is None or "ckpt_path" not in frame.f_locals:
+        raise RuntimeError("Lightning's Trainer._run(model, ckpt_path) is not among the callers")
+    path: str | Path | None = frame.f_locals["ckpt_path"]
+    return path
 
 
 def check_weights(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from setrec.errors import ConfigError
+from setrec.files.checkpoint import seal_folder
 from setrec.files.whole import clear_killed
 from setrec.trainer.interruption import StopRequest
 
@@ -167,6 +168,11 @@ class RunCheckpoint(ModelCheckpoint):
             and not _is_trial(trainer)
             and self.measured_step != trainer.global_step
         )
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)  # returns once every process has written its part
+        if trainer.is_global_zero and Path(filepath).is_dir():
+            seal_folder(Path(filepath))
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self.monitor is not None and self.monitor not in monitor_candidates:

@@ -4,6 +4,7 @@ import itertools
 import os
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -11,6 +12,19 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from setrec.errors import ConfigError
+
+
+class FolderOnly(CSVLogger):
+    """Gives a run its folder and writes nothing: `--trainer.logger false`."""
+
+    def log_metrics(self, *_args: Any, **_kwargs: Any) -> None:
+        """Nothing."""
+
+    def log_hyperparams(self, *_args: Any, **_kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    def save(self) -> None:
+        """Nothing."""
 
 
 def claim_version(logger: Logger) -> None:
