@@ -330,6 +330,11 @@ class Recommender(HubModel):
         """The weight of the semantic slots that validation chose."""
         return chosen_beta(self._snapshot)
 
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """What the prefix cache holds of histories, in bytes."""
+        return self._snapshot.reader.bytes
+
     def info(self) -> dict[str, Any]:
         """Describe the model and its catalogue in plain types."""
         snapshot, trained = self._snapshot, self._trained
