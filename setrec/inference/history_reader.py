@@ -41,7 +41,7 @@ class HistoryReader:
 
     def __init__(self, model: SETRec, index: Index, max_bytes: int = 0) -> None:
         self.model, self.index, self.max_bytes = model, index, max_bytes
-        with torch.inference_mode():
+        with torch.no_grad():
             self.text = model.backbone.read_text() if model.backbone.reads_on else None  # (C, 2, heads, n_text, d)
         self.bytes = 0
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()  # item ids -> (C, 2, heads, items * K, d)
@@ -50,7 +50,7 @@ class HistoryReader:
     def __len__(self) -> int:
         return len(self._kept)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, batch: Batch) -> Reading:
         """Read a batch of histories, one prefix a user."""
         if self.text is None:
