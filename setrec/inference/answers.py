@@ -118,7 +118,7 @@ def _not_finite() -> ModelError:
 def batches(
     snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Put histories of similar length into batches.
+    """Put histories into batches, those of similar length together.
 
     Args:
         snapshot: the model and its catalogue.
@@ -132,31 +132,9 @@ def batches(
     everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), snapshot.max_history, step)
     size = max(1, min(MAX_BATCH, MAX_SCORES // max(snapshot.catalogue.n_items, 1)))
     rank, n = share
-    for places in group_by_length(everyone.shown, size)[rank::n]:
+    order = np.argsort(everyone.shown, kind="stable")  # (users,)
+    for places in np.split(order, range(size, len(order), size))[rank::n] if len(order) else []:
         yield places.tolist(), Batch(*(tensor.to(snapshot.restored.device) for tensor in everyone[places]))
-
-
-def group_by_length(length: np.ndarray, size: int) -> list[np.ndarray]:
-    """Group histories of similar length, so that a batch has little padding.
-
-    A group has at most `size` histories, and its longest is at most 1.5 times as long as its shortest (or 4 items longer).
-
-    Args:
-        length: (users,) int64.
-        size: most histories in a group.
-
-    Returns:
-        The places of the histories of each group, (group,) int64.
-    """
-    order = np.argsort(length, kind="stable")  # (users,)
-    groups, start = [], 0
-    while start < len(order):
-        shortest = int(length[order[start]])
-        longest = max(shortest + 4, shortest * 3 // 2)
-        end = int(np.searchsorted(length[order], longest, side="right"))
-        groups.append(order[start : min(end, start + size)])
-        start += len(groups[-1])
-    return groups
 
 
 @torch.inference_mode()

@@ -20,8 +20,6 @@ from setrec.layers.grounding import Index, UserVector
 from setrec.model import SETRec
 from setrec.schemas import Batch
 
-FEW = 2  # new items up to which histories are read apart from those with more
-
 
 class Reading(NamedTuple):
     """Histories, read."""
@@ -61,11 +59,10 @@ class HistoryReader:
         kept = [length for length, _ in found]
         fresh = np.array([len(row) for row in rows]) - kept  # (B,)
         outputs = self.text.new_empty(len(rows), *self.model.queries.shape, dtype=self.model.queries.dtype)  # (B, K, D)
-        for group in (np.flatnonzero(fresh <= FEW), np.flatnonzero(fresh > FEW)):
-            if len(group):
-                outputs[group] = self._read(
-                    [rows[i][kept[i] :] for i in group], [found[i][1] for i in group], [rows[i] for i in group]
-                )
+        for group in group_by_length(fresh):
+            outputs[group] = self._read(
+                [rows[i][kept[i] :] for i in group], [found[i][1] for i in group], [rows[i] for i in group]
+            )
         return Reading(self.model.user_vectors_of(outputs, batch), kept)
 
     def _read(self, new: list[np.ndarray], before: list[Tensor | None], whole: list[np.ndarray]) -> Tensor:
@@ -107,3 +104,25 @@ class HistoryReader:
             self.bytes += states.nbytes
             while self.bytes > self.max_bytes:
                 self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def group_by_length(length: np.ndarray) -> list[np.ndarray]:
+    """Group histories with similar numbers of new items, so that they are read with little padding.
+
+    The longest of a group is at most 1.5 times as long as its shortest (or 4 items longer).
+
+    Args:
+        length: (users,) int64.
+
+    Returns:
+        The places of the histories of each group, (group,) int64.
+    """
+    order = np.argsort(length, kind="stable")  # (users,)
+    groups, start = [], 0
+    while start < len(order):
+        shortest = int(length[order[start]])
+        longest = max(shortest + 4, shortest * 3 // 2)
+        end = int(np.searchsorted(length[order], longest, side="right"))
+        groups.append(order[start:end])
+        start += len(groups[-1])
+    return groups
