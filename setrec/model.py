@@ -286,6 +286,17 @@ class SETRec(nn.Module):
         """The vectors that histories are scored with against the index, (M, sum(E)) and (M, H or H + F)."""
         return user_vector(self.forward(batch, index.codes if self.n_sem else None).projected)
 
+    def tokens_of(self, items: Tensor, index: Index) -> Tensor:
+        """The tokens of some items, (any) int64 item ids -> (any, K, D) float."""
+        flat = items.flatten()  # (n,)
+        codes = index.codes[flat] if self.n_sem else None  # (n, H)
+        tokens: Tensor = self.tokens([table[flat] for table in self.cf], codes)  # (n, K, D)
+        return tokens.view(*items.shape, *tokens.shape[1:])  # (any, K, D)
+
+    def user_vectors_of(self, outputs: Tensor, batch: Batch) -> UserVector:
+        """What `user_vectors` makes of the backbone's query outputs, (M, K, D), of a batch."""
+        return user_vector(self.add_memory(project_queries(outputs, self.tokens), batch))
+
     def parts(self, batch: Batch, index: Index, items: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What every slot and every memory adds to the CF score and to the semantic score of some items, without beta.
 

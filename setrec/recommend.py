@@ -22,6 +22,7 @@ from setrec.hparams import to_plain
 from setrec.inference.answers import (
     RankedItem,
     Recommendation,
+    SearchOptions,
     Snapshot,
     allowed_items,
     batches,
@@ -76,7 +77,12 @@ class Recommender(HubModel):
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "cpu", data: str | Path | None = None, index: str | None = None
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        data: str | Path | None = None,
+        index: str | None = None,
+        prefix_cache: int = 0,
     ) -> "Recommender":
         """Load a model from the disk.
 
@@ -86,6 +92,8 @@ class Recommender(HubModel):
             data: the folder of the prepared data, if it is not where the checkpoint says.
             index: search approximately, by an index that faiss builds: "IVF4096,Flat", "HNSW32"; None: exactly. See
                 `setrec.search.FaissSearch`.
+            prefix_cache: MiB for what was read of histories, so that a history that has grown costs its new items only; 0:
+                none. With it, a history longer than max_history is cut where the cut moves in steps of max_history / 5 items.
 
         Raises:
             ConfigError: the file does not exist, is damaged, is not a SETRec checkpoint, or belongs to other data.
@@ -95,7 +103,7 @@ class Recommender(HubModel):
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give the path that fit printed at its end.")
         try:
-            return cls._read(path, device, data, index)
+            return cls._read(path, device, data, SearchOptions(index, prefix_cache))
         except SETRecError:
             raise
         except Exception as error:  # a damaged file can fail anywhere between here and the model; one sentence names it
@@ -103,7 +111,7 @@ class Recommender(HubModel):
             raise ConfigError(f"{path} cannot be loaded ({type(error).__name__}: {reason[:300]}).") from error
 
     @classmethod
-    def _read(cls, path: Path, device: str, data: str | Path | None, index: str | None) -> "Recommender":
+    def _read(cls, path: Path, device: str, data: str | Path | None, search: SearchOptions) -> "Recommender":
         version = read_version(path) if (path / VERSION).is_file() else None
         model = path if version is None else version.model
         folder = Path(data) if data is not None else version.data if version is not None else None
@@ -111,7 +119,7 @@ class Recommender(HubModel):
         catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, path)
         restored = build(trained, catalogue, torch.device(device))
         changes = NO_CHANGES if version is None else version.changes
-        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, index))
+        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, search))
 
     # ---------------------------------------------------------------------------------------------------- recommending
     def recommend(
@@ -168,8 +176,8 @@ class Recommender(HubModel):
         rows, unknown = read_histories(histories, snapshot.row, options.unknown)
         allowed = allowed_items(snapshot, options.candidates, options.unknown)
         for places, batch in batches(snapshot, rows, share):
-            lists = ranked(snapshot, batch, options, allowed)
-            yield places, [Recommendation(items, unknown[at]) for at, items in zip(places, lists, strict=True)]
+            answers = zip(places, *ranked(snapshot, batch, options, allowed), strict=True)
+            yield places, [Recommendation(items, unknown[at], kept) for at, items, kept in answers]
 
     # --------------------------------------------------------------------------------------------------- the catalogue
     def add_items(
@@ -269,7 +277,7 @@ class Recommender(HubModel):
         snapshot = self._snapshot
         catalogue = apply_changes(self._trained.catalogue, changes)
         restored = rebuild(snapshot.restored, self._trained, catalogue)
-        changed = make_snapshot(restored, catalogue, changes, snapshot.max_history, snapshot.faiss_index)
+        changed = make_snapshot(restored, catalogue, changes, snapshot.max_history, snapshot.search)
         try:
             try_snapshot(changed, new)
         except ModelError:
@@ -321,6 +329,11 @@ class Recommender(HubModel):
     def beta(self) -> float:
         """The weight of the semantic slots that validation chose."""
         return chosen_beta(self._snapshot)
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """What the prefix cache holds of histories, in bytes."""
+        return self._snapshot.reader.bytes
 
     def info(self) -> dict[str, Any]:
         """Describe the model and its catalogue in plain types."""

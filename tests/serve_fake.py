@@ -48,6 +48,8 @@ class FakeRecommender:
         self.betas: list[float | None] = []
         self.added: list[dict[str, Any]] = []  # as they came
 
+    prefix_cache_bytes = 0
+
     @classmethod
     def load(cls, path: Path) -> "FakeRecommender":
         return cls(**json.loads(path.read_text()))

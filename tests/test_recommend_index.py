@@ -1,12 +1,15 @@
-"""Recommending through an index: the lists of scoring everything."""
+"""Recommending through an index, with and without a prefix cache: the lists of scoring everything."""
 
 from typing import Any
 
 import pytest
+import torch
 
+from setrec.data.batches import EvalRows
 from setrec.errors import ConfigError
-from setrec.inference import answers
+from setrec.files.ragged import Ragged
 from setrec.recommend import Recommender
+from setrec.scoring.topk import mask_seen, top_items
 from tests.conftest import TrainedRun
 
 
@@ -25,20 +28,69 @@ def lists(recommender: Recommender) -> list[Any]:
 @pytest.mark.parametrize("index", [None, "Flat", "IVF4,Flat"])
 @pytest.mark.parametrize("run", ["tiny_run", "graph_run"])
 def test_an_index_gives_the_lists_of_scoring_everything(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, run: str, index: str | None
+    request: pytest.FixtureRequest, run: str, index: str | None
 ) -> None:
     trained: TrainedRun = request.getfixturevalue(run)
     expected = lists(Recommender.load(trained.checkpoint))
-    monkeypatch.setattr(answers, "WHOLE_MATRIX", 0)  # as for a large catalogue
-    recommender = Recommender.load(
-        trained.checkpoint, index=index
-    )  # with so few items every list of IVF4 is looked into
-    assert recommender._snapshot.retriever is not None
+    # with so few items every list of IVF4 is looked into
+    recommender = Recommender.load(trained.checkpoint, index=index, prefix_cache=0 if index is None else 1)
     for one, other in zip(expected, lists(recommender), strict=True):
         for left, right in zip(one, other, strict=True):
             assert [item.id for item in left.items] == [item.id for item in right.items]
             assert [item.score for item in left.items] == pytest.approx([item.score for item in right.items], abs=1e-4)
             assert all(a.why == b.why for a, b in zip(left.items, right.items, strict=True))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("run", ["tiny_run", "graph_run"])
+def test_the_lists_are_those_of_the_score_matrix(request: pytest.FixtureRequest, run: str) -> None:
+    recommender = Recommender.load(request.getfixturevalue(run).checkpoint)
+    snapshot = recommender._snapshot
+    rows = [[], [0, 1, 2], list(range(5, 20)), list(range(snapshot.catalogue.n_items))]
+    histories = [[snapshot.catalogue.ids[item] for item in row] for row in rows]
+    everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), snapshot.max_history)
+    for row, history in enumerate(histories):
+        batch = everyone[torch.tensor([row]).numpy()]
+        (scores,) = snapshot.restored.scorer.scores(batch, [snapshot.restored.weights])  # (1, N)
+        for exclude_seen in (True, False):
+            (expected,) = top_items(mask_seen(scores, batch.seen) if exclude_seen else scores, 7).tolist()
+            (answer,) = recommender.recommend([history], 7, exclude_seen)
+            assert [snapshot.row[item.id] for item in answer.items] == [item for item in expected if item >= 0]
+
+
+def test_a_history_that_grows_is_read_on(tiny_run: TrainedRun) -> None:
+    plain = Recommender.load(tiny_run.checkpoint)
+    recommender = Recommender.load(tiny_run.checkpoint, prefix_cache=1)
+    step, most = max(1, plain._snapshot.max_history // 5), plain._snapshot.max_history
+    ids = plain._snapshot.catalogue.ids
+    history: list[str] = []
+    for n, own in enumerate(ids[:30]):
+        history.append(own)
+        (answer,) = recommender.recommend([history], 5, exclude_seen=False)
+        cut = -(-max(0, len(history) - most) // step) * step  # the window of a long history moves in steps
+        (expected,) = plain.recommend([history[cut:]], 5, exclude_seen=False)
+        assert [item.id for item in answer.items] == [item.id for item in expected.items]
+        moved = cut and -(-max(0, len(history) - 1 - most) // step) * step != cut
+        assert answer.kept == (0 if moved else min(n, len(history) - 1 - cut))
+    reader = recommender._snapshot.reader
+    assert 0 < reader.bytes <= reader.max_bytes
+    assert recommender.recommend([history], 5)[0].kept > 0
+    recommender.remove_items([ids[40]])  # another catalogue: nothing of the old one is used
+    assert recommender.recommend([history], 5)[0].kept == 0
+
+
+def test_the_prefix_cache_is_bounded(tiny_run: TrainedRun) -> None:
+    recommender = Recommender.load(tiny_run.checkpoint, prefix_cache=1)
+    reader = recommender._snapshot.reader
+    reader.max_bytes = 40_000
+    ids = recommender._snapshot.catalogue.ids
+    for start in range(30):
+        recommender.recommend([ids[start : start + 8]])
+        assert reader.bytes <= 40_000
+        assert reader.bytes == sum(states.nbytes for states in reader._kept.values())
+    assert 0 < len(reader) < 30
+    assert recommender.recommend([ids[29:37]])[0].kept == 8  # the newest is there
+    assert recommender.recommend([ids[0:8]])[0].kept == 0  # the oldest is not
 
 
 def test_an_index_that_faiss_does_not_know(tiny_run: TrainedRun) -> None:

@@ -176,7 +176,9 @@ def test_damaged_texts(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for keep in (0, 40, 150, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:keep])
-        with pytest.raises(DataError, match=r"^combine_tdcb_maps.npy .*(download it again|from a source you trust, .*)\.$"):
+        with pytest.raises(
+            DataError, match=r"^combine_tdcb_maps.npy .*(download it again|from a source you trust, .*)\.$"
+        ):
             OfficialRelease().read(folder)
     twice = pickle.dumps({5: "a", 6: "b"}, 2).replace(b"K\x06", b"K\x05")
     header = np.lib.format.magic(1, 0) + len(

@@ -10,6 +10,7 @@ from setrec.backbones import T5Backbone
 from setrec.module import SETRecModule
 from setrec.schemas import Batch
 from setrec.scoring.graphs import Graph, ItemGraphs, TextGraphs
+from setrec.scoring.int8 import Int8Table
 from setrec.scoring.retrieval import ExactSearch, FaissSearch, Found, Retriever, Search, overlap
 from setrec.scoring.topk import mask_seen, top_items
 from setrec.scoring.weights import Weights
@@ -33,7 +34,9 @@ def all_scores(module: SETRecModule, batch: Batch, beta: float) -> Tensor:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("search", [ExactSearch(items=7, users=2), ExactSearch(), FaissSearch("Flat")])
+@pytest.mark.parametrize(
+    "search", [ExactSearch(items=7, users=2), ExactSearch(), ExactSearch(items=9, int8=True), FaissSearch("Flat")]
+)
 def test_an_exact_search_finds_what_scoring_everything_finds(module: SETRecModule, beta: float, search: Search) -> None:
     batch = evaluation([*ROWS, []])
     found = Retriever(module, search).top(batch, Weights(beta), k=5)
@@ -97,6 +100,32 @@ def test_overlap_counts_shared_items() -> None:
     assert overlap(other, one) == pytest.approx(2 / 5)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 3.0]), st.sampled_from([1, 10, 200]), st.booleans())
+def test_bounds_from_integers_hold_and_give_the_exact_lists(seed: int, uneven: float, k: int, graphs: bool) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scale = torch.exp(uneven * torch.randn(40, generator=draw))  # columns of very different size
+    table = torch.randn(700, 40, generator=draw) * scale * torch.exp(uneven * torch.randn(700, 1, generator=draw))
+    table[:, 0], table[3] = 1.0, 0.0
+    table[600:650] = table[:50]  # ties
+    rows = torch.randn(5, 40, generator=draw) / scale
+    seen = torch.randint(-1, 700, (5, 9), generator=draw)
+    added = Graph(torch.randint(700, (5, 30), generator=draw), torch.rand(5, 30, generator=draw)) if graphs else None
+    codes = Int8Table(table)
+    middle, apart = codes.bounds(codes.user(rows), 100, 400)
+    assert ((middle - rows @ table[100:400].T).abs() <= apart).all()
+    fast, plain = ExactSearch(items=256, int8=True), ExactSearch(items=256, int8=False)
+    for search in (fast, plain):
+        search.build(table)
+    one, other = (search.top(rows, k, seen, added) for search in (fast, plain))
+    torch.testing.assert_close(one.score, other.score, rtol=1e-4, atol=1e-4)
+    wide = (
+        other.score - other.score.roll(-1, dims=1) > 1e-3 * other.score.abs()
+    )  # no tie with the next, but for rounding
+    sure = wide & wide.roll(1, dims=1)
+    assert torch.equal(one.item[:, 1:-1][sure[:, 1:-1]], other.item[:, 1:-1][sure[:, 1:-1]])
+
+
 N = 30
 
 
@@ -126,7 +155,8 @@ def test_with_item_graphs_the_lists_are_those_of_scoring_everything(
     scorer, weights, batch = module.scorer, Weights(*numbers), evaluation([*ROWS, [], [3]])
     scorer.graphs = made_up_graphs(seed, text)
     allowed = torch.tensor([0, 2, 3, 11, 12, 25, 29]) if few else None
-    found = Retriever(scorer, ExactSearch(items=7, users=2)).top(batch, weights, k, masked, allowed)
+    search = ExactSearch(items=7, users=2, int8=seed % 2 == 0)
+    found = Retriever(scorer, search).top(batch, weights, k, masked, allowed)
     with torch.no_grad():
         (scores,) = scorer.scores(batch, [weights])  # (B, N)
     scores = mask_seen(scores, batch.seen) if masked else scores

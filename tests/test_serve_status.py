@@ -1,12 +1,18 @@
 """What a server with a fake model says about itself: /model, /health, /metrics, /openapi.json."""
 
 import json
+import re
 from pathlib import Path
 
 from fastapi.testclient import TestClient
 
+from setrec.recommend import Recommender
 from setrec.serve import messages
+from setrec.serve.app import create_app
+from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
+from setrec.serve.options import ServeOptions
+from tests.conftest import TrainedRun
 
 
 def test_model_health_and_metrics(client: TestClient, tmp_path: Path) -> None:
@@ -26,6 +32,22 @@ def test_model_health_and_metrics(client: TestClient, tmp_path: Path) -> None:
     assert "BREW" not in text
     assert "wp-admin" not in text
     assert "setrec_items 20.0" in text
+
+
+def test_answers_and_metrics_tell_what_the_prefix_cache_kept(tiny_run: TrainedRun, tmp_path: Path) -> None:
+    def load(path: Path) -> Recommender:
+        return Recommender.load(path, prefix_cache=1)
+
+    holder = ModelHolder(tiny_run.checkpoint, load, Journal(tmp_path / "items.jsonl"), tmp_path)
+    with TestClient(create_app(holder, None, ServeOptions()), base_url="http://localhost") as client:
+        ids = [item["id"] for item in client.get("/items").json()["items"]]
+        for length, kept in ((4, 0), (5, 4), (5, 5)):
+            answer = client.post("/recommend", json={"histories": [ids[:length]]})
+            assert f'prefix_cache;desc="{kept} of {length} items"' in answer.headers["server-timing"]
+        text = client.get("/metrics").text
+    assert 'setrec_history_items_total{how="kept"} 9.0' in text
+    assert 'setrec_history_items_total{how="read"} 5.0' in text
+    assert re.search(r"setrec_prefix_cache_bytes [1-9]", text)
 
 
 def test_the_document_describes_what_is_there(client: TestClient) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from setrec.backbones.past import Past
 from setrec.errors import ConfigError
 
 
@@ -54,6 +55,30 @@ class Backbone(nn.Module, ABC):
         Returns:
             (B, P, K, D) float; without meaning at padding.
         """
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether `read` works with these options: a history token must see nothing after it."""
+        return False
+
+    def read_text(self) -> Tensor:
+        """Keys and values of the text before the history, (C, 2, heads, n_text, d); see `Past`."""
+        raise NotImplementedError
+
+    def read(self, items: Tensor, new: Tensor, queries: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        """Read on where `past` ends: the query outputs of the whole history, in evaluation mode.
+
+        Args:
+            items: (B, n, K, D) float, the tokens of the new items, padded at the end.
+            new: (B,) int64, how many they are.
+            queries: (K, D) float, the learned queries.
+            past: What was read before.
+
+        Returns:
+            The query outputs, (B, K, D) float; and keys and values of the new items, (B, C, 2, heads, n * K, d) float, without
+            meaning at padding.
+        """
+        raise NotImplementedError
 
     def sizes(self) -> dict[str, Any] | None:
         """The sizes of a pretrained backbone, in plain types; with them as `saved_sizes`, `build` loads no pretrained model.

@@ -14,9 +14,11 @@ from torch.distributed.fsdp import fully_shard
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from setrec.backbones.attention import NAME as ATTENTION
+from setrec.backbones.attention import attend
 from setrec.backbones.base import Backbone
 from setrec.backbones.lora import LoRA, deltas, fingerprint, inject, leave_frozen_out
-from setrec.backbones.masks import additive, packed_mask, packed_positions
+from setrec.backbones.masks import additive, new_tokens_see, packed_mask, packed_positions
+from setrec.backbones.past import Past, rms_norm
 from setrec.backbones.pretrained import ModelSource, load_decoder
 from setrec.errors import ConfigError
 from setrec.files.whole import whole_folder
@@ -242,6 +244,96 @@ class DecoderBackbone(Backbone):
         outputs: Tensor = self.drop(blocks[:, :, self.n_announce :].to(queries.dtype))  # (B, P, K, D)
         return outputs
 
+    # ------------------------------------------------------------------------------------------------------ reading on
+    @property
+    def reads_on(self) -> bool:
+        """Whether `read` knows the layers of this model; see `Backbone.reads_on`."""
+        config = self.base.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        return config.model_type in ("qwen2", "qwen3", "llama") and kinds == {"full_attention"}
+
+    def read_text(self) -> Tensor:
+        """Keys and values of the instruction; see `Backbone.read_text`."""
+        text = self.prompt[None, : self.n_text].to(getattr(torch, self.dtype))  # (1, n_text, D)
+        position = torch.arange(self.n_text, device=text.device)[None]  # (1, n_text)
+        see = torch.ones(
+            1, self.n_text, self.n_text, dtype=torch.bool, device=text.device
+        ).tril()  # (1, n_text, n_text)
+        return self._layers(text, position, see, None, self.n_text)[1][0]  # (C, 2, heads, n_text, d)
+
+    def read(self, items: Tensor, new: Tensor, queries: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        """Read on where `past` ends; see `Backbone.read`. Response and queries follow the new items."""
+        n_batch, n_new, n_slots, _ = items.shape
+        block = torch.cat([self.prompt[self.n_text :], queries])  # (R + K, D)
+        x = torch.cat([items.flatten(1, 2), block.expand(n_batch, -1, -1)], dim=1)  # (B, n * K + R + K, D)
+        x = x.to(getattr(torch, self.dtype))
+        step = torch.arange(len(block), device=x.device).clamp(max=self.n_announce)  # (R + K,): 0 1 .. R R R
+        place = torch.arange(n_new, device=x.device).repeat_interleave(n_slots)  # (n * K,)
+        begin = self.n_text + past.read[:, None]  # (B, 1)
+        position = torch.cat([begin + place, begin + new[:, None] + step], dim=1)  # (B, n * K + R + K)
+        lengths = (past.items.shape[4] // n_slots, n_new, self.n_text, n_slots, self.n_announce, len(queries))
+        see = new_tokens_see(past.read, new, *lengths, self.mask, self.isolate_queries)  # (B, n * K + R + K, all keys)
+        x, states = self._layers(
+            x, position, see, past, len(block)
+        )  # (B, R + K, D), (B, C, 2, heads, n * K + R + K, d)
+        outputs = x[:, self.n_announce :].to(queries.dtype)  # (B, K, D)
+        return outputs, states[:, :, :, :, : n_new * n_slots]
+
+    def _layers(
+        self, x: Tensor, position: Tensor, see: Tensor, past: Past | None, n_last: int
+    ) -> tuple[Tensor, Tensor]:
+        """The model's layers, for evaluation: what transformers computes, in fewer operations.
+
+        Args:
+            x: (B, T, D) float.
+            position: (B, T) int64.
+            see: (B, T, S + T) bool, which of the S kept keys and of its own each token sees.
+            past: Kept keys and values; None: there are none, S = 0.
+            n_last: How many of the last tokens are asked for: the others need no output of the last layer.
+
+        Returns:
+            (B, n_last, D), and the keys and values of x, (B, C, 2, heads, T, d).
+        """
+        base: Any = self.base
+        cos, sin = (table[:, None] for table in base.rotary_emb(x, position))  # (B, 1, T, d), (B, 1, T, d)
+        mask = additive(see, x.dtype)[:, None]  # (B, 1, T, S + T)
+        rows = slice(None)
+        states = []
+        for c, layer in enumerate(base.layers):
+            attention = layer.self_attn
+            h = rms_norm(layer.input_layernorm, x)  # (B, T, D)
+            key, value = (
+                project(h).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+                for project in (attention.k_proj, attention.v_proj)
+            )  # (B, heads, T, d), (B, heads, T, d)
+            if c == len(base.layers) - 1:
+                rows = slice(x.shape[1] - n_last, None)
+                x, h, mask = (
+                    x[:, rows],
+                    h[:, rows],
+                    mask[:, :, rows],
+                )  # (B, n_last, D), (B, n_last, D), (B, 1, n_last, S + T)
+            query = (
+                attention.q_proj(h).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+            )  # (B, heads, T or n_last, d)
+            if base.config.model_type == "qwen3":
+                query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
+            query = _rotated(query, cos[:, :, rows], sin[:, :, rows])  # (B, heads, T or n_last, d)
+            key = _rotated(key, cos, sin)  # (B, heads, T, d)
+            states.append(torch.stack([key, value], dim=1))  # (B, 2, heads, T, d)
+            if past is not None:
+                kept = past.layer(c)  # of (B, heads, S, d)
+                key, value = (
+                    torch.cat([kept[0], key], dim=2),
+                    torch.cat([kept[1], value], dim=2),
+                )  # (B, heads, S + T, d)
+            read, _ = attend(
+                attention, query, key, value, mask, scaling=attention.scaling
+            )  # (B, T or n_last, heads, d)
+            x = x + attention.o_proj(read.flatten(2))  # (B, T or n_last, D)
+            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))  # (B, T or n_last, D)
+        return rms_norm(base.norm, x), torch.stack(states, dim=1)  # (B, n_last, D), (B, C, 2, heads, T, d)
+
     # ---------------------------------------------------------------------------------------------- weights on the disk
     def origin(self) -> dict[str, Any]:
         """Where the frozen base comes from; see `Backbone.origin`."""
@@ -296,3 +388,9 @@ class DecoderBackbone(Backbone):
         """Split every layer's weights over the processes; see `Backbone.shard`."""
         for layer in cast(nn.ModuleList, self.base.layers):
             fully_shard(layer, mesh=mesh)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: x (B, heads, T, d), cos and sin (B, 1, T, d) -> (B, heads, T, d)."""
+    one, two = x.chunk(2, dim=-1)  # (B, heads, T, d / 2) each
+    return x * cos + torch.cat([-two, one], dim=-1) * sin  # (B, heads, T, d)

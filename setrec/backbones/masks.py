@@ -180,6 +180,67 @@ def packed_mask(
     return see  # (B, T, T)
 
 
+def new_tokens_see(
+    read: Tensor,
+    new: Tensor,
+    most_read: int,
+    n_new: int,
+    n_text: int,
+    n_slots: int,
+    n_response: int,
+    n_queries: int,
+    items_see: Literal["set", "items", "causal"] = "set",
+    isolate_queries: bool = True,
+) -> Tensor:
+    """The mask of new items and of the queries after them, where keys of the text and of earlier items are kept.
+
+    The same rows as in `packed_mask` for one prefix, all items of the history, without the rows of what was read before. With 1
+    text token, item 0 read before, item 1 new, slots a and b, 1 response token and 2 queries:
+
+                 text  item 0  item 1  response, queries
+                  t0    a   b   a   b   r  q0 q1
+        1 a       x     x   x   x   .   .  .  .
+        1 b       x     x   x   .   x   .  .  .
+        r         x     x   x   x   x   x  .  .
+        q0        x     x   x   x   x   x  x  .
+        q1        x     x   x   x   x   x  .  x
+
+    Args:
+        read: (B,) int64, items read before.
+        new: (B,) int64, new items.
+        most_read: The largest of `read` that the keys have room for.
+        n_new: The largest of `new`.
+        n_text: Tokens of the instruction.
+        n_slots: Slots of an item, K.
+        n_response: Tokens of the response, R.
+        n_queries: Queries, K; 0: no rows and columns for response and queries.
+        items_see: see `packed_mask`.
+        isolate_queries: False: the queries see each other.
+
+    Returns:
+        (B, n_new * K + R + n_queries, n_text + most_read * K + n_new * K + R + n_queries) bool.
+    """
+    device, block = read.device, n_response + n_queries
+    n_tokens = n_new * n_slots
+    among = history_mask(0, n_new, n_slots, device, items_see != "set")  # (n_new * K, n_new * K)
+    if items_see == "causal":
+        among.tril_()
+    own = torch.eye(block, dtype=torch.bool, device=device)  # (R + K, R + K)
+    if not isolate_queries:
+        own[n_response:, n_response:] = True
+    own[:, :n_response] = True
+    own[:n_response, :n_response].tril_()
+    place = torch.arange(max(most_read, n_new), device=device).repeat_interleave(n_slots)  # (any,)
+    before = n_text + most_read * n_slots
+    see = read.new_zeros(len(read), n_tokens + block, before + n_tokens + block, dtype=torch.bool)
+    see[:, :, :n_text] = True
+    see[:, :, n_text:before] = (place[: most_read * n_slots] < read[:, None])[:, None]  # (B, 1, most_read * K)
+    see[:, :n_tokens, before : before + n_tokens] = among
+    see[:, n_tokens:, before : before + n_tokens] = (place[:n_tokens] < new[:, None])[:, None]  # (B, 1, n_new * K)
+    see[:, n_tokens:, before + n_tokens :] = own
+    return see  # (B, n_new * K + R + K, n_text + most_read * K + n_new * K + R + K)
+
+
 def packed_positions(
     prefix: Tensor, n_text: int, n_items: int, n_slots: int, n_response: int, n_queries: int
 ) -> Tensor:

@@ -12,9 +12,18 @@ from transformers import AutoTokenizer, T5Config, T5Model
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerSelfAttention
 
 from setrec.backbones.attention import NAME as ATTENTION
+from setrec.backbones.attention import attend
 from setrec.backbones.base import Backbone
 from setrec.backbones.dropout import Dropout, replace_dropout
-from setrec.backbones.masks import additive, bidirectional_mask, history_mask, history_positions, queries_see
+from setrec.backbones.masks import (
+    additive,
+    bidirectional_mask,
+    history_mask,
+    history_positions,
+    new_tokens_see,
+    queries_see,
+)
+from setrec.backbones.past import Past, rms_norm
 from setrec.errors import ConfigError
 
 
@@ -241,3 +250,108 @@ class T5Backbone(Backbone):
         bias = self.recency(age).permute(0, 3, 1, 2)  # (B, heads, P, L)
         bias = bias.repeat_interleave(n_slots, dim=-1)  # (B, heads, P, L * K)
         return nn.functional.pad(bias, (self.prompt.shape[0], 0))  # (B, heads, P, T)
+
+    # ------------------------------------------------------------------------------------------------------ reading on
+    @property
+    def reads_on(self) -> bool:
+        """Whether history tokens see nothing after them; see `Backbone.reads_on`."""
+        return self.mask != "bidirectional"
+
+    def read_text(self) -> Tensor:
+        """Keys and values of the text; see `Backbone.read_text`. The layers are those of the encoder, then of the decoder."""
+        n_text = len(self.prompt)
+        see = torch.ones(1, n_text, n_text, dtype=torch.bool, device=self.prompt.device)  # (1, n_text, n_text)
+        place = torch.arange(n_text, device=self.prompt.device)[None]  # (1, n_text)
+        return self._read_tokens(self.prompt[None], place, place, see, None)[0]  # (C, 2, heads, n_text, d)
+
+    def read(self, items: Tensor, new: Tensor, queries: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        """Read on where `past` ends; see `Backbone.read`."""
+        n_batch, n_new, n_slots, _ = items.shape
+        n_text, most_read = len(self.prompt), past.items.shape[4] // n_slots
+        text = torch.arange(n_text, device=items.device).expand(n_batch, -1)  # (B, n_text)
+        before = (n_text + torch.arange(most_read, device=items.device)).repeat_interleave(n_slots)  # (S,)
+        after = (n_text + torch.arange(n_new, device=items.device)).repeat_interleave(n_slots) + past.read[
+            :, None
+        ]  # (B, n * K)
+        key_position = torch.cat([text, before.expand(n_batch, -1), after], dim=1)  # (B, n_text + S + n * K)
+        lengths = (most_read, n_new, n_text, n_slots, 0, len(queries))
+        own = self.mask == "items"
+        see = new_tokens_see(
+            past.read, new, *lengths, "items" if own else "set"
+        )  # (B, n * K + K, n_text + S + n * K + K)
+        see = see[:, :, : -len(queries)]  # (B, n * K + K, n_text + S + n * K): the decoder's queries are no keys
+        see_items, see_queries = see.split([n_new * n_slots, len(queries)], dim=1)  # (B, n * K, ...), (B, K, ...)
+        states = self._read_tokens(
+            items.flatten(1, 2), after, key_position, see_items, past
+        )  # (B, C, 2, heads, n * K, d)
+        bias = additive(see_queries, items.dtype)[:, None]  # (B, 1, K, n_text + S + n * K)
+        if self.recency_bias:
+            age = (past.read + new + n_text)[:, None] - key_position  # (B, n_text + S + n * K)
+            ages = self.recency(age.clamp(0, self.max_recency)).permute(0, 2, 1)[:, :, None]  # (B, heads, 1, ...)
+            ages = ages * (
+                torch.arange(ages.shape[3], device=age.device) >= n_text
+            )  # (B, heads, 1, ...): none for the text
+            bias = bias + ages  # (B, heads, K, n_text + S + n * K)
+        x: Tensor = queries.expand(n_batch, -1, -1)  # (B, K, D)
+        for i, block in enumerate(self.decoder):
+            layers: Any = block.get_submodule("layer")
+            self_attention, cross, feed_forward = layers
+            x = self._self_attention(self_attention, x, len(queries))  # (B, K, D)
+            c = len(self.encoder) + i
+            key, value = (torch.cat(pair, dim=2) for pair in zip(past.layer(c), states[:, c].unbind(1), strict=True))
+            x = x + self._attend(cross.EncDecAttention, rms_norm(cross.layer_norm, x), key, value, bias)  # (B, K, D)
+            x = x + feed_forward.DenseReluDense(rms_norm(feed_forward.layer_norm, x))  # (B, K, D)
+        return rms_norm(self.decoder_norm, x), states  # (B, K, D)
+
+    def _read_tokens(self, x: Tensor, position: Tensor, key_position: Tensor, see: Tensor, past: Past | None) -> Tensor:
+        """The encoder, for evaluation: keys and values that later tokens and the queries look at, (B, C, 2, heads, T, d).
+
+        Args:
+            x: (B, T, D) float.
+            position: (B, T) int64.
+            key_position: (B, S + T) int64: of the S kept tokens, and of x.
+            see: (B, T, S + T) bool.
+            past: Kept keys and values; None: there are none, S = 0.
+        """
+        first: Any = self.encoder[0].get_submodule("layer.0.SelfAttention")
+        most = int(key_position.max()) + 1 if key_position.numel() else 1
+        apart = torch.arange(-most, most + 1, device=x.device)  # (2 * most + 1,)
+        buckets = first._relative_position_bucket(
+            apart, True, first.relative_attention_num_buckets, first.relative_attention_max_distance
+        )  # (2 * most + 1,)
+        by_distance = first.relative_attention_bias(buckets)  # (2 * most + 1, heads)
+        distance = key_position[:, None] - position[:, :, None] + most  # (B, T, S + T)
+        bias = by_distance[distance].permute(0, 3, 1, 2) + additive(see, x.dtype)[:, None]  # (B, heads, T, S + T)
+        states = []
+        for c, block in enumerate(self.encoder):
+            attention: Any = block.get_submodule("layer.0")
+            feed_forward: Any = block.get_submodule("layer.1")
+            h = rms_norm(attention.layer_norm, x)  # (B, T, D)
+            key, value = self._keys_and_values(attention.SelfAttention, h)  # (B, heads, T, d) each
+            states.append(torch.stack([key, value], dim=1))  # (B, 2, heads, T, d)
+            if past is not None:
+                kept = past.layer(c)  # of (B, heads, S, d)
+                key, value = (
+                    torch.cat([kept[0], key], dim=2),
+                    torch.cat([kept[1], value], dim=2),
+                )  # (B, heads, S + T, d)
+            x = x + self._attend(attention.SelfAttention, h, key, value, bias)  # (B, T, D)
+            x = x + feed_forward.DenseReluDense(rms_norm(feed_forward.layer_norm, x))  # (B, T, D)
+        x = rms_norm(self.encoder_norm, x)  # (B, T, D)
+        for block in self.decoder:
+            cross = block.get_submodule("layer.1.EncDecAttention")
+            states.append(torch.stack(self._keys_and_values(cross, x), dim=1))  # (B, 2, heads, T, d)
+        return torch.stack(states, dim=1)  # (B, C, 2, heads, T, d)
+
+    def _keys_and_values(self, attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens: x (B, T, D) -> (B, heads, T, d) each."""
+        width = attention.key_value_proj_dim
+        key, value = (project(x).unflatten(2, (-1, width)).transpose(1, 2) for project in (attention.k, attention.v))
+        return key, value
+
+    def _attend(self, attention: Any, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """One attention layer: x (B, T, D), key and value (B, heads, any, d) -> (B, T, D)."""
+        query = attention.q(x).unflatten(2, (-1, attention.key_value_proj_dim)).transpose(1, 2)  # (B, heads, T, d)
+        read, _ = attend(attention, query, key, value, None, scaling=1.0, position_bias=bias)  # (B, T, heads, d)
+        out: Tensor = attention.o(read.flatten(2))  # (B, T, D)
+        return out

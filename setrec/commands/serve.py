@@ -28,4 +28,8 @@ def serve(ckpt_path: Path, **options: Any) -> None:
         from setrec.serve.server import run_server  # here: the extra may be missing
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'setrec[serve]'.") from None
-    run_server(lambda path: Recommender.load(path, device=chosen.device, index=chosen.index), ckpt_path, chosen)
+
+    def load(path: Path) -> Recommender:
+        return Recommender.load(path, chosen.device, index=chosen.index, prefix_cache=chosen.prefix_cache)
+
+    run_server(load, ckpt_path, chosen)

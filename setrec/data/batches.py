@@ -96,14 +96,17 @@ class EvalRows(Dataset[Batch]):
         history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it.
         targets: each user's targets.
         max_history: the most history items of a row.
+        step: where a longer history is cut moves by this many items, so that a cut history grows as others do: its row has
+            from max_history - step + 1 to max_history items.
 
     Attributes:
         shown: (users,) int64, history items of each row.
     """
 
-    def __init__(self, history: Ragged, targets: Ragged, max_history: int) -> None:
+    def __init__(self, history: Ragged, targets: Ragged, max_history: int, step: int = 1) -> None:
         self.whole, self.targets = history, targets
-        self.shown = np.minimum(history.lengths, max_history)  # (users,)
+        cut = np.maximum(history.lengths - max_history, 0)  # (users,) items that do not fit
+        self.shown = history.lengths - -(-cut // step) * step  # (users,)
 
     def __len__(self) -> int:
         return len(self.whole)

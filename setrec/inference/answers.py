@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +16,16 @@ from setrec.data.catalogue import Catalogue
 from setrec.errors import DataError, ModelError
 from setrec.files.ragged import Ragged
 from setrec.inference.explain import Why, explain
+from setrec.inference.history_reader import HistoryReader
 from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.restore import Restored
 from setrec.inference.versions import Changes
 from setrec.schemas import PAD, Batch
-from setrec.scoring.retrieval import ExactSearch, FaissSearch, Retriever
-from setrec.scoring.topk import mask_seen, top_items
+from setrec.scoring.retrieval import FaissSearch, Retriever
 
 MAX_BATCH = 256  # most histories in a batch
-WHOLE_MATRIX = 1 << 17  # items up to which a batch's scores of the whole catalogue are held
 MAX_SCORES = 1 << 26  # most scores held at once: with a large catalogue, a batch has fewer histories
+WINDOW_STEPS = 5  # with a prefix cache, the window of a long history moves by max_history / 5 items
 _TRIED = 16  # most histories of new items in a trial
 
 
@@ -43,6 +44,18 @@ class Recommendation(NamedTuple):
 
     items: list[RankedItem]  # best first; fewer than k if fewer items can be recommended
     unknown: list[str]  # ids of the history that are not in the catalogue, each once
+    kept: int = 0  # items of the history that the prefix cache held, so that they were not read again
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How answers are found. `Recommender.load` describes the options."""
+
+    index: str | None = None
+    prefix_cache: int = 0  # MiB
+
+
+DEFAULT = SearchOptions()
 
 
 class Snapshot(NamedTuple):
@@ -55,22 +68,23 @@ class Snapshot(NamedTuple):
     row: dict[str, int]  # own id -> item id
     lower_titles: list[str]  # N titles in lower case, for the search
     by_count: np.ndarray  # (N,) int64 item ids, most frequent in training first
-    faiss_index: str | None  # the factory string that was asked for
-    retriever: Retriever | None  # finds the best items without scoring all of them at once; None: a small catalogue
+    search: SearchOptions
+    reader: HistoryReader
+    retriever: Retriever  # finds the best items without holding the scores of all of them
 
 
 def make_snapshot(
-    restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int, index: str | None = None
+    restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int, search: SearchOptions = DEFAULT
 ) -> Snapshot:
-    """Put a model and a version of its catalogue together. index: see `Recommender.load`."""
-    retriever = None
-    if index is not None or catalogue.n_items > WHOLE_MATRIX:
-        retriever = Retriever(restored.scorer, FaissSearch(index) if index is not None else ExactSearch())
-        retriever.refresh()
+    """Put a model and a version of its catalogue together."""
+    how = None if search.index is None else FaissSearch(search.index)
+    retriever = Retriever(restored.scorer, how, fixed=True)
+    retriever.refresh()
+    reader = HistoryReader(restored.model, restored.scorer.index, search.prefix_cache << 20)
     row = {own: i for i, own in enumerate(catalogue.ids)}
     lower_titles = [title.casefold() for title in catalogue.titles]
     by_count = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
-    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count, index, retriever)
+    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count, search, reader, retriever)
 
 
 @torch.inference_mode()
@@ -104,7 +118,7 @@ def _not_finite() -> ModelError:
 def batches(
     snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Put histories of similar length into batches.
+    """Put histories into batches, those of similar length together.
 
     Args:
         snapshot: the model and its catalogue.
@@ -114,41 +128,20 @@ def batches(
     Yields:
         The places of some histories in `rows`, and their batch.
     """
-    everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), snapshot.max_history)
+    step = max(1, snapshot.max_history // WINDOW_STEPS) if snapshot.search.prefix_cache else 1
+    everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), snapshot.max_history, step)
     size = max(1, min(MAX_BATCH, MAX_SCORES // max(snapshot.catalogue.n_items, 1)))
     rank, n = share
-    for places in group_by_length(everyone.shown, size)[rank::n]:
+    order = np.argsort(everyone.shown, kind="stable")  # (users,)
+    for places in np.split(order, range(size, len(order), size))[rank::n] if len(order) else []:
         yield places.tolist(), Batch(*(tensor.to(snapshot.restored.device) for tensor in everyone[places]))
-
-
-def group_by_length(length: np.ndarray, size: int) -> list[np.ndarray]:
-    """Group histories of similar length, so that a batch has little padding.
-
-    A group has at most `size` histories, and its longest is at most 1.5 times as long as its shortest (or 4 items longer).
-
-    Args:
-        length: (users,) int64.
-        size: most histories in a group.
-
-    Returns:
-        The places of the histories of each group, (group,) int64.
-    """
-    order = np.argsort(length, kind="stable")  # (users,)
-    groups, start = [], 0
-    while start < len(order):
-        shortest = int(length[order[start]])
-        longest = max(shortest + 4, shortest * 3 // 2)
-        end = int(np.searchsorted(length[order], longest, side="right"))
-        groups.append(order[start : min(end, start + size)])
-        start += len(groups[-1])
-    return groups
 
 
 @torch.inference_mode()
 def ranked(
     snapshot: Snapshot, batch: Batch, options: RecommendOptions, allowed: Tensor | None
-) -> list[list[RankedItem]]:
-    """Rank the catalogue for each history of a batch.
+) -> tuple[list[list[RankedItem]], list[int]]:
+    """Rank the catalogue for each history of a batch, and count the items of each that were not read again.
 
     Args:
         snapshot: the model and its catalogue.
@@ -162,21 +155,15 @@ def ranked(
     scorer, catalogue = snapshot.restored.scorer, snapshot.catalogue
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot, options.beta))
     k = min(options.k, catalogue.n_items)
-    if snapshot.retriever is not None:
-        few = None if allowed is None else allowed.nonzero().squeeze(1)  # (n,)
-        items, best = snapshot.retriever.top(batch, weights, k, options.exclude_seen, few)  # (B, k), (B, k)
-    else:
-        (scores,) = scorer.scores(batch, [weights])  # (B, N)
-        if options.exclude_seen:
-            scores = mask_seen(scores, batch.seen)  # (B, N)
-        items = top_items(scores, k, allowed)  # (B, k)
-        best = scores.gather(1, items.clamp(min=0)).float()  # (B, k)
+    few = None if allowed is None else allowed.nonzero().squeeze(1)  # (n,)
+    user, kept = snapshot.reader.read(batch)
+    items, best = snapshot.retriever.top(batch, weights, k, options.exclude_seen, few, user)  # (B, k), (B, k)
     whys = explain(scorer, batch, weights, items, catalogue.ids) if options.explain else None
     if not (best.isfinite() | (items == PAD)).all():
         raise _not_finite()
-    values = best.tolist()  # B lists of k
+    values = best.float().tolist()  # B lists of k
     warm = (catalogue.count[items.clamp(min=0).cpu()] > 0).tolist()  # B lists of k
-    return [
+    lists = [
         [
             RankedItem(
                 catalogue.ids[item], catalogue.titles[item], values[b][j], warm[b][j], whys[b][j] if whys else None
@@ -186,6 +173,7 @@ def ranked(
         ]
         for b, row in enumerate(items.tolist())
     ]
+    return lists, kept
 
 
 def chosen_beta(snapshot: Snapshot, beta: float | None = None) -> float:

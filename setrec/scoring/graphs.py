@@ -197,9 +197,9 @@ def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
 
 
 def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Graph:
-    """The items that the graphs add to, each once, and what they add under the weights.
+    """The items that the graphs add to, some more than once, and what they add under the weights.
 
-    history: (B, L) int64, padded at the end; returns (B, U) int64, padded, and (B, U) float32.
+    history: (B, L) int64, padded at the end; returns (B, U) int64 and (B, U) float32, 0 where nothing is added.
     """
     cold = torch.zeros_like(graphs.recency, dtype=torch.bool).index_fill_(0, graphs.cold, True)  # (N,)
     found = {
@@ -217,12 +217,11 @@ def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Grap
         for entries in some:
             items.append(entries.item)
             added.append(entries.weight * torch.where(cold[entries.item], cold_factor, warm_factor))
-    return _summed(torch.cat(items, dim=1), torch.cat(added, dim=1))
+    return Graph(torch.cat(items, dim=1), torch.cat(added, dim=1))
 
 
-def _summed(item: Tensor, weight: Tensor) -> Graph:
-    """Equal items of a row as one, with the sum of their weights; those without any weight are left out."""
-    item = item.masked_fill(weight == 0, PAD)  # (B, M)
+def summed(item: Tensor, weight: Tensor) -> Graph:
+    """Equal items of a row, (B, M) int64, padded, as one, with the sum of their weights, (B, M) float32; (B, U) each."""
     item, order = item.sort(dim=1, descending=True)  # (B, M): padding at the end
     first = torch.ones_like(item, dtype=torch.bool)  # (B, M)
     first[:, 1:] = item[:, 1:] != item[:, :-1]

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError
+from setrec.layers.grounding import UserVector
 from setrec.schemas import PAD, Batch, mask_of
-from setrec.scoring.graphs import ItemGraphs, touched_items
+from setrec.scoring.graphs import Graph, summed, touched_items
+from setrec.scoring.int8 import LEAST, Int8Table, exact_products
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.topk import best_first, mask_seen, top_scored
 from setrec.scoring.weights import FACTORS, Weights
 
 TOUCHED = 1 << 24  # numbers of gathered rows held at once
+FEW_USERS = 64  # up to which bounds are faster than all products
 GRAPH_ITEMS = 4096  # items that the graphs touch for a user, about
 _ANY = Weights(*[0.5] * len(Weights._fields))
 
@@ -42,49 +45,123 @@ class Search(ABC):
         """Take the catalogue in. table: (N, W) float."""
 
     @abstractmethod
-    def top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+    def top(self, rows: Tensor, k: int, seen: Tensor, added: Graph | None = None) -> Found:
         """The k best items of each row but those it has seen.
 
-        rows: (B, W) float; seen: (B, any) int64 item ids, padded with -1.
+        Args:
+            rows: (B, W) float.
+            k: length of the lists.
+            seen: (B, any) int64 item ids, padded with -1.
+            added: what some items get beside the inner product, never negative: (B, U), an item more than once, padding with
+                weight 0.
         """
 
 
 class ExactSearch(Search):
     """All inner products, a block of users against a block of items at a time; ties go to the lower item id.
 
+    On a CPU, and for few users, bounds from 8-bit integers tell first which items can be among the best (int8.py). The lists are
+    the same.
+
     Args:
         items: Items in a block.
         users: Users in a block; users x items scores are held at once.
+        int8: Use bounds; None: where they are exact and faster.
     """
 
-    def __init__(self, items: int = 8_192, users: int = 256) -> None:
-        self.items, self.users = items, users
+    def __init__(self, items: int = 16_384, users: int = 256, int8: bool | None = None) -> None:
+        self.items, self.users, self.int8 = items, users, int8
 
     def build(self, table: Tensor) -> None:
         """See `Search.build`."""
         self.table = table
+        wanted = len(table) >= LEAST and table.device.type == "cpu" if self.int8 is None else self.int8
+        self.codes = Int8Table(table) if wanted and exact_products() else None
 
-    def top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+    def top(self, rows: Tensor, k: int, seen: Tensor, added: Graph | None = None) -> Found:
         """See `Search.top`."""
-        blocks = zip(rows.split(self.users), seen.split(self.users), strict=True)
-        found = [self._top(few, k, theirs) for few, theirs in blocks]
+        found = []
+        for start in range(0, len(rows), self.users):
+            some = slice(start, start + self.users)
+            theirs = None if added is None else Graph(added.item[some], added.weight[some])
+            found.append(self._top(rows[some], k, seen[some], theirs))
         return Found(torch.cat([f.item for f in found]), torch.cat([f.score for f in found]))
 
-    def _top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
+    def _top(self, rows: Tensor, k: int, seen: Tensor, added: Graph | None) -> Found:
         scores = rows.new_full((len(rows), k), -torch.inf)  # (b, k): the best so far
         ids = seen.new_full((len(rows), k), -1)  # (b, k)
+        user = None
+        if self.codes is not None and (self.int8 or len(rows) <= FEW_USERS) and bool(rows.isfinite().all()):
+            user = self.codes.user(rows)
         for start in range(0, len(self.table), self.items):
             block = self.table[start : start + self.items]  # (n, W)
-            part = rows @ block.T  # (b, n)
-            # only users for whom this block holds something better; of equals, the earlier item stays
-            hot = (~(part.amax(dim=1) <= scores[:, -1])).nonzero().squeeze(1)  # (h,); NaN too, to be refused
-            theirs = seen[hot]  # (h, any)
-            here = (theirs >= start) & (theirs < start + len(block))  # (h, any)
-            best, place = top_scored(mask_seen(part[hot], torch.where(here, theirs - start, -1)), k)  # (h, k)
+            extra = rows.new_zeros(
+                len(rows), len(block)
+            )  # (b, n): what is added to the products; -inf for what was seen
+            if added is not None:
+                here = (added.item >= start) & (added.item < start + len(block))  # (b, U)
+                extra.scatter_add_(1, torch.where(here, added.item - start, 0), (added.weight * here).to(extra.dtype))
+            here = (seen >= start) & (seen < start + len(block))  # (b, any)
+            extra = mask_seen(extra, torch.where(here, seen - start, -1))  # (b, n)
+            if user is not None and self.codes is not None:
+                bounds = self.codes.bounds(user, start, start + len(block))  # (b, n), (b, n)
+                hot, best, place = _best_within(bounds, rows, block, extra, scores[:, -1], k)  # (h,), (h, k), (h, k)
+            else:
+                part = torch.addmm(extra, rows, block.T)  # (b, n)
+                # only users for whom this block holds something better; of equals, the earlier item stays
+                hot = (~(part.amax(dim=1) <= scores[:, -1])).nonzero().squeeze(1)  # (h,); NaN too, to be refused
+                best, place = top_scored(part[hot], k)  # (h, k)
             place = torch.where(mask_of(place), place + start, -1)  # (h, k)
             best, place = best_first(torch.cat([scores[hot], best], 1), torch.cat([ids[hot], place], 1))  # (h, 2k)
             scores[hot], ids[hot] = best[:, :k], place[:, :k]
         return Found(ids, scores)
+
+
+def _best_within(
+    bounds: tuple[Tensor, Tensor], rows: Tensor, block: Tensor, extra: Tensor, worst: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best items of a block, from bounds of their products: only what can be among the k best is multiplied.
+
+    Args:
+        bounds: the middle of the bounds and the distance from it, (b, n) each.
+        rows: (b, W) float.
+        block: (n, W) float.
+        extra: (b, n) float, added to the products.
+        worst: (b,) float, the k-th best score so far.
+        k: length of the lists.
+
+    Returns:
+        The users for whom the block can hold something better, (h,), and their best scores and places in it, (h, k) each.
+    """
+    middle, apart = bounds[0] + extra, bounds[1]  # (b, n), (b, n)
+    floor = worst  # (b,)
+    if middle.shape[1] >= k:
+        floor = torch.maximum(worst, (middle - apart).topk(k, dim=1).values[:, -1])  # (b,)
+    high = middle + apart  # (b, n)
+    count = ((high >= floor[:, None]) & (high > -torch.inf)).sum(dim=1)  # (b,)
+    hot = count.nonzero().squeeze(1)  # (h,)
+    most = int(count.amax()) if len(hot) else 0
+    scores, places = [], []
+    for few in hot.split(max(1, TOUCHED // max(1, most * block.shape[1]))):
+        if 4 * most > len(block):  # the bounds exclude little
+            exact = torch.addmm(extra[few], rows[few], block.T)  # (f, n)
+            best, place = top_scored(exact, k)  # (f, k)
+        else:
+            place = high[few].topk(most, dim=1).indices  # (f, most)
+            exact = torch.einsum("fw,fmw->fm", rows[few], block[place]) + extra[few].gather(1, place)  # (f, most)
+            best, place = _wide(*best_first(exact, place), k)  # (f, k)
+        scores.append(best)
+        places.append(place)
+    if not scores:
+        return hot, rows.new_empty(0, k), hot.new_empty(0, k)
+    return hot, torch.cat(scores), torch.cat(places)
+
+
+def _wide(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k of sorted lists, (B, any), padded with -inf and -1 where there are fewer: (B, k) each."""
+    short = max(0, k - scores.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(scores[:, :k], (0, short), value=-torch.inf), pad(ids[:, :k], (0, short), value=PAD)
 
 
 class FaissSearch(Search):
@@ -128,18 +205,33 @@ class FaissSearch(Search):
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = self.probes
 
-    def top(self, rows: Tensor, k: int, seen: Tensor) -> Found:
-        """See `Search.top`. As many more are asked for as a user of the batch has seen."""
+    def top(self, rows: Tensor, k: int, seen: Tensor, added: Graph | None = None) -> Found:
+        """See `Search.top`. As many more are asked for as a user of the batch has seen.
+
+        What is added is never negative. So the best lie among the best products and the items that something is added to.
+        """
         most_seen = int(mask_of(seen).sum(dim=1).amax()) if seen.numel() else 0
         wanted = min(k + most_seen, len(self.table))
         found = self.index.search(rows.float().cpu().contiguous().numpy(), wanted)[1]  # (B, wanted)
         ids = torch.from_numpy(found).to(rows.device)  # (B, wanted), -1 where there are fewer
-        scores = torch.einsum("bw,bkw->bk", rows, self.table[ids.clamp(min=0)].to(rows.dtype))  # (B, wanted)
-        gone = ~mask_of(ids) | (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, wanted)
-        scores, ids = best_first(scores.masked_fill(gone, -torch.inf), ids)  # (B, wanted)
-        short = max(0, k - wanted)
-        scores = torch.nn.functional.pad(scores[:, :k], (0, short), value=-torch.inf)  # (B, k)
-        return Found(torch.nn.functional.pad(ids[:, :k], (0, short), value=-1), scores)
+        if added is None:
+            return self._scored(rows, ids, torch.zeros_like(ids, dtype=rows.dtype), seen, k)
+        blocks = []
+        few = max(1, TOUCHED // (self.table.shape[1] * GRAPH_ITEMS))
+        for start in range(0, len(rows), few):
+            some = slice(start, start + few)
+            item = torch.cat([added.item[some].masked_fill(added.weight[some] == 0, PAD), ids[some]], dim=1)  # (b, any)
+            weight = torch.cat([added.weight[some], torch.zeros_like(ids[some], dtype=added.weight.dtype)], dim=1)
+            once = summed(item, weight)  # (b, U)
+            blocks.append(self._scored(rows[some], once.item, once.weight, seen[some], k))
+        return Found(torch.cat([f.item for f in blocks]), torch.cat([f.score for f in blocks]))
+
+    def _scored(self, rows: Tensor, ids: Tensor, added: Tensor, seen: Tensor, k: int) -> Found:
+        """The k best of some items, each once, scored exactly. ids, added: (B, U); the rest: see `Search.top`."""
+        scores = torch.einsum("bw,bkw->bk", rows, self.table[ids.clamp(min=0)].to(rows.dtype)) + added  # (B, U)
+        gone = ~mask_of(ids) | (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, U)
+        best, ids = _wide(*best_first(scores.masked_fill(gone, -torch.inf), ids), k)  # (B, k)
+        return Found(ids, best)
 
 
 class HasScorer(Protocol):
@@ -153,24 +245,31 @@ class HasScorer(Protocol):
 class Retriever:
     """A trained model and its index, which is made when first asked for and made anew when weights have changed.
 
-    What every item has of its own is one inner product; item graphs add to few items, and never subtract. So the best k lie among
-    the best k by the inner product, and the items that the graphs of the user's last items touch. Both are scored exactly.
+    What every item has of its own is one inner product; item graphs add to few items, and never subtract.
 
     Args:
         model: a scorer, or a module that has one; in evaluation mode.
         search: how to search; None: `ExactSearch`.
+        fixed: the weights will not change once the index is made, so that nobody need look.
     """
 
-    def __init__(self, model: Scorer | HasScorer, search: Search | None = None) -> None:
+    def __init__(self, model: Scorer | HasScorer, search: Search | None = None, fixed: bool = False) -> None:
         self.scorer = model if isinstance(model, Scorer) else model.scorer
         self.search = search or ExactSearch()
+        self.fixed = fixed
         self._made_of: list[tuple[int, int]] | None = None
 
     @torch.no_grad()
     def refresh(self) -> bool:
         """Make the index, unless it is there and belongs to the weights and the catalogue as they are. Says whether it did."""
         model, graphs = self.scorer.model, self.scorer.graphs
-        sources = [*model.parameters(), *model.buffers(), *([] if graphs is None else [graphs.recency, graphs.cold])]
+        sources: list[Tensor] = []
+        if not self.fixed:
+            sources = [
+                *model.parameters(),
+                *model.buffers(),
+                *([] if graphs is None else [graphs.recency, graphs.cold]),
+            ]
         stamp = [(id(source), source._version) for source in sources]  # torch counts every change in place
         if stamp == self._made_of:
             return False
@@ -189,7 +288,13 @@ class Retriever:
 
     @torch.no_grad()
     def top(
-        self, batch: Batch, weights: Weights, k: int = 10, filter_seen: bool = True, allowed: Tensor | None = None
+        self,
+        batch: Batch,
+        weights: Weights,
+        k: int = 10,
+        filter_seen: bool = True,
+        allowed: Tensor | None = None,
+        user: UserVector | None = None,
     ) -> Found:
         """The k best items of every user of a batch.
 
@@ -199,61 +304,40 @@ class Retriever:
             k: length of the lists.
             filter_seen: leave out the items of the user's own history.
             allowed: (n,) int64 item ids in ascending order, the only candidates, which are then all scored; None: every item.
+            user: the user vectors of the batch, if they are known; None: they are computed.
         """
         self.refresh()
-        with torch.autocast(batch.history.device.type, enabled=False):
-            user = self.scorer.model.user_vectors(batch, self.scorer.index)
+        if user is None:
+            with torch.autocast(batch.history.device.type, enabled=False):
+                user = self.scorer.model.user_vectors(batch, self.scorer.index)
         rows = [FACTORS["cf"].warm(weights) * user.cf, FACTORS["semantic"].warm(weights) * user.sem]
-        graphs = self.scorer.graphs
+        graphs, added = self.scorer.graphs, None
         if graphs is not None:
             rows.append(user.cf.new_full((len(user.cf), 1), FACTORS["recency"].warm(weights)))
+            added = touched_items(graphs, batch.history, weights)  # (B, U)
         row = torch.cat(rows, dim=1)  # (B, sum(E) + H, or one more)
         seen = batch.seen if filter_seen else batch.seen[:, :0]  # (B, any)
-        found = self.search.top(row, k, seen) if allowed is None else _among(self.table, allowed, row, k, seen)
-        if graphs is None:
-            return found
-        few = max(1, TOUCHED // (self.table.shape[1] * GRAPH_ITEMS))
-        added = [
-            self._with_graphs(graphs, Found(item, score), row, history, seen, weights, allowed)
-            for item, score, row, history, seen in zip(
-                *(tensor.split(few) for tensor in (found.item, found.score, row, batch.history, seen)), strict=True
-            )
-        ]
-        return Found(torch.cat([f.item for f in added]), torch.cat([f.score for f in added]))
-
-    def _with_graphs(
-        self,
-        graphs: ItemGraphs,
-        found: Found,
-        row: Tensor,
-        history: Tensor,
-        seen: Tensor,
-        weights: Weights,
-        allowed: Tensor | None,
-    ) -> Found:
-        """The best of what the search found and of what the graphs touch. Shapes: see `top`, for b of the users."""
-        item, added = touched_items(graphs, history, weights)  # (b, U)
-        scores = torch.einsum("bw,bnw->bn", row, self.table[item.clamp(min=0)]) + added  # (b, U)
-        gone = ~mask_of(item) | (item[:, :, None] == seen[:, None, :]).any(dim=2)  # (b, U)
-        if allowed is not None:
-            gone |= ~torch.isin(item, allowed)
-        scores.masked_fill_(gone, -torch.inf)
-        again = (found.item[:, :, None] == item[:, None, :]).any(dim=2)  # (b, k): scored with its graphs already
-        score = torch.cat([found.score.masked_fill(again, -torch.inf), scores], dim=1)  # (b, k + U)
-        best, ids = best_first(score, torch.cat([found.item, item], dim=1))  # (b, k + U)
-        k = found.item.shape[1]
-        return Found(ids[:, :k], best[:, :k])
+        if allowed is None:
+            return self.search.top(row, k, seen, added)
+        return _among(self.table, allowed, row, k, seen, added)
 
 
-def _among(table: Tensor, allowed: Tensor, row: Tensor, k: int, seen: Tensor) -> Found:
+def _among(table: Tensor, allowed: Tensor, row: Tensor, k: int, seen: Tensor, added: Graph | None) -> Found:
     """The best of some items, all scored. allowed: (n,) int64, ascending; the rest: see `Search.top`."""
     if not len(allowed):
         return Found(seen.new_full((len(row), k), PAD), row.new_full((len(row), k), -torch.inf))
-    exact = ExactSearch()
+
+    def places(items: Tensor) -> Tensor:
+        """Where items stand among the allowed ones, -1 for the others. Any shape."""
+        place = torch.searchsorted(allowed, items.clamp(min=0)).clamp(max=len(allowed) - 1)
+        return torch.where(mask_of(items) & (allowed[place] == items), place, PAD)
+
+    if added is not None:
+        place = places(added.item)  # (B, U)
+        added = Graph(place.clamp(min=0), added.weight * mask_of(place))  # (B, U)
+    exact = ExactSearch(int8=False)
     exact.build(table[allowed])
-    place = torch.searchsorted(allowed, seen.clamp(min=0))  # (B, any)
-    there = mask_of(seen) & (allowed[place.clamp(max=len(allowed) - 1)] == seen)  # (B, any)
-    found = exact.top(row, k, torch.where(there, place, PAD))  # (B, k)
+    found = exact.top(row, k, places(seen), added)  # (B, k)
     return found._replace(item=torch.where(mask_of(found.item), allowed[found.item.clamp(min=0)], PAD))  # (B, k)
 
 

@@ -128,6 +128,7 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) ->
     )  # fmt: skip
     server_metrics.waiting.set_function(lambda: batcher.size)
     server_metrics.generation.set_function(lambda: holder.current.generation)
+    server_metrics.cache_bytes.set_function(lambda: holder.current.recommender.prefix_cache_bytes)
     server_metrics.items.set_function(lambda: holder.current.recommender.info()["n_items"])
 
     @asynccontextmanager
@@ -163,8 +164,14 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) ->
     async def recommend(body: messages.RecommendBody) -> Response:
         """Recommend items for histories. The users need not be in the training data."""
         refuse_unknown(holder.current.recommender, body)
+        start = time.perf_counter()
         result = await answer_in_pieces(batcher, body)
-        return Response(_recommend_out(result).model_dump_json(), media_type="application/json")
+        took = 1000 * (time.perf_counter() - start)
+        kept, items = sum(one.kept for one in result.recommendations), sum(map(len, body.histories))
+        server_metrics.count_items(kept, items - kept)
+        timing = f'model;dur={took:.1f}, prefix_cache;desc="{kept} of {items} items"'
+        content = _recommend_out(result).model_dump_json()
+        return Response(content, media_type="application/json", headers={"server-timing": timing})
 
     @app.get("/items", responses={422: ERRORS[422]})
     def find_items(

@@ -17,6 +17,8 @@ class ServeOptions:
         port: TCP port; 0: any free one.
         device: Where the model computes: cpu, cuda.
         index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
+        prefix_cache: MiB for what the model has read of histories, so that a history that has grown costs its new items only; 0:
+            none. With it, a history longer than max_history is cut where the cut moves in steps of max_history / 5 items.
         max_batch: Most histories in one call of the model.
         max_wait_ms: Milliseconds that a request waits for others to share a call with.
         max_waiting: Most histories that may wait; further requests get status 503.
@@ -41,6 +43,7 @@ class ServeOptions:
     port: int = 8000
     device: str = "cpu"
     index: str | None = None
+    prefix_cache: int = 256
     max_batch: int = 32
     max_wait_ms: float = 2.0
     max_waiting: int = 4096
@@ -62,7 +65,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         """Check the numbers and names."""
         smallest = {
-            "max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0, "client_timeout": 0.1,
+            "prefix_cache": 0, "max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0, "client_timeout": 0.1,
             "max_connections": 1,
         }  # fmt: skip
         for option, least in smallest.items():

@@ -33,6 +33,17 @@ class ServerMetrics:
         )
         self.generation = Gauge("setrec_generation", "Checkpoints taken over since the start.", registry=self.registry)
         self.items = Gauge("setrec_items", "Items in the catalogue.", registry=self.registry)
+        self.history_items = Counter(
+            "setrec_history_items",
+            "Items of histories: kept by the prefix cache, or read.",
+            ["how"],
+            registry=self.registry,
+        )
+        self.cache_bytes = Gauge(
+            "setrec_prefix_cache_bytes", "What the prefix cache holds of histories.", registry=self.registry
+        )
+        for how in ("kept", "read"):
+            self.history_items.labels(how)
         for outcome in ("done", "refused"):
             self.takeovers.labels(outcome)
 
@@ -40,6 +51,11 @@ class ServerMetrics:
         """Count an answered request. route: its pattern, so that unknown paths make no new series."""
         self.requests.labels(route, method, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
+
+    def count_items(self, kept: int, read: int) -> None:
+        """Count the items of answered histories: kept by the prefix cache, and read."""
+        self.history_items.labels("kept").inc(kept)
+        self.history_items.labels("read").inc(read)
 
     def show(self) -> bytes:
         """The text that Prometheus reads."""

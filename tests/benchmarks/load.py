@@ -59,11 +59,18 @@ class Phase:
         return known
 
 
-async def ask(client: httpx.AsyncClient, phase: Phase, ids: list[str], size: int, k: int, until: float) -> None:
+async def ask(client: httpx.AsyncClient, phase: Phase, ids: list[str], given: argparse.Namespace, until: float) -> None:
     """One client: a question, its answer, the next question."""
     draw = random.Random(id(phase) ^ id(client) ^ random.randrange(1 << 30))
+    size, k = given.histories, given.k
+    users = [draw.sample(ids, draw.randint(0, 10)) for _ in range(20)]  # of this client
     while time.perf_counter() < until:
         histories = [draw.sample(ids, draw.randint(0, 30)) for _ in range(size)]
+        if given.growing:  # the same users again, each with one event more
+            some = draw.sample(range(len(users)), size)
+            for user in some:
+                users[user] = [*users[user], draw.choice(ids)] if len(users[user]) < 40 else []
+            histories = [users[user] for user in some]
         start = time.perf_counter()
         try:
             answer = await client.post("/recommend", json={"histories": histories, "k": k})
@@ -128,7 +135,7 @@ async def load(port: int, process: psutil.Process, given: argparse.Namespace) ->
             start = time.perf_counter()
             until = start + seconds
             before = sum(process.cpu_times()[:2])
-            tasks = [ask(client, phase, ids, given.histories, given.k, until) for _ in range(given.clients)]
+            tasks = [ask(client, phase, ids, given, until) for _ in range(given.clients)]
             tasks.append(watch_memory(process, phase, until, seconds))
             if name == "takeovers":
                 tasks.append(take_over(client, phase, until))
@@ -160,6 +167,9 @@ def main() -> None:
     parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--histories", type=int, default=1, help="in a request")
+    parser.add_argument(
+        "--growing", action="store_true", help="20 users a client, whose histories grow by an item a request"
+    )
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--max_batch", type=int, default=32)
     parser.add_argument("--output", type=Path, help="JSON with all figures")
