@@ -27,6 +27,7 @@ from setrec.inference.answers import (
     allowed_items,
     batches,
     chosen_beta,
+    index_recall,
     make_snapshot,
     ranked,
     read_histories,
@@ -74,6 +75,9 @@ class Recommender(HubModel):
         self._snapshot = snapshot
         self._changing = threading.Lock()  # one change of the catalogue at a time
         self._encoder: ItemEncoder | None = None  # loaded when items are first added
+        self.index_recall: float | None = (
+            None  # of the approximate index when it was loaded: recall@10 against exact lists
+        )
 
     @classmethod
     def load(
@@ -91,7 +95,7 @@ class Recommender(HubModel):
             device: where the model computes: cpu, cuda, cuda:1.
             data: the folder of the prepared data, if it is not where the checkpoint says.
             index: search approximately, by an index that faiss builds: "IVF4096,Flat", "HNSW32"; None: exactly. See
-                `setrec.search.FaissSearch`.
+                `setrec.search.FaissSearch`. `index_recall` then says what share of the exact lists it finds.
             prefix_cache: MiB for what was read of histories, so that a history that has grown costs its new items only; 0:
                 none. With it, a history longer than max_history is cut where the cut moves in steps of max_history / 5 items.
 
@@ -119,7 +123,10 @@ class Recommender(HubModel):
         catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, path)
         restored = build(trained, catalogue, torch.device(device))
         changes = NO_CHANGES if version is None else version.changes
-        return cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, search))
+        made = cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, search))
+        if search.index is not None:
+            made.index_recall = index_recall(made._snapshot)
+        return made
 
     # ---------------------------------------------------------------------------------------------------- recommending
     def recommend(
@@ -351,6 +358,8 @@ class Recommender(HubModel):
             "beta": round(chosen_beta(snapshot), 6),
             "max_history": trained.max_history,
             "fingerprint": catalogue.fingerprint,
+            "index": snapshot.search.index,
+            "index_recall@10": None if self.index_recall is None else round(self.index_recall, 4),
             "added": 0 if snapshot.changes.added is None else len(snapshot.changes.added),
             "removed": len(snapshot.changes.removed),
             "model": {

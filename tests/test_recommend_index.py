@@ -8,7 +8,9 @@ import torch
 from setrec.data.batches import EvalRows
 from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
+from setrec.inference.answers import index_recall
 from setrec.recommend import Recommender
+from setrec.scoring.retrieval import FaissSearch
 from setrec.scoring.topk import mask_seen, top_items
 from tests.conftest import TrainedRun
 
@@ -91,6 +93,19 @@ def test_the_prefix_cache_is_bounded(tiny_run: TrainedRun) -> None:
     assert 0 < len(reader) < 30
     assert recommender.recommend([ids[29:37]])[0].kept == 8  # the newest is there
     assert recommender.recommend([ids[0:8]])[0].kept == 0  # the oldest is not
+
+
+def test_the_recall_of_an_index_is_told(tiny_run: TrainedRun) -> None:
+    recommender = Recommender.load(tiny_run.checkpoint, index="Flat")
+    assert recommender.index_recall == 1.0
+    info = recommender.info()
+    assert (info["index"], info["index_recall@10"]) == ("Flat", 1.0)
+    snapshot = recommender._snapshot
+    search = snapshot.retriever.search
+    assert isinstance(search, FaissSearch)
+    search.index.reset()  # an index that finds nothing
+    assert index_recall(snapshot) == 0.0
+    assert Recommender.load(tiny_run.checkpoint).info()["index_recall@10"] is None
 
 
 def test_an_index_that_faiss_does_not_know(tiny_run: TrainedRun) -> None:

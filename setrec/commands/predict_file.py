@@ -17,7 +17,7 @@ from setrec.files.ids import as_ids
 from setrec.files.spreadsheet import quoted
 from setrec.files.tables import read_table
 from setrec.files.whole import scratch_folder, whole_file
-from setrec.inference.answers import Recommendation
+from setrec.inference.answers import Recommendation, index_sentence
 from setrec.inference.history_file import HistoryFile, read_history_file
 from setrec.inference.options import RecommendOptions
 from setrec.recommend import Recommender
@@ -155,6 +155,8 @@ def predict_share(task: Task, rank: int) -> tuple[set[str], set[str]]:
         if device == "cuda":
             device = f"cuda:{rank % torch.cuda.device_count()}"
     recommender = Recommender.load(task.ckpt_path, device, task.options.data, task.options.index)
+    if rank == 0 and recommender.index_recall is not None:
+        print(index_sentence(task.options.index, recommender.index_recall))
     check_known("the histories", chain.from_iterable(task.file.histories), recommender)
     candidates = task.for_recommender.candidates
     check_known("the candidates", candidates or (), recommender)

@@ -21,11 +21,12 @@ from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.restore import Restored
 from setrec.inference.versions import Changes
 from setrec.schemas import PAD, Batch
-from setrec.scoring.retrieval import FaissSearch, Retriever
+from setrec.scoring.retrieval import FaissSearch, Retriever, overlap
 
 MAX_BATCH = 256  # most histories in a batch
 MAX_SCORES = 1 << 26  # most scores held at once: with a large catalogue, a batch has fewer histories
 WINDOW_STEPS = 5  # with a prefix cache, the window of a long history moves by max_history / 5 items
+RECALL_HISTORIES = 256  # of which the recall of an approximate index is taken, about
 _TRIED = 16  # most histories of new items in a trial
 
 
@@ -135,6 +136,26 @@ def batches(
     order = np.argsort(everyone.shown, kind="stable")  # (users,)
     for places in np.split(order, range(size, len(order), size))[rank::n] if len(order) else []:
         yield places.tolist(), Batch(*(tensor.to(snapshot.restored.device) for tensor in everyone[places]))
+
+
+def index_sentence(index: str | None, recall: float) -> str:
+    """What commands print of an approximate index."""
+    return (
+        f"index {index}: finds {100 * recall:.1f}% of the exact first 10 (histories of one item, popular and rare ones)"
+    )
+
+
+@torch.no_grad()
+def index_recall(snapshot: Snapshot, k: int = 10) -> float:
+    """The share of the exact lists that the approximate index finds, for histories of one item, popular and rare ones."""
+    some = snapshot.by_count[:: max(1, len(snapshot.by_count) // RECALL_HISTORIES)]
+    exact, weights = snapshot.retriever.exact(), snapshot.restored.weights
+    parts = []
+    for _, batch in batches(snapshot, [[item] for item in some.tolist()]):
+        user = snapshot.reader.read(batch).user
+        lists = [retriever.top(batch, weights, k, user=user) for retriever in (snapshot.retriever, exact)]
+        parts.append((overlap(*lists), len(batch.history)))
+    return sum(share * n for share, n in parts) / sum(n for _, n in parts)
 
 
 @torch.inference_mode()

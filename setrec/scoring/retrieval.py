@@ -9,6 +9,7 @@ once and kept until a weight of the trunk changes, and a user under some weights
 """
 
 from abc import ABC, abstractmethod
+from copy import copy
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
@@ -285,6 +286,13 @@ class Retriever:
         self.search.build(self.table)
         self._made_of = stamp
         return True
+
+    def exact(self) -> "Retriever":
+        """A retriever with the same index that misses nothing."""
+        other = copy(self)
+        other.search = ExactSearch(int8=False)
+        other.search.build(self.table)
+        return other
 
     @torch.no_grad()
     def top(

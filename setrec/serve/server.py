@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from setrec.errors import ConfigError
+from setrec.inference.answers import index_sentence
 from setrec.recommend import Recommender
 from setrec.serve.app import TOKEN, create_app
 from setrec.serve.connections import HostCheck, limited, own_names
@@ -45,6 +46,8 @@ def run_server(load: Callable[[Path], Recommender], ckpt_path: Path, options: Se
         shown = f"[{host}]" if ":" in host else host
         info = holder.current.recommender.info()
         print(f"{ckpt_path}: {info['n_items']:,} items, {len(journal.added)} of them added ({journal.path})")
+        if options.index is not None:
+            print(index_sentence(options.index, info["index_recall@10"]))
         print(f"changes: {'with the token in ' + TOKEN if token else 'refused, ' + TOKEN + ' is not set'}")
         listening.listen(config.backlog)  # from here on a connection waits for its answer instead of being refused
         print(f"serving at http://{shown}:{port}", flush=True)
