@@ -31,7 +31,8 @@ from setrec.evaluation.results import package_versions
 from setrec.files.hashes import check_seal, file_hash, sealed
 from setrec.inference.new_items import VECTOR
 from setrec.inference.restore import Restored, Trained, rows_of
-from setrec.scoring.graphs import Graph, HistoryStatistics
+from setrec.scoring.graphs import HistoryStatistics
+from setrec.scoring.neighbours import Graph
 
 CONFIG, WEIGHTS, CATALOGUE, RESULTS, ENCODERS = (
     "config.json", "model.safetensors", "catalogue.parquet", "results.json", "encoder",
