@@ -53,7 +53,9 @@ class HistoryStatistics(NamedTuple):
 
     def moved(self, rows: Tensor) -> "HistoryStatistics":
         """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""
-        new = torch.full((len(self.recency) + 1,), -1, dtype=torch.int32)  # (N + 1,) where an item went; the last: those that have no row
+        new = torch.full(
+            (len(self.recency) + 1,), -1, dtype=torch.int32
+        )  # (N + 1,) where an item went; the last: those that have no row
         new[rows] = torch.arange(len(rows), dtype=torch.int32)
         new[-1] = -1
 

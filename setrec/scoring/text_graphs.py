@@ -98,7 +98,10 @@ class TextSimilarity:
 
     def pairs(self, items: Tensor, others: Tensor) -> Tensor:
         """The same for other items of each item, (b, n) int64, in float32: (b, n)."""
-        own, theirs = self.unit(items, torch.float32), self.unit(others.flatten(), torch.float32).view(*others.shape, -1)
+        own, theirs = (
+            self.unit(items, torch.float32),
+            self.unit(others.flatten(), torch.float32).view(*others.shape, -1),
+        )
         rows = _sharpened(torch.einsum("bf,bnf->bn", own, theirs))  # (b, n)
         if self.ngrams is not None:
             twice = self.ngrams[items.repeat_interleave(others.shape[1]).numpy()]  # (b * n, n-grams) sparse
@@ -277,14 +280,16 @@ def found_in_clusters(similarity: TextSimilarity, among: list[tuple[Tensor, int]
                 graph.item[some, : best.item.shape[1]], graph.weight[some, : best.item.shape[1]] = best
     if similarity.ngrams is not None:
         rare = _rare(similarity.ngrams)  # (N, some n-grams) sparse
-        for (candidates, most), graph in zip(among, lists, strict=True):
+        for (candidates, _), graph in zip(among, lists, strict=True):
             rank = torch.full((n_items,), len(candidates))  # (N,)
             rank[candidates] = torch.arange(len(candidates))
             for some, found in _far(rare, candidates):
                 theirs = Graph(graph.item[some], graph.weight[some])  # (b, S)
                 known = (found[:, :, None] == theirs.item[:, None, :]).any(dim=2)  # (b, FAR)
                 weight = similarity.pairs(some, found).masked_fill_(known, 0)  # (b, FAR)
-                graph.item[some], graph.weight[some] = merged(theirs, Graph(found, weight), rank, most)
+                graph.item[some], graph.weight[some] = merged(
+                    theirs, Graph(found.int(), weight), rank, theirs.item.shape[1]
+                )
     return lists
 
 
@@ -390,7 +395,10 @@ def _read(path: Path, made_for: str) -> TextGraphs | None:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("made_for") != made_for:
                 return None
-            parts = {name: Graph(file.get_tensor(f"{name}_item"), file.get_tensor(f"{name}_weight")) for name in ("all", "cold")}
+            parts = {
+                name: Graph(file.get_tensor(f"{name}_item"), file.get_tensor(f"{name}_weight"))
+                for name in ("all", "cold")
+            }
     except (OSError, SafetensorError) as error:
         log.warning("%s cannot be read (%s): the text graphs are made again.", path, error)
         return None
