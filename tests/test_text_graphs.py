@@ -123,7 +123,13 @@ def large(n_items: int) -> Catalogue:
 def test_large_catalogues_find_nearly_all_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     items = large(1500)
     exact = TextNeighbours(items)
-    for name, value in {"EXACT_UP_TO": 100, "CLUSTER": 32, "CANDIDATES": 512, "NEIGHBOURS": 20, "COLD_NEIGHBOURS": 20}.items():
+    for name, value in {
+        "EXACT_UP_TO": 100,
+        "CLUSTER": 32,
+        "CANDIDATES": 512,
+        "NEIGHBOURS": 20,
+        "COLD_NEIGHBOURS": 20,
+    }.items():
         monkeypatch.setattr(text_graphs, name, value)
     monkeypatch.setattr(TextSimilarity, "whole", lambda *_: pytest.fail("every item compared with every other"))
     found = TextNeighbours(items)

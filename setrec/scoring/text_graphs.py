@@ -40,7 +40,7 @@ EXACT_UP_TO = 32_768  # items
 CLUSTER = 512  # items of a cluster, about
 CANDIDATES = 4096  # items of the nearest clusters, at least
 ROUNDS, SAMPLE = 8, 64  # of k-means, and its items for each cluster
-WORK, FAR = 4096, 32  # see above
+WORK, FAR = 20_000, 100  # see above
 KEPT_FROM = 5_000  # items: from this size on the lists are kept with the prepared data
 KEPT = "text_graphs.safetensors"
 
@@ -97,17 +97,13 @@ class TextSimilarity:
         return rows.masked_fill_(items[:, None] == others, 0)
 
     def pairs(self, items: Tensor, others: Tensor) -> Tensor:
-        """The same for other items of each item, (b, n) int64, in float32: (b, n)."""
-        own, theirs = (
-            self.unit(items, torch.float32),
-            self.unit(others.flatten(), torch.float32).view(*others.shape, -1),
-        )
-        rows = _sharpened(torch.einsum("bf,bnf->bn", own, theirs))  # (b, n)
+        """The same for pairs, (p,) int64 each, in float32: (p,)."""
+        own, theirs = self.unit(items, torch.float32), self.unit(others, torch.float32)  # (p, F)
+        found = _sharpened((own * theirs).sum(dim=1))  # (p,)
         if self.ngrams is not None:
-            twice = self.ngrams[items.repeat_interleave(others.shape[1]).numpy()]  # (b * n, n-grams) sparse
-            shared = np.asarray(twice.multiply(self.ngrams[others.flatten().numpy()]).sum(axis=1))  # (b * n, 1)
-            rows.add_(torch.from_numpy(shared).view(rows.shape), alpha=SHARE)
-        return rows.masked_fill_(others == items[:, None], 0)
+            shared = self.ngrams[items.numpy()].multiply(self.ngrams[others.numpy()])  # (p, n-grams) sparse
+            found.add_(torch.from_numpy(np.asarray(shared.sum(axis=1)).ravel()), alpha=SHARE)
+        return found.masked_fill_(items == others, 0)
 
 
 def _sharpened(cosine: Tensor) -> Tensor:
@@ -285,8 +281,9 @@ def found_in_clusters(similarity: TextSimilarity, among: list[tuple[Tensor, int]
             rank[candidates] = torch.arange(len(candidates))
             for some, found in _far(rare, candidates):
                 theirs = Graph(graph.item[some], graph.weight[some])  # (b, S)
-                known = (found[:, :, None] == theirs.item[:, None, :]).any(dim=2)  # (b, FAR)
-                weight = similarity.pairs(some, found).masked_fill_(known, 0)  # (b, FAR)
+                weight = torch.zeros(found.shape)  # (b, FAR)
+                row, column = (found[:, :, None] != theirs.item[:, None, :]).all(dim=2).nonzero(as_tuple=True)
+                weight[row, column] = similarity.pairs(some[row], found[row, column])
                 graph.item[some], graph.weight[some] = merged(
                     theirs, Graph(found.int(), weight), rank, theirs.item.shape[1]
                 )
@@ -347,7 +344,7 @@ def _far(rare: sp.csr_matrix, candidates: Tensor) -> Iterator[tuple[Tensor, Tens
         row = np.repeat(np.arange(len(some)), length)  # (entries,)
         place = np.arange(len(row)) - best.indptr[row]  # (entries,)
         found[torch.from_numpy(row), torch.from_numpy(place)] = candidates[torch.from_numpy(best.indices).long()]
-        for at in torch.arange(len(some)).split(1024):  # rows of pairs that are held at once
+        for at in torch.arange(len(some)).split(512):  # rows of pairs that are held at once
             yield some[at], found[at]
 
 
