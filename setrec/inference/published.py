@@ -143,7 +143,7 @@ def catalogue_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _vectors(name: str, vectors: Tensor) -> pl.Series:
-    return pl.Series(name, vectors.numpy(), dtype=pl.Array(pl.Float32, vectors.shape[1]))
+    return pl.Series(name, vectors.float().numpy(), dtype=pl.Array(pl.Float32, vectors.shape[1]))
 
 
 def _write_encoder(folder: Path, text: dict[str, Any], learned: Path | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from setrec.backbones.base import Backbone
-from setrec.data.catalogue import CF, ENCODER, ITEMS, TEXT, USERS, Catalogue, Histories
+from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, TEXT, USERS, Catalogue, Histories
 from setrec.data.past import past_events
 from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
@@ -77,7 +77,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
             "folder with --data DIR."
         )
     neighbours = bool(checkpoint.model.get("neighbours"))
-    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS] if neighbours else [])])
+    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS, HISTORIES] if neighbours else [])])
     trained_on = checkpoint.catalogue
     catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
     catalogue.check(trained_on, f"The checkpoint {path}")
@@ -216,7 +216,8 @@ def _ready(
 ) -> Restored:
     """Put the model into evaluation mode, on the device, with its index and graphs.
 
-    Parameters are not frozen here, because a state_dict leaves out frozen ones. texts: of this catalogue, or of one with other items.
+    Parameters are not frozen here, because a state_dict leaves out frozen ones. texts: of this catalogue, or of
+    one with other items.
     """
     model.eval().to(device)
     graphs = None

@@ -9,7 +9,7 @@ compared with the candidates of two searches only:
              d items share costs d^2 products; the rarest are taken as long as they cost WORK products an item.
 
 docs/scaling.md says how many of the true neighbours that finds. A text that is added or removed changes the lists that it enters
-or leaves, and no others (`TextNeighbours.changed`). The weights of n-grams stay those of the texts that the lists were first made from.
+or leaves, and no others (`TextNeighbours.changed`). n-grams count as they did in the texts that the lists were first made from.
 """
 
 import hashlib
@@ -269,8 +269,8 @@ def found_in_clusters(similarity: TextSimilarity, among: list[tuple[Tensor, int]
     lists = [empty(n_items, min(most, len(candidates))) for candidates, most in among]
     of = [_by_cluster(candidates, cluster, len(centres)) for candidates, _ in among]
     for c, own in enumerate(tqdm(members, desc="text graphs", leave=False)):
-        for (_, most), graph, theirs in zip(among, lists, of, strict=True):
-            others = _nearest(near[c], theirs)  # (m,)
+        for (_, most), graph, by_cluster in zip(among, lists, of, strict=True):
+            others = _nearest(near[c], by_cluster)  # (m,)
             for some in own.split(BLOCK):
                 best = most_similar(similarity.dense(some, others), others, most)  # (b, up to S)
                 graph.item[some, : best.item.shape[1]], graph.weight[some, : best.item.shape[1]] = best
@@ -307,13 +307,13 @@ def clusters(similarity: TextSimilarity) -> tuple[Tensor, Tensor]:
     return centres, torch.cat([(similarity.unit(p, torch.float32) @ centres.T).argmax(dim=1) for p in parts])
 
 
-def _by_cluster(items: Tensor, cluster: Tensor, count: int) -> tuple[Tensor, ...]:
+def _by_cluster(items: Tensor, cluster: Tensor, count: int) -> list[Tensor]:
     """Items (n,) int64 by their cluster, those of a cluster in the order given."""
     where = cluster[items]  # (n,)
-    return items[where.argsort(stable=True)].split(where.bincount(minlength=count).tolist())
+    return list(items[where.argsort(stable=True)].split(where.bincount(minlength=count).tolist()))
 
 
-def _nearest(near: Tensor, members: tuple[Tensor, ...]) -> Tensor:
+def _nearest(near: Tensor, members: list[Tensor]) -> Tensor:
     """The items of the nearest clusters, at least CANDIDATES of them where there are so many: (m,) int64."""
     found, total = [], 0
     for c in near.tolist():

@@ -1,8 +1,8 @@
 """A million generated items, from raw files to the served answer: seconds and memory of every step.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/million.py [--items 1000000] [--users 100000] [--folder DIR] [--json FILE]
+    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/million.py [--items 1000000] [--folder DIR] [--json FILE]
 
-Raw files: items with a text (a brand, a few words of their cluster), and events of users who keep to a few clusters. Then, each in a
+Raw files: items with a text (a brand, words of their cluster), and events of users who keep to a few clusters. Then, each in a
 process of its own: `prepare` (TfidfSVD, CooccurrenceSVD), `graphs` (text graphs, kept with the data), `fit` (model/best with the
 sampled softmax, one epoch), `validate` and `test` (a few users, without baselines), `answer` (one user's top 10: exact, faiss).
 
