@@ -119,8 +119,10 @@ class SETRec(nn.Module):
         self.n_cf, self.n_sem = recipe.n_cf, recipe.n_sem
         matrices = zip(catalogue.cf[: self.n_cf], catalogue.present[: self.n_cf], strict=True)
         for c, (vectors, present) in enumerate(matrices):
-            table = vectors if recipe.missing_cf == "as_is" else vectors * present[:, None]  # (N, E)
-            self.register_buffer(f"cf_{c}", table, persistent=False)
+            blocks = zip(vectors.split(CODE_BLOCK), present.split(CODE_BLOCK), strict=True)
+            if recipe.missing_cf == "zero" and any(rows[~there].any() for rows, there in blocks):
+                vectors = vectors * present[:, None]  # (N, E); else not copied: it may be a memory-mapped file
+            self.register_buffer(f"cf_{c}", vectors, persistent=False)
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
@@ -230,10 +232,10 @@ class SETRec(nn.Module):
             every = self.tokens.encode(self.text)  # (N, H)
             distinct = every[batch.unique]  # (U, H)
             codes = every if items is None else every[items]  # (C, H)
-        cf = self.cf if items is None else [table[items] for table in self.cf]  # n_cf of (C, E)
+        cf = [(table if items is None else table[items]).float() for table in self.cf]  # n_cf of (C, E)
         text = None
         if self.recipe.memory and self.n_sem:
-            text = self.text if items is None else self.text[items]  # (C, F)
+            text = (self.text if items is None else self.text[items]).float()  # (C, F)
         return distinct, SoftmaxTables(cf, codes, text, chosen.target, chosen.log_q)
 
     def slot_losses(self, projected: ProjectedQueries, tables: SoftmaxTables) -> tuple[Tensor, Tensor]:
@@ -275,7 +277,8 @@ class SETRec(nn.Module):
 
     def index_of(self, codes: Tensor | None) -> Index:
         """The index from trunk codes, (N, H), that are computed already."""
-        cf = torch.cat(self.cf, dim=1) if self.n_cf else self.text.new_zeros(self.text.shape[0], 0)  # (N, sum(E))
+        tables = self.cf or [self.text[:, :0]]
+        cf = torch.cat([table.float() for table in tables], dim=1)  # (N, sum(E))
         if codes is None:
             return Index(cf, cf.new_zeros(cf.shape[0], 0), cf.new_zeros(cf.shape[0], 0))
         raw = self.text if self.recipe.memory else cf.new_zeros(cf.shape[0], 0)  # (N, F) or (N, 0)
@@ -311,10 +314,10 @@ class SETRec(nn.Module):
         projected = self.encode_histories(batch, index.codes if self.n_sem else None).projected
         cf, sem = {}, {}
         for c, (query, table) in enumerate(zip(projected.cf, self.cf, strict=True)):
-            cf[f"cf_{c}"] = torch.einsum("be,bke->bk", query, table[items])  # (B, k)
+            cf[f"cf_{c}"] = torch.einsum("be,bke->bk", query, table[items].to(query.dtype))  # (B, k)
             if self.recipe.memory:
                 memory = self.cf_memory[c](batch, table)  # (B, E)
-                cf[f"memory_cf_{c}"] = torch.einsum("be,bke->bk", memory, table[items])  # (B, k)
+                cf[f"memory_cf_{c}"] = torch.einsum("be,bke->bk", memory, table[items].to(memory.dtype))  # (B, k)
         if projected.sem is not None:
             width = index.codes.shape[1]  # H
             codes, raw = index.sem[items].tensor_split([width], dim=2)  # (B, k, H), (B, k, 0 or F)

@@ -17,8 +17,9 @@ from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
 from setrec.schemas import Batch, EvalSplit
-from setrec.scoring.graphs import TextGraphs, history_statistics, item_graphs, text_graphs
+from setrec.scoring.graphs import history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
+from setrec.scoring.text_graphs import TextGraphs, text_neighbours
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.resume import check_rates
@@ -203,7 +204,8 @@ class SETRecModule(RankingModule):
             made = self._graphs_of
             if made is None or made[0] != split or made[1] is not self.data.histories or moved:
                 if self._text_graphs is None and self.recipe.n_sem:
-                    self._text_graphs = text_graphs(catalogue)
+                    texts = text_neighbours(catalogue, self.data.folder, keep=not self.data.prepared_only)
+                    self._text_graphs = None if texts is None else texts.graphs
                 statistics = history_statistics(self.data.past_events(split), catalogue.n_items)
                 scorer.graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
                 self._graphs_of = split, self.data.histories

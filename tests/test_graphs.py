@@ -17,16 +17,16 @@ from setrec.scoring.graphs import (
     STEPS,
     TEXT,
     TRANSITIONS,
-    Graph,
     HistoryStatistics,
     Reach,
     graph_parts,
     graph_scores,
     history_statistics,
     item_graphs,
-    text_graphs,
 )
+from setrec.scoring.neighbours import Graph
 from setrec.scoring.similarity import TextCosine, faded_items
+from setrec.scoring.text_graphs import TextNeighbours
 
 N = 6
 TEXTS = ["red car", "blue car", "red bus", "a doll", "dolls", ""]
@@ -77,8 +77,7 @@ def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
     with_ngrams = NgramSimilarity(sharpened, CharNgrams(TEXTS))
     warm = torch.ones(N, dtype=torch.bool)
     for texts, baseline in ((None, sharpened), (TEXTS, with_ngrams)):
-        graphs = text_graphs(items(text, texts, warm))
-        assert graphs is not None
+        graphs = TextNeighbours(items(text, texts, warm)).graphs
         mine, theirs = graph_scores(graphs.all, history, TEXT), baseline.score(history)
         for user, own in enumerate(history.tolist()):
             others = [i for i in range(N) if i not in own]  # an item isn't its own neighbour
@@ -147,7 +146,7 @@ def test_items_known_by_their_text_alone() -> None:
     counted = history_statistics(PastEvents(histories().train, torch.zeros(N)), N)
     warm = torch.tensor([True, True, True, True, False, False])
     text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
-    found = item_graphs(counted, text_graphs(items(text, TEXTS, warm)), warm, torch.device("cpu"))
+    found = item_graphs(counted, TextNeighbours(items(text, TEXTS, warm)).graphs, warm, torch.device("cpu"))
     assert found.cold.tolist() == [4, 5]
     assert item_graphs(counted, None, warm, torch.device("cpu")).cold.tolist() == []  # nothing to know them by
     history = torch.tensor([[0, 4, 5, 1], [2, -1, -1, -1]])

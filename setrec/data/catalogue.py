@@ -1,4 +1,7 @@
-"""The prepared data in memory: the items that can be recommended, and the users' histories."""
+"""The prepared data: the items that can be recommended, and the users' histories.
+
+Vectors and histories are memory-mapped: the system reads what is asked for, and drops it again when memory is short.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,13 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from setrec.data.identity import Identity, identify
+from setrec.data.identity import Identity, identify, known_identity
 from setrec.errors import DataError
-from setrec.files.hashes import ids_hash
+from setrec.files.hashes import ids_hash, stamp
 from setrec.files.ragged import Ragged
 
 ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
 TEXT, CF, ENCODER = "text.safetensors", "cf.safetensors", "encoder.safetensors"
+HISTORIES = "histories.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Catalogue:
         name: the data set's name.
         ids: the items' own ids (such as ASINs), N of them.
         titles: N titles, "" where none is known.
-        text: (N, F) float32 text vectors; None: a data set without text.
-        cf: for each CF slot, (N, E) float32 CF vectors.
+        text: (N, F) float32 or float16 text vectors; None: a data set without text.
+        cf: for each CF slot, (N, E) float32 or float16 CF vectors.
         present: for each CF slot, (N,) bool: the rows that the CF model learned.
         count: (N,) int64, occurrences in the training split.
         fingerprint: sha256 of the ids, the counts and the vectors. A checkpoint accepts no other.
@@ -108,7 +112,10 @@ class Catalogue:
         tables = _load_tensors(folder / CF, ids)
         slots = range(len(tables) // 2)
         cf = [(tables[f"vectors_{c}"].numpy(), tables[f"present_{c}"].numpy()) for c in slots]
-        identity = identify(ids, count.numpy(), manifest, text.numpy() if text is not None else None, cf)
+        stamps = manifest.get("file_stamps", {})
+        same = all(stamps.get(path.name) == stamp(path) for n in (ITEMS, TEXT, CF) if (path := folder / n).exists())
+        identity = known_identity(manifest) if same else None  # else every vector is read
+        identity = identity or identify(ids, count.numpy(), manifest, text.numpy() if text is not None else None, cf)
         return cls(
             name=manifest["name"],
             ids=ids,
@@ -146,12 +153,21 @@ class Histories:
         Raises:
             DataError: a file is missing or damaged.
         """
+        flat = Path(folder) / HISTORIES
+        mapped = flat.exists()  # version 0.2.0 had no such file
         try:
-            users = pl.read_parquet(Path(folder) / USERS)
+            users = pl.read_parquet(Path(folder) / USERS, columns=["id"] if mapped else None)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise _damaged(Path(folder) / USERS, error) from None
-        train, validation, test = (Ragged.from_series(users[split]) for split in ("train", "validation", "test"))
-        return cls(users["id"].to_list(), train, validation, test)
+        ids = users["id"].to_list()
+        tensors = _load_tensors(flat, ids, USERS)
+        rows = [
+            Ragged(tensors[f"{split}_offsets"].numpy(), tensors[f"{split}_items"].numpy())
+            if mapped
+            else Ragged.from_series(users[split])
+            for split in ("train", "validation", "test")
+        ]
+        return cls(ids, *rows)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -163,16 +179,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def _load_tensors(path: Path, ids: list[str]) -> dict[str, Tensor]:
-    """Read all tensors of a file that was made for `ids`; {}: there is no file."""
+def _load_tensors(path: Path, ids: list[str], beside: str = ITEMS) -> dict[str, Tensor]:
+    """Map all tensors of a file that was made for `ids`, those of the file `beside` it; {}: there is no file."""
     if not path.exists():
         return {}
     try:
         with safe_open(path, framework="pt") as file:
             made_for = (file.metadata() or {}).get("ids_sha256")
             if made_for != ids_hash(ids):
+                rows = "items" if beside == ITEMS else "users"
                 raise DataError(
-                    f"{path} was made for other items than {ITEMS} beside it; delete the folder, prepare again."
+                    f"{path} was made for other {rows} than {beside} beside it; delete the folder, prepare again."
                 )
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:

@@ -13,7 +13,7 @@ from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, Trai
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
 from setrec.data.past import PastEvents, past_events
-from setrec.data.prepare import Preparation, prepare, say_what_changed
+from setrec.data.prepare import Preparation, VectorType, prepare, say_what_changed
 from setrec.data.readers.base import Reader
 from setrec.data.readers.official import OfficialRelease
 from setrec.data.split import Split, TimeRatioSplit
@@ -44,6 +44,8 @@ class SETRecDataModule(LightningDataModule):
         split: how raw events are split. A data set that comes with its splits keeps them.
         paper_ids: give ids as the official release does (items shuffled with seed 2023, users by first appearance), which
             depends on the order of the raw rows. Otherwise ids are in order of the own ids, which does not.
+        vector_dtype: how vectors are stored and, since they are memory-mapped, held: float16 takes half of the disk and memory, and
+            rounds every number to 3 digits. Training and scores compute in float32 either way.
         raw: folder of the raw files; null: use what is prepared, or download what the reader knows a public source of, to
             <root>/raw/<name>. A file of 64 MiB or more counts as unchanged while its size and time of change are the same.
         root: folder for prepared data.
@@ -76,6 +78,7 @@ class SETRecDataModule(LightningDataModule):
         cleaning: Cleaning = _CLEANING,
         split: Split = _BY_TIME,
         paper_ids: bool = False,
+        vector_dtype: VectorType = "float32",
         raw: str | None = None,
         root: str = "data",
         prepared_only: bool = False,
@@ -100,14 +103,14 @@ class SETRecDataModule(LightningDataModule):
         reader, text, split = instantiate_default(reader), instantiate_default(text), instantiate_default(split)
         arguments = {
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
-            "paper_ids": paper_ids, "raw": raw, "root": root, "prepared_only": prepared_only,
+            "paper_ids": paper_ids, "vector_dtype": vector_dtype, "raw": raw, "root": root, "prepared_only": prepared_only,
             "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
             "prefix_parallel": prefix_parallel, "fit_on": fit_on, "seed": seed, "num_workers": num_workers,
             "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.preparation = Preparation(
-            reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids
+            reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids, vector_dtype
         )
         self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size

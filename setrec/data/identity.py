@@ -17,6 +17,7 @@ from setrec.errors import ConfigError
 from setrec.files.hashes import ids_hash
 from setrec.files.ragged import Ragged
 
+_ROWS = 1 << 16  # rows that are read at a time
 _CLOSE = 0.02  # of the vectors' length; measured between CPUs and numbers of threads: 0.0001
 
 
@@ -75,8 +76,8 @@ def identify(
         ids: own ids, N of them.
         count: (N,) int64, occurrences in the training split.
         origin: the manifest: what it says of the vectors (`text` and `cf`) and of `inputs`.
-        text: (N, F) float32.
-        cf: for each CF slot, vectors (N, E) float32 and present (N,) bool.
+        text: (N, F) float32 or float16.
+        cf: for each CF slot, vectors (N, E) float32 or float16 and present (N,) bool.
     """
     counted = "\n".join((ids_hash(ids), hashlib.sha256(count.astype(np.int64).tobytes()).hexdigest()))
     made = json.dumps([origin["text"], origin["cf"]], sort_keys=True)
@@ -91,6 +92,12 @@ def identify(
     return Identity(content.hexdigest(), former, origin.get("inputs", ""), sketch)
 
 
+def known_identity(manifest: Mapping[str, Any]) -> Identity | None:
+    """The identity that the manifest holds; None: it was written by an earlier version."""
+    known = manifest.get("identity")
+    return None if known is None else Identity(inputs=manifest.get("inputs", ""), **known)
+
+
 def inputs_hash(items: pl.DataFrame, train: Ragged, origin: Mapping[str, Any]) -> str:
     """Return the sha256 of what vectors are made from: the table of items, the training histories, and the makers of vectors."""
     digest = hashlib.sha256(json.dumps([origin["text"], origin["cf"]], sort_keys=True).encode())
@@ -102,8 +109,12 @@ def inputs_hash(items: pl.DataFrame, train: Ragged, origin: Mapping[str, Any]) -
 
 def _sketch(matrix: np.ndarray) -> list[float]:
     """Two weighted sums of the rows, in units of the length of the matrix. matrix: (N, width) or (N,)."""
-    rows = matrix.reshape(len(matrix), -1).astype(np.float32)  # (N, width)
+    rows = matrix.reshape(len(matrix), -1)  # (N, width)
     angle = np.arange(1, len(rows) + 1, dtype=np.float64)  # (N,)
     weights = np.stack([np.cos(angle), np.sin(angle * np.sqrt(2))]).astype(np.float32)  # (2, N)
-    sums = weights @ rows / max(float(np.linalg.norm(rows)), 1e-6)  # (2, width)
-    return [float(value) for value in sums.ravel()]
+    sums, squares = np.zeros((2, rows.shape[1])), 0.0
+    for start in range(0, len(rows), _ROWS):
+        block = rows[start : start + _ROWS].astype(np.float32)  # (up to _ROWS, width)
+        sums += weights[:, start : start + _ROWS] @ block
+        squares += float(np.vdot(block, block))
+    return [float(value) for value in (sums / max(squares**0.5, 1e-6)).ravel()]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,7 @@ from setrec.files.ragged import Ragged
 from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
 
+VectorType = Literal["float32", "float16"]
 _BIG = 1 << 26  # bytes: a raw file of this size or more is hashed again only if its size or time of change is another
 
 
@@ -41,6 +42,7 @@ class Preparation(NamedTuple):
     cleaning: Cleaning
     split: Split
     paper_ids: bool
+    vector_dtype: VectorType = "float32"
 
     def options(self) -> dict[str, Any]:
         """Return the preparation in plain types, without the options that this reader does not use and its downloads."""
@@ -49,6 +51,8 @@ class Preparation(NamedTuple):
             used |= {"cleaning": self.cleaning, "split": self.split, "paper_ids": self.paper_ids}
         options: dict[str, Any] = json.loads(json.dumps(to_plain(used)))  # as it comes back from the manifest
         options["reader"]["init_args"].pop("download", None)
+        if self.vector_dtype != "float32":  # as version 0.2.0, which had no other, wrote it
+            options["vector_dtype"] = self.vector_dtype
         return options
 
     def sources(self, raw: Path | None) -> dict[str, Path]:
@@ -270,7 +274,7 @@ def _add_vectors(
             f"data set {name}: text vectors of {len(ids):,} items", spinner=not preparation.text.shows_progress
         ):
             text = preparation.text.encode(ids, texts, raw, log.items, scratch)  # (N, F)
-            text = np.ascontiguousarray(text, np.float32)
+            text = _stored(text, preparation.vector_dtype, ids)
         hashes = [
             sources[label] for label, path in preparation.sources(raw).items() if path in preparation.text.sources(raw)
         ]
@@ -280,12 +284,29 @@ def _add_vectors(
         with _progress(f"data set {name}: CF vectors by {type(maker).__name__}"):
             vectors, present = maker.vectors(ids, log.train, raw)  # (N, E), (N,)
         hashes = [sources[label] for label, path in preparation.sources(raw).items() if path in maker.sources(raw)]
-        cf.append((np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(present, bool)))
+        cf.append((_stored(vectors, preparation.vector_dtype, ids), np.ascontiguousarray(present, bool)))
         about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
     learned = preparation.text.learned() if preparation.text is not None else None
     prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf, learned)
     about = {"text": about_text, "cf": about_cf}
     return prepared, about | {"inputs": inputs_hash(log.items, log.train, about)}
+
+
+def _stored(vectors: np.ndarray, dtype: VectorType, ids: list[str]) -> np.ndarray:
+    """Vectors as they are stored, (N, width).
+
+    Raises:
+        DataError: a number is too large for float16.
+    """
+    with np.errstate(over="ignore"):  # infinity, which is refused below
+        stored = np.ascontiguousarray(vectors, dtype)  # (N, width)
+    if dtype == "float16" and np.isinf(stored).any():
+        row = int(np.isinf(stored).any(axis=1).argmax())
+        raise DataError(
+            f"the vector of item {ids[row]!r} holds a number above 65,504, which float16 cannot store; use "
+            "--data.vector_dtype float32."
+        )
+    return stored
 
 
 class _NumberedLog(NamedTuple):

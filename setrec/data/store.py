@@ -2,8 +2,9 @@
 
 <root>/<name>/items.parquet       row i is item id i: item_id, id, title, text, ..., count, warm
               users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
-              text.safetensors    vectors (N, F) float32; absent without text
-              cf.safetensors      vectors_0 (N, E) float32, present_0 (N,) bool, vectors_1, ...; absent without CF
+              histories.safetensors  the same lists, to be memory-mapped: train_offsets (users + 1,), train_items, ...
+              text.safetensors    vectors (N, F) float32 or float16; absent without text
+              cf.safetensors      vectors_0 (N, E) float32 or float16, present_0 (N,) bool, vectors_1, ...; absent without CF
               encoder.safetensors what the text encoder learned from the texts; absent if it learns nothing
               manifest.json       counts, options, the origin of everything, sha256 of every file
 """
@@ -21,7 +22,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ENCODER, ITEMS, MANIFEST, TEXT, USERS, read_manifest
+from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, MANIFEST, TEXT, USERS, read_manifest
+from setrec.data.identity import identify
 from setrec.errors import DataError
 from setrec.files.hashes import changed_file, file_hash, ids_hash, stamp
 from setrec.files.ragged import Ragged
@@ -39,8 +41,8 @@ class Prepared(NamedTuple):
     train: Ragged
     validation: Ragged
     test: Ragged
-    text: np.ndarray | None  # (N, F) float32
-    cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 and present (N,) bool
+    text: np.ndarray | None  # (N, F) float32 or float16
+    cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 or float16 and present (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
 
     def counts(self) -> np.ndarray:
@@ -118,6 +120,11 @@ def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
             _write_files(hidden, prepared)
             files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
             manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
+            identity = identify(
+                prepared.items["id"].to_list(), prepared.counts(), about, prepared.text, prepared.cf
+            )._asdict()
+            del identity["inputs"]  # the manifest has it
+            manifest["identity"] = identity
             manifest["file_stamps"] = {name: stamp(hidden / name) for name in files}
             manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             (hidden / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
@@ -151,15 +158,18 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
         ]
     )
     users.write_parquet(folder / USERS)
+    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    flat = {f"{name}_{part}": array for name, rows in splits.items() for part, array in rows._asdict().items()}
+    save_file(flat, folder / HISTORIES, {"ids_sha256": ids_hash(prepared.user_ids)})
     made_for = {"ids_sha256": ids_hash(ids)}
     if prepared.text is not None:
-        save_file({"vectors": np.ascontiguousarray(prepared.text, np.float32)}, folder / TEXT, made_for)
+        save_file({"vectors": np.ascontiguousarray(prepared.text)}, folder / TEXT, made_for)
     if prepared.encoder:
         save_file(prepared.encoder, folder / ENCODER)
     if prepared.cf:
         tables: dict[str, np.ndarray] = {}
         for c, (vectors, present) in enumerate(prepared.cf):
-            tables[f"vectors_{c}"] = np.ascontiguousarray(vectors, np.float32)  # (N, E)
+            tables[f"vectors_{c}"] = np.ascontiguousarray(vectors)  # (N, E)
             tables[f"present_{c}"] = np.ascontiguousarray(present, bool)  # (N,)
         save_file(tables, folder / CF, made_for)
 

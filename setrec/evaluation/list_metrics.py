@@ -80,7 +80,7 @@ class ListFacts:
         self.n_items = n = catalogue.n_items
         self.count = catalogue.count.cpu().double()  # (N,)
         self.information = -((self.count + 1) / (self.count.sum() + n)).log2()  # (N,)
-        self.text = None if catalogue.text is None else torch.nn.functional.normalize(catalogue.text.float(), dim=1)
+        self.text = catalogue.text
         group = popularity_groups(catalogue.count.cpu().numpy())  # (N,)
         self.group = torch.nn.functional.one_hot(torch.from_numpy(group), GROUPS_OF_POPULARITY).double()  # (N, groups)
         past = histories.train if split == "validation" else histories.train.joined(histories.validation)
@@ -113,7 +113,7 @@ class ListFacts:
             "popularity": ((self.count[items] * real).sum(dim=1) / size)[some],
         }
         if self.text is not None:
-            vectors = self.text[items] * real[..., None]  # (b, k, F)
+            vectors = torch.nn.functional.normalize(self.text[items].float(), dim=2) * real[..., None]  # (b, k, F)
             # the cosines of all ordered pairs, those of an item with itself included, are the square of the sum
             both = vectors.sum(dim=1).square().sum(dim=1).double()  # (b,)
             alone = vectors.square().sum(dim=(1, 2)).double()  # (b,)

@@ -93,7 +93,7 @@ def check_lengths(ids: list[str], vectors: np.ndarray, known: torch.Tensor) -> N
     Raises:
         DataError: a vector is not finite, or far longer than every known one.
     """
-    longest = float(known.double().norm(dim=1).max())
+    longest = max(float(some.double().norm(dim=1).max()) for some in known.split(1 << 16))
     length = np.linalg.norm(vectors.astype(np.float64), axis=1)  # (items,)
     wrong = np.flatnonzero(~(length <= _MAX_LONGER * longest))  # this way round it finds NaN, too
     if len(wrong):
@@ -136,9 +136,9 @@ class ItemEncoder:
 
     def _try(self) -> None:
         """Encode some known items and compare the vectors."""
-        rows = np.flatnonzero((self._vectors.norm(dim=1) > 0).numpy())  # with a text
+        rows = np.flatnonzero(self._vectors.any(dim=1).numpy())  # with a text
         rows = rows[np.linspace(0, len(rows) - 1, min(_TRIED, len(rows))).astype(np.int64)] if len(rows) else rows
-        known = self._vectors[rows]  # (n, F)
+        known = self._vectors[rows].float()  # (n, F)
         found = torch.from_numpy(self.text.encode_more(self._items[rows.tolist()], self.learned))  # (n, F)
         name = type(self.text).__name__
         if found.shape != known.shape:

@@ -31,7 +31,8 @@ from setrec.evaluation.results import package_versions
 from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.inference.new_items import VECTOR
 from setrec.inference.restore import Restored, Trained, rows_of
-from setrec.scoring.graphs import Graph, HistoryStatistics
+from setrec.scoring.graphs import HistoryStatistics
+from setrec.scoring.neighbours import Graph
 
 CONFIG, WEIGHTS, CATALOGUE, RESULTS, ENCODERS = (
     "config.json", "model.safetensors", "catalogue.parquet", "results.json", "encoder",
@@ -142,7 +143,7 @@ def catalogue_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _vectors(name: str, vectors: Tensor) -> pl.Series:
-    return pl.Series(name, vectors.numpy(), dtype=pl.Array(pl.Float32, vectors.shape[1]))
+    return pl.Series(name, vectors.float().numpy(), dtype=pl.Array(pl.Float32, vectors.shape[1]))
 
 
 def _write_encoder(folder: Path, text: dict[str, Any], learned: Path | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from setrec.backbones.base import Backbone
-from setrec.data.catalogue import CF, ENCODER, ITEMS, TEXT, USERS, Catalogue, Histories
+from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, TEXT, USERS, Catalogue, Histories
 from setrec.data.past import past_events
 from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
@@ -18,8 +18,9 @@ from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.files.hashes import read_sealed
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
-from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs, text_graphs
+from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
+from setrec.scoring.text_graphs import TextNeighbours, text_neighbours
 from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
             "folder with --data DIR."
         )
     neighbours = bool(checkpoint.model.get("neighbours"))
-    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS] if neighbours else [])])
+    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS, HISTORIES] if neighbours else [])])
     trained_on = checkpoint.catalogue
     catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
     catalogue.check(trained_on, f"The checkpoint {path}")
@@ -138,6 +139,7 @@ class Restored(NamedTuple):
     model: SETRec
     scorer: Scorer
     weights: Weights  # of the score, as validation chose them
+    texts: TextNeighbours | None = None  # the neighbours by text, if the model uses item graphs and texts
 
     @property
     def device(self) -> torch.device:
@@ -175,14 +177,17 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Resto
             f"{trained.path}: its weights do not fit its own arguments ({' '.join(str(error).split())[:200]}); it is "
             "damaged, or of another version of this project."
         ) from None
-    return _ready(model, weights_of(trained.weights), trained, catalogue, device)
+    texts = None
+    if trained.statistics is not None and model.n_sem:
+        texts = text_neighbours(trained.catalogue, trained.data)
+    return _ready(model, weights_of(trained.weights), trained, catalogue, device, texts)
 
 
 def rebuild(restored: Restored, trained: Trained, catalogue: Catalogue) -> Restored:
     """Build the model for another catalogue. It shares its weights with `restored`, which does not change."""
     model = SETRec(catalogue, restored.model.backbone, restored.model.recipe)
     model.load_state_dict(restored.model.state_dict(), assign=True)
-    return _ready(model, restored.weights, trained, catalogue, restored.device)
+    return _ready(model, restored.weights, trained, catalogue, restored.device, restored.texts)
 
 
 def recipe_of(trained: Trained) -> Recipe:
@@ -201,20 +206,28 @@ def recipe_of(trained: Trained) -> Recipe:
     return Recipe(**chosen | ({"trunk": tuple(chosen["trunk"])} if "trunk" in chosen else {}))
 
 
-def _ready(model: SETRec, weights: Weights, trained: Trained, catalogue: Catalogue, device: torch.device) -> Restored:
+def _ready(
+    model: SETRec,
+    weights: Weights,
+    trained: Trained,
+    catalogue: Catalogue,
+    device: torch.device,
+    texts: TextNeighbours | None,
+) -> Restored:
     """Put the model into evaluation mode, on the device, with its index and graphs.
 
-    Parameters are not frozen here, because a state_dict leaves out frozen ones.
+    Parameters are not frozen here, because a state_dict leaves out frozen ones. texts: of this catalogue, or of
+    one with other items.
     """
     model.eval().to(device)
     graphs = None
     if trained.statistics is not None:
         statistics = trained.statistics.moved(rows_of(trained.catalogue, catalogue))
-        text = text_graphs(catalogue) if model.n_sem else None
-        graphs = item_graphs(statistics, text, catalogue.warm, device)
+        texts = texts.changed(catalogue) if texts is not None else None
+        graphs = item_graphs(statistics, texts.graphs if texts is not None else None, catalogue.warm, device)
     scorer = Scorer(model, graphs)
     scorer.refresh()
-    return Restored(model, scorer, weights)
+    return Restored(model, scorer, weights, texts)
 
 
 def rows_of(base: Catalogue, catalogue: Catalogue) -> Tensor:

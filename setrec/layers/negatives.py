@@ -44,7 +44,6 @@ class Negatives(nn.Module):
     ) -> None:
         super().__init__()
         n_items = len(targets)
-        self.n_items = n_items
         self.every = which == "all" and sampled is None
         everything = torch.arange(
             n_items, device=targets.device
@@ -71,14 +70,13 @@ class Negatives(nn.Module):
         if self.n_drawn is None:
             return SoftmaxItems(self.allowed, self.place[target])
         drawn = self.draw(target.device)  # (n_drawn,)
-        times = torch.zeros(self.n_items, device=target.device)  # (N,): how often an item is a target
-        times.index_add_(0, target, torch.ones(len(target), device=target.device))
         items = self.allowed[drawn]  # (n_drawn,)
         log_q = self.log_expected[drawn]  # (n_drawn,)
-        log_q = log_q.masked_fill(times[items] > 0, torch.inf)  # (n_drawn,): targets have columns already
+        ordered = target.sort().values  # (M,)
+        log_q = log_q.masked_fill(_times(items, ordered) > 0, torch.inf)  # (n_drawn,): targets have columns already
         column = torch.arange(len(target), device=target.device)  # (M,)
         # a target that occurs n times has n columns: each gets 1/n
-        return SoftmaxItems(torch.cat([target, items]), column, torch.cat([times[target].log(), log_q]))
+        return SoftmaxItems(torch.cat([target, items]), column, torch.cat([_times(target, ordered).log(), log_q]))
 
     def draw(self, device: torch.device) -> Tensor:
         """Draw places in `allowed`, (n_drawn,) int64; place v is expected exp(log_expected[v]) times.
@@ -93,6 +91,12 @@ class Negatives(nn.Module):
         steps = torch.arange(self.n_drawn, device=device, dtype=torch.float64)  # (n_drawn,)
         points = steps + torch.rand(self.n_drawn, device=device, dtype=torch.float64)  # (n_drawn,)
         return torch.searchsorted(self.edges, points, right=True).clamp(max=n - 1)  # (n_drawn,)
+
+
+def _times(items: Tensor, ordered: Tensor) -> Tensor:
+    """How often each of some items, (n,) int64, stands in a sorted list, (M,) int64: (n,) float32. Nothing of size N is made."""
+    first, end = (torch.searchsorted(ordered, items, right=right) for right in (False, True))  # (n,), (n,)
+    return (end - first).float()
 
 
 def expected_draws(weight: Tensor, n_drawn: int) -> Tensor:

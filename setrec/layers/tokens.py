@@ -50,7 +50,7 @@ class ItemTokens(nn.Module):
 
     def encode(self, text: Tensor) -> Tensor:
         """The trunk codes a(v) of text vectors: (any, F) -> (any, H)."""
-        codes: Tensor = self.trunk(text)  # (any, H)
+        codes: Tensor = self.trunk(text.float())  # (any, H); vectors may be stored as float16
         return codes
 
     def forward(self, cf: list[Tensor], codes: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class ItemTokens(nn.Module):
         Returns:
             (U, K, D) float.
         """
-        slots = [project(e) for project, e in zip(self.cf, cf, strict=True)]  # n_cf of (U, D)
+        slots = [project(e.float()) for project, e in zip(self.cf, cf, strict=True)]  # n_cf of (U, D)
         if codes is not None:
             slots += [head(codes) for head in self.heads]  # n_sem of (U, D)
         return torch.stack(slots, dim=1)  # (U, K, D)

@@ -25,8 +25,16 @@ class CharNgrams:
         ngrams = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2, sublinear_tf=True, dtype=np.float32)
         try:
             self.vectors = ngrams.fit_transform(texts).tocsr()  # (N, n-grams) sparse, rows of unit length or empty
+            self._learned: TfidfVectorizer | None = ngrams
         except ValueError:  # scikit-learn's word for: no two texts share an n-gram
             self.vectors = sp.csr_matrix((len(texts), 1), dtype=np.float32)  # (N, 1)
+            self._learned = None
+
+    def more(self, texts: list[str]) -> sp.csr_matrix:
+        """Vectors of texts that came later, (texts, n-grams) sparse: n-grams count as they did in the texts before."""
+        if self._learned is None or not texts:
+            return sp.csr_matrix((len(texts), self.vectors.shape[1]), dtype=np.float32)
+        return self._learned.transform(texts).tocsr()
 
     def similar(self, items: Tensor) -> Tensor:
         """Similarity, 0 to 1, of these items (b,) int64 with every item: (b, N) float32."""

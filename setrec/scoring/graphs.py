@@ -16,20 +16,16 @@ a cold item, so it has more neighbours and a longer memory.
 What may be counted is what the histories hold before the split that is answered (data/past.py). Not in the paper.
 """
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from setrec.data.catalogue import Catalogue
 from setrec.data.past import PastEvents
 from setrec.schemas import PAD
-from setrec.scoring.char_ngrams import SHARE, CharNgrams
-from setrec.scoring.similarity import BLOCK, TextCosine, cooccurrence_cosine, faded_items, transition_cosine
+from setrec.scoring.neighbours import Graph, strongest
+from setrec.scoring.similarity import cooccurrence_cosine, faded_items, transition_cosine
+from setrec.scoring.text_graphs import COLD_NEIGHBOURS, NEIGHBOURS, TextGraphs
 from setrec.scoring.weights import FACTORS, Weights
 
 
@@ -44,19 +40,8 @@ class Reach(NamedTuple):
 COOCCURRENCE = Reach(neighbours=100, last=10, decay=0.9)  # last and decay as in the baselines
 TRANSITIONS = Reach(neighbours=100, last=3, decay=0.7)  # docs/ledger.md
 STEPS, FADING = 3, 0.7  # of a transition: the most steps, and what a step further counts
-TEXT = Reach(neighbours=100, last=10, decay=0.85)
-COLD_TEXT = Reach(neighbours=200, last=20, decay=0.9)  # docs/ledger.md
-
-
-class Graph(NamedTuple):
-    """Every item's most similar items."""
-
-    item: Tensor  # (N, S) int64; where an item has fewer than S, any item with weight 0
-    weight: Tensor  # (N, S) float32
-
-    def to(self, device: torch.device) -> "Graph":
-        """The graph on a device."""
-        return Graph(self.item.to(device), self.weight.to(device))
+TEXT = Reach(neighbours=NEIGHBOURS, last=10, decay=0.85)
+COLD_TEXT = Reach(neighbours=COLD_NEIGHBOURS, last=20, decay=0.9)
 
 
 class HistoryStatistics(NamedTuple):
@@ -68,8 +53,10 @@ class HistoryStatistics(NamedTuple):
 
     def moved(self, rows: Tensor) -> "HistoryStatistics":
         """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""
-        new = torch.full((len(self.recency) + 1,), -1)  # (N + 1,) where an item went; the last: those that have no row
-        new[rows] = torch.arange(len(rows))
+        new = torch.full(
+            (len(self.recency) + 1,), -1, dtype=torch.int32
+        )  # (N + 1,) where an item went; the last: those that have no row
+        new[rows] = torch.arange(len(rows), dtype=torch.int32)
         new[-1] = -1
 
         def moved(graph: Graph) -> Graph:
@@ -78,13 +65,6 @@ class HistoryStatistics(NamedTuple):
             return Graph(item.clamp(min=0), weight)
 
         return HistoryStatistics(moved(self.cooccurrence), moved(self.transitions), self.recency[rows] * (rows >= 0))
-
-
-class TextGraphs(NamedTuple):
-    """The items with the most similar texts."""
-
-    all: Graph  # neighbours among all items
-    cold: Graph  # neighbours among the cold ones
 
 
 class ItemGraphs(NamedTuple):
@@ -120,58 +100,11 @@ def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
     )
 
 
-def strongest(table: sp.csr_matrix, neighbours: int) -> Graph:
-    """The largest entries of every row of a table, (N, N) sparse float32."""
-    n_items = table.shape[0]
-    most = int(np.diff(table.indptr).max(initial=1))
-    among = [(torch.arange(n_items), min(neighbours, max(most, 1)))]
-    return most_similar(lambda items: torch.from_numpy(table[items.numpy()].toarray()), n_items, among)[0]
-
-
-def text_graphs(catalogue: Catalogue) -> TextGraphs | None:
-    """The items with the most similar texts, the item itself left out; None for a catalogue without text vectors."""
-    if catalogue.text is None:
-        return None
-    cosine = TextCosine(catalogue.text)
-    ngrams = CharNgrams(catalogue.texts) if catalogue.texts is not None else None
-
-    def others(items: Tensor) -> Tensor:
-        rows = cosine.sharpened(items)  # (b, N)
-        if ngrams is not None:
-            rows.add_(ngrams.similar(items), alpha=SHARE)  # (b, N)
-        rows[torch.arange(len(items)), items] = 0  # a history's items say something about others
-        return rows
-
-    n_items = catalogue.n_items
-    everything, cold = torch.arange(n_items), (~catalogue.warm).nonzero().squeeze(1)  # (N,), (cold,)
-    among = [(everything, TEXT.neighbours), (cold, COLD_TEXT.neighbours)]
-    return TextGraphs(*most_similar(others, n_items, among))
-
-
-def most_similar(similar: Callable[[Tensor], Tensor], n_items: int, among: Sequence[tuple[Tensor, int]]) -> list[Graph]:
-    """The graphs of what is most similar to every item, in blocks.
-
-    Args:
-        similar: (b,) int64 items -> (b, N) float32, 0 or more.
-        n_items: N.
-        among: for each graph, the candidates, (some,) int64 items, and how many of them an item keeps, S.
-    """
-    widths = [min(most, len(candidates)) for candidates, most in among]
-    graphs = [Graph(torch.zeros(n_items, s, dtype=torch.int64), torch.zeros(n_items, s)) for s in widths]  # of (N, S)
-    for start in tqdm(range(0, n_items, BLOCK), desc="item graphs", disable=n_items < 50_000, leave=False):
-        own = torch.arange(start, min(start + BLOCK, n_items))  # (b,)
-        rows = similar(own)  # (b, N)
-        for (candidates, _), graph in zip(among, graphs, strict=True):
-            best = rows[:, candidates].topk(graph.item.shape[1], dim=1)  # (b, S)
-            graph.weight[own], graph.item[own] = best.values, candidates[best.indices]
-    return graphs
-
-
 def graph_entries(graph: Graph, history: Tensor, reach: Reach) -> Graph:
     """What the last items of each history, (B, L) int64, give to which items: (B, last * S) each, an item more than once."""
     items, fading = faded_items(history, reach.last, reach.decay)  # (B, last)
     weight = fading[..., None] * graph.weight[items]  # (B, last, S)
-    return Graph(graph.item[items].flatten(1), weight.flatten(1))  # (B, last * S)
+    return Graph(graph.item[items].flatten(1).long(), weight.flatten(1))  # (B, last * S)
 
 
 def graph_scores(graph: Graph, history: Tensor, reach: Reach) -> Tensor:

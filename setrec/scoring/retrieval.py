@@ -19,8 +19,9 @@ from torch import Tensor
 from setrec.errors import ConfigError
 from setrec.layers.grounding import UserVector
 from setrec.schemas import PAD, Batch, mask_of
-from setrec.scoring.graphs import Graph, summed, touched_items
+from setrec.scoring.graphs import summed, touched_items
 from setrec.scoring.int8 import LEAST, Int8Table, exact_products
+from setrec.scoring.neighbours import Graph
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.topk import best_first, mask_seen, top_scored
 from setrec.scoring.weights import FACTORS, Weights

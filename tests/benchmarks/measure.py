@@ -4,6 +4,7 @@ import ctypes
 import gc
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,24 @@ def reset_peak() -> None:
 def peak() -> int:
     """Most bytes held at once since `reset_peak`."""
     return int(_status("VmHWM")) * 1024
+
+
+class OwnMemory:
+    """The most bytes that this process held at once which are in no file: `peak` without memory-mapped files. Linux only."""
+
+    def __enter__(self) -> "OwnMemory":
+        self.most, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            self.most = max(self.most, int(_status("RssAnon")) * 1024)
 
 
 def _status(field: str) -> str:

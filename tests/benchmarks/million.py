@@ -1,128 +1,267 @@
-"""A million generated items: training with the sampled softmax, then exact and approximate top-10 for 256 users.
+"""A million generated items, from raw files to the served answer: seconds and memory of every step.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/million.py [--items 1000000] [--json FILE] [--faiss IVF2048,Flat]
+    OMP_NUM_THREADS=1 taskset -c 1 python tests/benchmarks/million.py [--items 1000000] [--folder DIR] [--json FILE]
 
-The vectors have 512 clusters, as real catalogues do: an approximate index lives on that. Peak memory counts everything: the
-libraries, the catalogue (text 384 wide, CF 64 wide), the weights and the optimiser.
+Raw files: items with a text (a brand, words of their cluster), and events of users who keep to a few clusters. Then, each in a
+process of its own: `prepare` (TfidfSVD, CooccurrenceSVD), `graphs` (text graphs, kept with the data), `fit` (model/best with the
+sampled softmax, one epoch), `validate` and `test` (a few users, without baselines), `answer` (one user's top 10: exact, faiss).
+
+Memory: `peak` counts everything that the process had in memory at once, memory-mapped files included; `own` leaves out what the
+system can drop at any time because it is in a file.
 """
 
 import argparse
-from dataclasses import replace
-from itertools import islice
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import clock, peak, reset_peak, tell
-from tqdm import tqdm
-from world import TEST_LENGTH, made_up_catalogue, made_up_rows
+from measure import OwnMemory, peak, tell, write_json
 
-from setrec.backbones import T5Backbone
-from setrec.data.batches import EvalRows, TrainPlan, TrainRows
-from setrec.data.catalogue import Catalogue
-from setrec.module import SETRecModule
-from setrec.scoring.retrieval import ExactSearch, FaissSearch, Retriever, overlap
-from setrec.scoring.weights import Weights
-
-ALPHA, BATCH, USERS, K, BETA = 0.7, 512, 256, 10, 0.5
+BRAND, CLUSTER, WORDS = 50, 500, 30_000  # items of a brand, items of a cluster; words of the language
+FAVOURITES = 3  # clusters that a user keeps to
+STAGES = ("prepare", "graphs", "fit", "validate", "test", "answer")
 
 
-def clustered(catalogue: Catalogue, clusters: int = 512) -> Catalogue:
-    """The catalogue's vectors moved towards cluster centres, in place."""
-    generator = torch.Generator().manual_seed(1)
-    where = torch.randint(clusters, (catalogue.n_items,), generator=generator)  # (N,)
-    for table in (*([catalogue.text] if catalogue.text is not None else []), *catalogue.cf):
-        centres = 2 * table[torch.randint(catalogue.n_items, (clusters,), generator=generator)]  # (clusters, width)
-        for rows in torch.arange(catalogue.n_items).split(65_536):
-            table[rows] += centres[where[rows]]
-    return replace(catalogue, name=f"{catalogue.name}, clustered")
+def write_raw(folder: Path, n_items: int, n_users: int) -> None:
+    """Write items.csv and events.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "events.csv").exists():
+        return
+    rng = np.random.default_rng(0)
+    consonants, vowels = list("bcdfghklmnprstvz"), list("aeiou")
+    letters = [rng.choice(part, WORDS) for part in (consonants, vowels) * 3]
+    words = ["".join(parts) for parts in zip(*letters, strict=True)]
+    n_clusters = max(FAVOURITES, n_items // CLUSTER)
+    spoken = rng.integers(0, WORDS, (n_clusters, 40))  # words of a cluster
+    cluster = rng.integers(0, n_clusters, n_items)  # (N,)
+    # a brand sells in a few clusters; its name has a number, as series have
+    brand = (cluster // 4 * 4 * CLUSTER // BRAND + rng.integers(0, 4 * CLUSTER // BRAND, n_items)) % WORDS
+    with (folder / "items.csv").open("w") as file:
+        file.write("item_id,title,brand\n")
+        for i in range(n_items):
+            chosen = spoken[cluster[i], rng.integers(0, 40, 6)]
+            title = " ".join([words[w] for w in chosen] + [words[int(rng.integers(0, WORDS))]])
+            file.write(f"{i:08d},{title},{words[brand[i]]}{cluster[i] // 16}\n")
+    order = np.argsort(cluster, kind="stable")
+    start = np.searchsorted(cluster[order], np.arange(n_clusters + 1))
+    with (folder / "events.csv").open("w") as file:
+        file.write("user_id,item_id,timestamp\n")
+        for user in range(n_users):
+            favourites = rng.integers(0, n_clusters, FAVOURITES)
+            length = 3 + int(rng.lognormal(1.3, 1.0))
+            places = (rng.random(length) ** 3, rng.integers(0, FAVOURITES, length))  # the first of a cluster sell most
+            times = 1_600_000_000 + np.sort(rng.integers(0, 50_000_000, length))
+            for when, share, which in zip(times, *places, strict=True):
+                first, end = start[favourites[which]], start[favourites[which] + 1]
+                if end > first:
+                    file.write(f"u{user},{order[first + int(share * (end - first))]:08d},{when}\n")
 
 
-def train(module: SETRecModule, catalogue: Catalogue, steps: int, cpu: bool) -> tuple[float, list[float]]:
-    """Optimiser steps; prefixes a second, and the losses."""
-    model = module.model
-    assert model is not None
-    model.train()
-    rows = TrainRows(made_up_rows(20_000, catalogue.n_items), 50)
-    plan = TrainPlan(rows.prefixes, rows.history, BATCH, seed=0).batches()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    now = clock(cpu)
-    losses, prefixes, start = [], 0, now()
-    for i, chosen in enumerate(tqdm(list(islice(plan, steps + 1)), desc="training", unit="step")):
-        if i == 1:  # the first step warms up
-            prefixes, start = 0, now()
-        batch = rows[chosen]
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            sums = model.losses(batch)
-        loss = sums.ranking / sums.n_prefix + ALPHA * sums.reconstruction / sums.n_reconstructed.clamp(min=1e-6)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        prefixes += len(batch.valid)
-    return prefixes / (now() - start), losses
+def the_data(folder: Path, prepared_only: bool = True) -> Any:
+    from setrec.cf import CooccurrenceSVD
+    from setrec.data import SETRecDataModule
+    from setrec.data.clean import Cleaning
+    from setrec.data.readers.table import TableFiles
+    from setrec.text import TfidfSVD
+
+    return SETRecDataModule(
+        "million",
+        TableFiles("events.csv", "items.csv", text_fields=["title", "brand"], keep_unreviewed=True),
+        TfidfSVD(),
+        [CooccurrenceSVD()],
+        Cleaning(k_core=0),
+        raw=str(folder),
+        root=str(folder / "data"),
+        eval_batch_size=16,
+        prepared_only=prepared_only,
+    )
 
 
-def serve(retriever: Retriever, rows: EvalRows, cpu: bool) -> tuple[float, float, Any]:
-    """Seconds to make the index, users a second of one call for 256 users (best of 3), and what it found."""
-    now = clock(cpu)
-    start = now()
-    retriever.refresh()
-    made = now() - start
-    batch, best, found = rows[np.arange(USERS)], float("inf"), None
-    for _ in tqdm(range(3), desc=type(retriever.search).__name__, unit="call"):
-        start = now()
-        found = retriever.top(batch, Weights(BETA), K)
-        best = min(best, now() - start)
-    return made, USERS / best, found
+def the_model(sampled: int) -> Any:
+    from setrec.backbones import DecoderBackbone
+    from setrec.module import SETRecModule
+
+    return SETRecModule(
+        DecoderBackbone(family="qwen2", shape="tiny", token_dropout=0.1),
+        2e-3,
+        n_sem=4,
+        n_cf=1,
+        objective="score",
+        negatives="warm",
+        missing_cf="zero",
+        cf_dropout=0.2,
+        cf_score_dropout=0.5,
+        memory=True,
+        neighbours=True,
+        sampled=sampled,
+        sampling="popularity",
+    )
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    data = the_data(options.folder, prepared_only=False)
+    data.prepare_data()
+    return json.loads((data.folder / "manifest.json").read_text())["counts"]
+
+
+def graphs(options: argparse.Namespace) -> dict[str, Any]:
+    """The text graphs, and how many of the true neighbours they hold."""
+    from setrec.scoring.graphs import history_statistics
+    from setrec.scoring.text_graphs import exact_lists, rank_of, text_neighbours
+
+    data = the_data(options.folder)
+    data.setup()
+    catalogue = data.catalogue
+    start = time.process_time()
+    history_statistics(data.past_events("test"), catalogue.n_items)
+    found: dict[str, Any] = {"co-occurrence and transitions, seconds of computing": time.process_time() - start}
+    start = time.process_time()
+    made = text_neighbours(catalogue, data.folder, keep=True)
+    found["text, seconds of computing"] = time.process_time() - start
+    some = torch.from_numpy(np.random.default_rng(1).choice(catalogue.n_items, 256, replace=False))
+    by_rank = rank_of(catalogue).argsort()
+    cold = by_rank[~catalogue.warm[by_rank]]
+    for graph, candidates, name in ((made.graphs.all, by_rank, "all"), (made.graphs.cold, cold, "cold")):
+        exact = exact_lists(made.similarity, some, [(candidates, graph.item.shape[1])])[0]
+        there = exact.weight > 0
+        hit = (exact.item[:, :, None] == graph.item[some][:, None, :]).any(dim=2) & there
+        found[f"neighbours found, {name}"] = float(hit.sum() / there.sum())
+        found[f"weight found, {name}"] = float((hit * exact.weight).sum() / exact.weight.sum())
+    return found
+
+
+def fit(options: argparse.Namespace) -> dict[str, Any]:
+    from lightning.pytorch import Callback
+
+    found: dict[str, Any] = {}
+
+    class Clock(Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+            found["training epoch, seconds"] = time.perf_counter() - self.start
+            found["steps"], found["loss"] = trainer.global_step, float(trainer.callback_metrics["train/loss"])
+            found["peak GiB so far"] = peak() / 2**30
+
+    data, trainer = the_data(options.folder), the_trainer(options, callbacks=[Clock()], limit_val_batches=0)
+    trainer.fit(the_model(options.sampled), datamodule=data)
+    trainer.save_checkpoint(options.folder / "trained.ckpt")
+    return found
+
+
+def validate(options: argparse.Namespace) -> dict[str, Any]:
+    """Choose the weights on a few users, and keep them."""
+    return evaluate(options, "validate", "trained.ckpt")
+
+
+def test(options: argparse.Namespace) -> dict[str, Any]:
+    return evaluate(options, "test", "chosen.ckpt")
+
+
+def evaluate(options: argparse.Namespace, what: str, checkpoint: str) -> dict[str, Any]:
+    from setrec.evaluation import comparison
+    from setrec.module import SETRecModule
+
+    comparison.fit_baselines = lambda *_, **__: {}  # each would rank all validation users
+    module = SETRecModule.load_from_checkpoint(options.folder / checkpoint, datamodule=the_data(options.folder))
+    batches = -(-options.evaluated // module.data.eval_batch_size)
+    trainer = the_trainer(options, limit_val_batches=batches, limit_test_batches=batches)
+    start = time.perf_counter()
+    getattr(trainer, what)(module, datamodule=module.data)
+    if what == "validate":
+        trainer.save_checkpoint(options.folder / "chosen.ckpt")
+    return {"users": options.evaluated, "seconds": time.perf_counter() - start}
+
+
+def the_trainer(options: argparse.Namespace, **more: Any) -> Any:
+    from lightning.pytorch import Trainer
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    return Trainer(
+        accelerator="cpu", max_epochs=1, precision="bf16-mixed", default_root_dir=options.folder, **quiet, **more
+    )
+
+
+def answer(options: argparse.Namespace) -> dict[str, Any]:
+    """One user's top 10, again and again: exactly, and by faiss."""
+    from setrec import Recommender
+    from setrec.data.catalogue import Histories
+
+    histories = Histories.load(options.folder / "data/million")
+    start = time.perf_counter()
+    recommender = Recommender.load(options.folder / "chosen.ckpt")
+    found: dict[str, Any] = {"loading, seconds": time.perf_counter() - start}
+    ids = recommender._snapshot.catalogue.ids
+    users = np.random.default_rng(2).choice(len(histories.ids), options.asked, replace=False)
+    asked = [[ids[i] for i in histories.train.row(u).tolist()] for u in users]
+    exact = timed(recommender, asked, "exact", found)
+    for probes in options.probes if options.faiss else []:
+        if probes == options.probes[0]:
+            start = time.perf_counter()
+            recommender = Recommender.load(options.folder / "chosen.ckpt", index=options.faiss)
+            found["faiss index, loading seconds"] = time.perf_counter() - start
+        index = recommender._snapshot.retriever.search.index
+        index.nprobe = probes
+        name = f"faiss {options.faiss}, {probes} probes"
+        lists = timed(recommender, asked, name, found)
+        hits = sum(len(a & b) for a, b in zip(lists, exact, strict=True))
+        found[f"{name}: recall@10"] = hits / sum(map(len, exact))
+    return found
+
+
+def timed(recommender: Any, asked: list[list[str]], name: str, found: dict[str, Any]) -> list[set[str]]:
+    """Answer histories one by one; p50 and p99 in milliseconds. Returns the lists."""
+    lists, seconds = [], []
+    recommender.recommend(asked[:1])
+    for history in asked:
+        start = time.perf_counter()
+        (one,) = recommender.recommend([history])
+        seconds.append(time.perf_counter() - start)
+        lists.append({item.id for item in one.items})
+    p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
+    found[f"{name}: p50 ms"], found[f"{name}: p99 ms"] = float(p50), float(p99)
+    return lists
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--sampled", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--faiss", default="IVF2048,Flat", help="what faiss's index_factory builds; empty: none")
-    parser.add_argument("--probes", type=int, nargs="+", default=[32, 128, 512], help="lists looked into for a user")
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: seconds of this process's computing"
-    )
+    parser.add_argument("--evaluated", type=int, default=512, help="users of validate and of test")
+    parser.add_argument("--asked", type=int, default=200, help="users who are answered one by one")
+    parser.add_argument("--faiss", default="IVF4096,SQ8", help="what faiss's index_factory builds; empty: none")
+    parser.add_argument("--probes", type=int, nargs="+", default=[32, 64, 128], help="lists looked into for a user")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/million"), help="for everything that is written")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # in a process of its own
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    cpu = options.clock == "cpu"
-    reset_peak()
-    catalogue = clustered(made_up_catalogue(options.items))
-    torch.manual_seed(0)
-    module = SETRecModule(
-        T5Backbone(shape="tiny", attention_dropout=0.0), sampled=options.sampled, sampling="popularity"
-    )
-    module.model = module.make_model(catalogue)
-    rate, losses = train(module, catalogue, options.steps, cpu)
-    training_peak = peak()
-    module.eval()
-    history = made_up_rows(USERS, options.items, TEST_LENGTH, seed=3)
-    rows = EvalRows(history, history, 50)
-    reset_peak()
-    made, users, exact = serve(Retriever(module, ExactSearch()), rows, cpu)
-    found = {
-        "items": options.items,
-        "sampled": options.sampled,
-        "clock": options.clock,
-        "threads": torch.get_num_threads(),
-        "train_prefixes_per_second": rate,
-        "first_loss": losses[0],
-        "last_loss": float(np.mean(losses[-5:])),
-        "train_peak_gib": training_peak / 2**30,
-        "exact_index_seconds": made,
-        "exact_users_per_second": users,
-        "exact_peak_gib": peak() / 2**30,
-    }
-    for probes in options.probes if options.faiss else []:
-        made, users, near = serve(Retriever(module, FaissSearch(options.faiss, probes)), rows, cpu)
-        name = f"faiss {options.faiss}, {probes} probes"
-        found[name] = {"index_seconds": made, "users_per_second": users, "recall_at_10": overlap(near, exact)}
-    tell(found, options.json)
+    if options.stage:
+        with OwnMemory() as own:
+            start = time.perf_counter()
+            found = globals()[options.stage](options)
+            found |= {"seconds in all": time.perf_counter() - start, "of computing": time.process_time()}
+        found |= {"peak GiB": peak() / 2**30, "own GiB": own.most / 2**30}
+        write_json(options.folder / f"{options.stage}.json", found)
+        return
+    write_raw(options.folder, options.items, options.users)
+    everything: dict[str, Any] = {}
+    for stage in options.stages:
+        print(f"--- {stage}", flush=True)
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--stage", stage], check=True)
+        found = json.loads((options.folder / f"{stage}.json").read_text())
+        tell(found, None)
+        sys.stdout.flush()
+        everything[stage] = found
+        if options.json:
+            write_json(options.json, everything)
 
 
 if __name__ == "__main__":
