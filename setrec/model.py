@@ -300,18 +300,24 @@ class SETRec(nn.Module):
         """What `user_vectors` makes of the backbone's query outputs, (M, K, D), of a batch."""
         return user_vector(self.add_memory(project_queries(outputs, self.tokens), batch))
 
-    def parts(self, batch: Batch, index: Index, items: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def parts(
+        self, batch: Batch, index: Index, items: Tensor, outputs: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What every slot and every memory adds to the CF score and to the semantic score of some items, without beta.
 
         Args:
             batch: See `Batch`; one prefix a user.
             index: From `index()`.
             items: (B, k) int64 item ids.
+            outputs: (B, K, D) float, the query outputs of the histories, where they are known.
 
         Returns:
             The parts of the CF score and those of the semantic score, each name -> (B, k) float.
         """
-        projected = self.encode_histories(batch, index.codes if self.n_sem else None).projected
+        if outputs is None:
+            projected = self.encode_histories(batch, index.codes if self.n_sem else None).projected
+        else:
+            projected = project_queries(outputs, self.tokens)
         cf, sem = {}, {}
         for c, (query, table) in enumerate(zip(projected.cf, self.cf, strict=True)):
             cf[f"cf_{c}"] = torch.einsum("be,bke->bk", query, table[items].to(query.dtype))  # (B, k)

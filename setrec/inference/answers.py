@@ -177,9 +177,9 @@ def ranked(
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot, options.beta))
     k = min(options.k, catalogue.n_items)
     few = None if allowed is None else allowed.nonzero().squeeze(1)  # (n,)
-    user, kept = snapshot.reader.read(batch)
+    user, outputs, kept = snapshot.reader.read(batch)
     items, best = snapshot.retriever.top(batch, weights, k, options.exclude_seen, few, user)  # (B, k), (B, k)
-    whys = explain(scorer, batch, weights, items, catalogue.ids) if options.explain else None
+    whys = explain(scorer, batch, weights, items, catalogue.ids, outputs) if options.explain else None
     if not (best.isfinite() | (items == PAD)).all():
         raise _not_finite()
     values = best.float().tolist()  # B lists of k

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from setrec.layers.grounding import Index
 from setrec.model import SETRec
 from setrec.schemas import PAD, Batch, mask_of
 from setrec.scoring.scorer import Scorer
@@ -35,10 +36,9 @@ def nearest_by_text(model: SETRec, batch: Batch, items: Tensor) -> Nearest:
     return nearest(model.text, batch.history, items)
 
 
-def nearest_by_cf(model: SETRec, batch: Batch, items: Tensor) -> Nearest:
+def nearest_by_cf(index: Index, batch: Batch, items: Tensor) -> Nearest:
     """Find them by the CF vectors as the model reads them, concatenated over CF slots. items: (B, k) int64, no padding."""
-    tables = model.cf
-    return nearest(torch.cat(tables, dim=1) if tables else model.text[:, :0], batch.history, items)
+    return nearest(index.cf, batch.history, items)
 
 
 def nearest(table: Tensor, history: Tensor, items: Tensor) -> Nearest:
@@ -60,7 +60,9 @@ def nearest(table: Tensor, history: Tensor, items: Tensor) -> Nearest:
     return Nearest(item, best.values)
 
 
-def explain(scorer: Scorer, batch: Batch, weights: Weights, items: Tensor, ids: list[str]) -> list[list[Why]]:
+def explain(
+    scorer: Scorer, batch: Batch, weights: Weights, items: Tensor, ids: list[str], outputs: Tensor | None = None
+) -> list[list[Why]]:
     """Explain each ranked item.
 
     Args:
@@ -69,15 +71,16 @@ def explain(scorer: Scorer, batch: Batch, weights: Weights, items: Tensor, ids: 
         weights: the weights of the score.
         items: (B, k) int64, padded.
         ids: the own ids of the catalogue.
+        outputs: (B, K, D) float, the query outputs of the histories, where they are known.
 
     Returns:
         B lists, one Why for each item that is not padding.
     """
     real = items.clamp(min=0)  # (B, k)
-    parts = scorer.explain(batch, weights, real)
+    parts = scorer.explain(batch, weights, real, outputs)
     values = torch.stack(list(parts.values()), dim=-1).float().tolist()  # B lists of k lists of parts
     text = to_own_ids(nearest_by_text(scorer.model, batch, real), ids)
-    cf = to_own_ids(nearest_by_cf(scorer.model, batch, real), ids)
+    cf = to_own_ids(nearest_by_cf(scorer.index, batch, real), ids)
     return [
         [
             Why(dict(zip(parts, values[b][j], strict=True)), text[b][j], cf[b][j])

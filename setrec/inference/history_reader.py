@@ -25,6 +25,9 @@ class Reading(NamedTuple):
     """Histories, read."""
 
     user: UserVector
+    outputs: (
+        Tensor | None
+    )  # (B, K, D) float, the query outputs; None: the backbone can't read on, so they are not known
     kept: list[int]  # items of each history that need not be read again
 
 
@@ -52,7 +55,7 @@ class HistoryReader:
     def read(self, batch: Batch) -> Reading:
         """Read a batch of histories, one prefix a user."""
         if self.text is None:
-            return Reading(self.model.user_vectors(batch, self.index), [0] * len(batch.history))
+            return Reading(self.model.user_vectors(batch, self.index), None, [0] * len(batch.history))
         history = batch.history.cpu().numpy()  # (B, L)
         rows = [row[:length] for row, length in zip(history, batch.prefix[:, 0].tolist(), strict=True)]
         found = [self._longest(row) for row in rows]
@@ -63,7 +66,7 @@ class HistoryReader:
             outputs[group] = self._read(
                 [rows[i][kept[i] :] for i in group], [found[i][1] for i in group], [rows[i] for i in group]
             )
-        return Reading(self.model.user_vectors_of(outputs, batch), kept)
+        return Reading(self.model.user_vectors_of(outputs, batch), outputs, kept)
 
     def _read(self, new: list[np.ndarray], before: list[Tensor | None], whole: list[np.ndarray]) -> Tensor:
         """The query outputs, (b, K, D), of histories that end with the items `new`; keeps the histories."""

@@ -75,20 +75,23 @@ class Scorer:
                 scores.index_copy_(1, cold, by_text)  # (B, N)
             yield scores
 
-    def explain(self, batch: Batch, weights: Weights, items: Tensor) -> dict[str, Tensor]:
+    def explain(
+        self, batch: Batch, weights: Weights, items: Tensor, outputs: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What the score of some items is made of; the contributions of an item add up to its score.
 
         Args:
             batch: one prefix a user.
             weights: as in `scores`.
             items: (B, k) int64 item ids.
+            outputs: (B, K, D) float, the query outputs of the histories, where they are known.
 
         Returns:
             name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf, transitions; sem_0, ..., memory_text, neighbours_text;
             recent.
         """
         with torch.autocast(batch.history.device.type, enabled=False):
-            cf, sem = self.model.parts(batch, self.index, items)
+            cf, sem = self.model.parts(batch, self.index, items, outputs)
         named = [(name, "cf", part) for name, part in cf.items()] + [
             (name, "semantic", part) for name, part in sem.items()
         ]
