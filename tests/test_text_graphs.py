@@ -160,6 +160,10 @@ def test_graphs_are_kept_with_the_data_and_read_again(tmp_path, monkeypatch: pyt
         assert lists(read) == lists(made)
     other = dataclasses.replace(items, texts=[*items.texts[1:], "another"])
     assert lists(text_graphs.text_neighbours(other, tmp_path)) != lists(made)
+    whole = (tmp_path / text_graphs.KEPT).read_bytes()
+    for place in (-1, -2000, -20_000):  # a number of the lists: it must not be taken for theirs
+        (tmp_path / text_graphs.KEPT).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place:][1:])
+        assert lists(text_graphs.text_neighbours(items, tmp_path)) == lists(made)
     (tmp_path / text_graphs.KEPT).write_bytes(b"damaged")
     assert lists(text_graphs.text_neighbours(items, tmp_path, keep=True)) == lists(made)
 

@@ -171,6 +171,9 @@ class TextNeighbours:
             row = kept.clone()  # (N',)
             row[new] = words[1].shape[0] + torch.arange(len(new))
             words = words[0], sp.vstack([words[1], more], format="csr")[row.numpy()]  # (N', n-grams)
+        gone = self.catalogue.n_items - (len(kept) - len(new))
+        if gone > self.catalogue.n_items // 50 and catalogue.n_items <= EXACT_UP_TO:
+            return TextNeighbours(catalogue, None, words)  # most lists have lost an item: the same lists, made at once
         result = TextNeighbours(catalogue, self.graphs, words)
         rank, warm = rank_of(catalogue), catalogue.warm  # (N',), (N',)
         moved = torch.full((self.catalogue.n_items,), -1, dtype=torch.int32)  # (N,) where an item went
@@ -251,7 +254,7 @@ def exact_lists(similarity: TextSimilarity, items: Tensor, among: list[tuple[Ten
     """
     lists = [empty(len(items), min(most, len(candidates))) for candidates, most in among]
     blocks = torch.arange(len(items)).split(BLOCK) if len(items) else ()
-    for at in tqdm(blocks, desc="text graphs", disable=len(items) < 10_000, leave=False):
+    for at in tqdm(blocks, desc="text graphs", disable=len(items) < 50_000, leave=False):
         rows = similarity.whole(items[at])  # (b, N)
         for (candidates, most), graph in zip(among, lists, strict=True):
             best = most_similar(rows[:, candidates], candidates, most)  # (b, S)
@@ -268,7 +271,7 @@ def found_in_clusters(similarity: TextSimilarity, among: list[tuple[Tensor, int]
     members = _by_cluster(torch.arange(n_items), cluster, len(centres))
     lists = [empty(n_items, min(most, len(candidates))) for candidates, most in among]
     of = [_by_cluster(candidates, cluster, len(centres)) for candidates, _ in among]
-    for c, own in enumerate(tqdm(members, desc="text graphs", leave=False)):
+    for c, own in enumerate(tqdm(members, desc="text graphs", disable=n_items < 50_000, leave=False)):
         for (_, most), graph, by_cluster in zip(among, lists, of, strict=True):
             others = _nearest(near[c], by_cluster)  # (m,)
             for some in own.split(BLOCK):
@@ -390,7 +393,8 @@ def _read(path: Path, made_for: str) -> TextGraphs | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("made_for") != made_for:
+            metadata = file.metadata() or {}
+            if metadata.get("made_for") != made_for:
                 return None
             parts = {
                 name: Graph(file.get_tensor(f"{name}_item"), file.get_tensor(f"{name}_weight"))
@@ -399,7 +403,18 @@ def _read(path: Path, made_for: str) -> TextGraphs | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s cannot be read (%s): the text graphs are made again.", path, error)
         return None
-    return TextGraphs(**parts)
+    if metadata.get("sha256") != _hash(graphs := TextGraphs(**parts)):
+        log.warning("%s is not as it was written: the text graphs are made again.", path)
+        return None
+    return graphs
+
+
+def _hash(graphs: TextGraphs) -> str:
+    """The hash of what the graphs hold."""
+    content = hashlib.sha256()
+    for tensor in (tensor for graph in graphs for tensor in graph):
+        content.update(tensor.contiguous().numpy().data)
+    return content.hexdigest()
 
 
 def _write(path: Path, made_for: str, graphs: TextGraphs) -> None:
@@ -407,5 +422,6 @@ def _write(path: Path, made_for: str, graphs: TextGraphs) -> None:
     tensors = {}
     for name, graph in graphs._asdict().items():
         tensors[f"{name}_item"], tensors[f"{name}_weight"] = graph.item.int().contiguous(), graph.weight.contiguous()
+    content = TextGraphs(*(Graph(tensors[f"{name}_item"], tensors[f"{name}_weight"]) for name in ("all", "cold")))
     with whole_file(path) as hidden:
-        save_file(tensors, hidden, {"made_for": made_for})
+        save_file(tensors, hidden, {"made_for": made_for, "sha256": _hash(content)})
