@@ -275,7 +275,8 @@ class Retriever:
         stamp = [(id(source), source._version) for source in sources]  # torch counts every change in place
         if stamp == self._made_of:
             return False
-        self.scorer.refresh()
+        if not (self.fixed and hasattr(self.scorer, "index")):
+            self.scorer.refresh()
         index = self.scorer.index
         columns = {"cf": index.cf, "semantic": index.sem.to(index.cf.dtype)}  # of (N, any)
         if graphs is not None:
