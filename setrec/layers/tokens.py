@@ -50,7 +50,7 @@ class ItemTokens(nn.Module):
 
     def encode(self, text: Tensor) -> Tensor:
         """The trunk codes a(v) of text vectors: (any, F) -> (any, H)."""
-        codes: Tensor = self.trunk(text.float())  # (any, H); vectors may be stored as float16
+        codes: Tensor = self.trunk(text.to(_dtype(self.trunk)))  # (any, H)
         return codes
 
     def forward(self, cf: list[Tensor], codes: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class ItemTokens(nn.Module):
         Returns:
             (U, K, D) float.
         """
-        slots = [project(e.float()) for project, e in zip(self.cf, cf, strict=True)]  # n_cf of (U, D)
+        slots = [project(e.to(_dtype(project))) for project, e in zip(self.cf, cf, strict=True)]  # n_cf of (U, D)
         if codes is not None:
             slots += [head(codes) for head in self.heads]  # n_sem of (U, D)
         return torch.stack(slots, dim=1)  # (U, K, D)
@@ -72,3 +72,8 @@ class ItemTokens(nn.Module):
         """The text vectors, (U, F), decoded from the semantic slots of `tokens`, (U, K, D)."""
         text: Tensor = self.decoder(tokens[:, self.n_cf :].flatten(1))  # (U, F)
         return text
+
+
+def _dtype(layers: nn.Module) -> torch.dtype:
+    """The precision of the layers' weights; vectors may be stored as float16."""
+    return next(layers.parameters()).dtype
