@@ -308,11 +308,8 @@ class DecoderBackbone(Backbone):
             )  # (B, heads, T, d), (B, heads, T, d)
             if c == len(base.layers) - 1:
                 rows = slice(x.shape[1] - n_last, None)
-                x, h, mask = (
-                    x[:, rows],
-                    h[:, rows],
-                    mask[:, :, rows],
-                )  # (B, n_last, D), (B, n_last, D), (B, 1, n_last, S + T)
+                x, h = x[:, rows], h[:, rows]  # (B, n_last, D) each
+                mask = mask[:, :, rows]  # (B, 1, n_last, S + T)
             query = (
                 attention.q_proj(h).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
             )  # (B, heads, T or n_last, d)
@@ -322,11 +319,7 @@ class DecoderBackbone(Backbone):
             key = _rotated(key, cos, sin)  # (B, heads, T, d)
             states.append(torch.stack([key, value], dim=1))  # (B, 2, heads, T, d)
             if past is not None:
-                kept = past.layer(c)  # of (B, heads, S, d)
-                key, value = (
-                    torch.cat([kept[0], key], dim=2),
-                    torch.cat([kept[1], value], dim=2),
-                )  # (B, heads, S + T, d)
+                key, value = past.before(c, states[c])  # (B, heads, S + T, d) each
             read, _ = attend(
                 attention, query, key, value, mask, scaling=attention.scaling
             )  # (B, T or n_last, heads, d)

@@ -109,6 +109,16 @@ def queries_see(prefix: Tensor, n_text: int, n_items: int, n_slots: int) -> Tens
     return torch.cat([text, items], dim=-1)  # (B, P, T)
 
 
+def _response_sees(n_response: int, n_queries: int, isolate_queries: bool, device: torch.device) -> Tensor:
+    """What the response and the queries of one prefix see of each other, (R + K, R + K) bool; see `packed_mask`."""
+    own = torch.eye(n_response + n_queries, dtype=torch.bool, device=device)  # queries see themselves
+    if not isolate_queries:
+        own[n_response:, n_response:] = True  # and each other
+    own[:, :n_response] = True  # and the response
+    own[:n_response, :n_response].tril_()  # the response is causal
+    return own  # (R + K, R + K)
+
+
 def packed_mask(
     prefix: Tensor,
     n_text: int,
@@ -165,11 +175,7 @@ def packed_mask(
     history[:n_text, :n_text].tril_()  # the instruction is causal
     if items_see == "causal":
         history.tril_()
-    own = torch.eye(block, dtype=torch.bool, device=prefix.device)  # (R + K, R + K): queries see themselves
-    if not isolate_queries:
-        own[n_response:, n_response:] = True  # and each other
-    own[:, :n_response] = True  # and the response
-    own[:n_response, :n_response].tril_()  # the response is causal
+    own = _response_sees(n_response, n_queries, isolate_queries, prefix.device)  # (R + K, R + K)
     each = torch.eye(n_prefix, dtype=torch.bool, device=prefix.device)  # (P, P)
     prefixes = (each[:, None, :, None] & own[:, None]).flatten(2).flatten(0, 1)  # (P * (R + K), P * (R + K))
 
@@ -225,11 +231,7 @@ def new_tokens_see(
     among = history_mask(0, n_new, n_slots, device, items_see != "set")  # (n_new * K, n_new * K)
     if items_see == "causal":
         among.tril_()
-    own = torch.eye(block, dtype=torch.bool, device=device)  # (R + K, R + K)
-    if not isolate_queries:
-        own[n_response:, n_response:] = True
-    own[:, :n_response] = True
-    own[:n_response, :n_response].tril_()
+    own = _response_sees(n_response, n_queries, isolate_queries, device)  # (R + K, R + K)
     place = torch.arange(max(most_read, n_new), device=device).repeat_interleave(n_slots)  # (any,)
     before = n_text + most_read * n_slots
     see = read.new_zeros(len(read), n_tokens + block, before + n_tokens + block, dtype=torch.bool)

@@ -21,11 +21,14 @@ class Past(NamedTuple):
     items: Tensor  # (B, C, 2, heads, S, d) float: S = K * the most items read before, zero at padding
     read: Tensor  # (B,) int64: items read before
 
-    def layer(self, c: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of layer c, (B, heads, n_text + S, d) each."""
+    def before(self, c: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of layer c, the kept ones before the new ones: (B, heads, n_text + S + T, d) each.
+
+        new: (B, 2, heads, T, d), keys and values of T new tokens.
+        """
         text = self.text[c].expand(len(self.items), -1, -1, -1, -1)  # (B, 2, heads, n_text, d)
-        both = torch.cat([text, self.items[:, c]], dim=3)  # (B, 2, heads, n_text + S, d)
-        return both[:, 0], both[:, 1]
+        key, value = torch.cat([text, self.items[:, c], new], dim=3).unbind(1)  # (B, heads, n_text + S + T, d) each
+        return key, value
 
 
 def past_of(text: Tensor, rows: Sequence[Tensor | None], n_slots: int) -> Past:

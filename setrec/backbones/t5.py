@@ -298,7 +298,7 @@ class T5Backbone(Backbone):
             self_attention, cross, feed_forward = layers
             x = self._self_attention(self_attention, x, len(queries))  # (B, K, D)
             c = len(self.encoder) + i
-            key, value = (torch.cat(pair, dim=2) for pair in zip(past.layer(c), states[:, c].unbind(1), strict=True))
+            key, value = past.before(c, states[:, c])  # (B, heads, n_text + S + n * K, d) each
             x = x + self._attend(cross.EncDecAttention, rms_norm(cross.layer_norm, x), key, value, bias)  # (B, K, D)
             x = x + feed_forward.DenseReluDense(rms_norm(feed_forward.layer_norm, x))  # (B, K, D)
         return rms_norm(self.decoder_norm, x), states  # (B, K, D)
@@ -330,11 +330,7 @@ class T5Backbone(Backbone):
             key, value = self._keys_and_values(attention.SelfAttention, h)  # (B, heads, T, d) each
             states.append(torch.stack([key, value], dim=1))  # (B, 2, heads, T, d)
             if past is not None:
-                kept = past.layer(c)  # of (B, heads, S, d)
-                key, value = (
-                    torch.cat([kept[0], key], dim=2),
-                    torch.cat([kept[1], value], dim=2),
-                )  # (B, heads, S + T, d)
+                key, value = past.before(c, states[c])  # (B, heads, S + T, d) each
             x = x + self._attend(attention.SelfAttention, h, key, value, bias)  # (B, T, D)
             x = x + feed_forward.DenseReluDense(rms_norm(feed_forward.layer_norm, x))  # (B, T, D)
         x = rms_norm(self.encoder_norm, x)  # (B, T, D)
