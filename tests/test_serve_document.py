@@ -16,10 +16,10 @@ from tests.serve_fake import TOKEN, holder_of, listening
 pytestmark = pytest.mark.slow
 
 OPERATIONS = [
-    ("POST", "/recommend"), ("GET", "/items"), ("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload"),
-    ("GET", "/model"), ("GET", "/health"), ("GET", "/metrics"),
+    ("POST", "/v1/recommend"), ("GET", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload"),
+    ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/metrics"),
 ]  # fmt: skip
-GUARDED = {("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload")}
+GUARDED = {("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload")}
 
 
 @pytest.fixture(scope="module")

@@ -25,15 +25,9 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class RecommendBody(Body):
-    """Histories to recommend items for."""
+class AnswerOptions(Body):
+    """What can be chosen for a recommendation, whoever it is for; see `RecommendOptions`."""
 
-    histories: Annotated[
-        list[Annotated[list[ItemId], Field(max_length=MAX_HISTORY)]],
-        Field(
-            min_length=1, max_length=MAX_HISTORIES, description="Item ids of each user, oldest first; [] is allowed."
-        ),
-    ]
     k: Annotated[int, Field(ge=1, le=MAX_K, description="Items to recommend for each history.")] = 10
     exclude_seen: Annotated[bool, Field(description="Leave out the items of the history itself.")] = True
     candidates: Annotated[
@@ -52,6 +46,17 @@ class RecommendBody(Body):
     unknown: Annotated[
         Literal["skip", "refuse"], Field(description="What to do with ids that are not in the catalogue.")
     ] = "skip"
+
+
+class RecommendBody(AnswerOptions):
+    """Histories to recommend items for."""
+
+    histories: Annotated[
+        list[Annotated[list[ItemId], Field(max_length=MAX_HISTORY)]],
+        Field(
+            min_length=1, max_length=MAX_HISTORIES, description="Item ids of each user, oldest first; [] is allowed."
+        ),
+    ]
 
     @model_validator(mode="after")
     def bounded(self) -> Self:

@@ -12,8 +12,9 @@ import uvicorn
 from setrec.errors import ConfigError
 from setrec.inference.answers import index_sentence
 from setrec.recommend import Recommender
-from setrec.serve.app import TOKEN, create_app
+from setrec.serve.app import create_app
 from setrec.serve.connections import HostCheck, limited, own_names
+from setrec.serve.guard import TOKEN
 from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
