@@ -121,8 +121,8 @@ class Recommender(HubModel):
         folder = Path(data) if data is not None else version.data if version is not None else None
         trained = read_published(model) if is_published(model) else read_trained(model, folder)
         catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, path)
-        restored = build(trained, catalogue, torch.device(device))
         changes = NO_CHANGES if version is None else version.changes
+        restored = build(trained, catalogue, torch.device(device), changes.ngrams_of_all)
         made = cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, search))
         if search.index is not None:
             made.index_recall = index_recall(made._snapshot)
@@ -283,7 +283,7 @@ class Recommender(HubModel):
         """
         snapshot = self._snapshot
         catalogue = apply_changes(self._trained.catalogue, changes)
-        restored = rebuild(snapshot.restored, self._trained, catalogue)
+        restored = rebuild(snapshot.restored, self._trained, catalogue, changes.ngrams_of_all)
         changed = make_snapshot(restored, catalogue, changes, snapshot.max_history, snapshot.search)
         try:
             try_snapshot(changed, new)

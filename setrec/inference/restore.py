@@ -151,13 +151,14 @@ class Restored(NamedTuple):
         return {f"model.{name}": value for name, value in self.model.state_dict().items()} | state_of(self.weights)
 
 
-def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Restored:
+def build(trained: Trained, catalogue: Catalogue, device: torch.device, ngrams_of_all: bool = False) -> Restored:
     """Build the trained model for a catalogue.
 
     Args:
         trained: the arguments and the weights.
         catalogue: the one of the training, or one with other items and vectors of the same widths.
         device: where the model computes.
+        ngrams_of_all: see `Changes`.
 
     Raises:
         ConfigError: the weights do not fit the arguments, or the frozen base is another one.
@@ -180,14 +181,14 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device) -> Resto
     texts = None
     if trained.statistics is not None and model.n_sem:
         texts = text_neighbours(trained.catalogue, trained.data)
-    return _ready(model, weights_of(trained.weights), trained, catalogue, device, texts)
+    return _ready(model, weights_of(trained.weights), trained, catalogue, device, texts, ngrams_of_all)
 
 
-def rebuild(restored: Restored, trained: Trained, catalogue: Catalogue) -> Restored:
+def rebuild(restored: Restored, trained: Trained, catalogue: Catalogue, ngrams_of_all: bool = False) -> Restored:
     """Build the model for another catalogue. It shares its weights with `restored`, which does not change."""
     model = SETRec(catalogue, restored.model.backbone, restored.model.recipe)
     model.load_state_dict(restored.model.state_dict(), assign=True)
-    return _ready(model, restored.weights, trained, catalogue, restored.device, restored.texts)
+    return _ready(model, restored.weights, trained, catalogue, restored.device, restored.texts, ngrams_of_all)
 
 
 def recipe_of(trained: Trained) -> Recipe:
@@ -213,6 +214,7 @@ def _ready(
     catalogue: Catalogue,
     device: torch.device,
     texts: TextNeighbours | None,
+    ngrams_of_all: bool,
 ) -> Restored:
     """Put the model into evaluation mode, on the device, with its index and graphs.
 
@@ -223,7 +225,8 @@ def _ready(
     graphs = None
     if trained.statistics is not None:
         statistics = trained.statistics.moved(rows_of(trained.catalogue, catalogue))
-        texts = texts.changed(catalogue) if texts is not None else None
+        if texts is not None:
+            texts = TextNeighbours(catalogue) if ngrams_of_all else texts.changed(catalogue)
         graphs = item_graphs(statistics, texts.graphs if texts is not None else None, catalogue.warm, device)
     scorer = Scorer(model, graphs)
     scorer.refresh()

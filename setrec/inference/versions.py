@@ -38,6 +38,9 @@ class Changes(NamedTuple):
     removed: frozenset[str]  # own ids of removed items of the training
     added: pl.DataFrame | None  # id, title, text, ..., vector Array(Float32, F), in the order they were added
     encoder: dict[str, Any] | None  # {"class_path", "init_args"}; None: the encoder of the training
+    ngrams_of_all: bool = (
+        False  # n-grams count as in the texts of all items here, as up to 0.2.0; False: of the training
+    )
 
 
 NO_CHANGES = Changes(frozenset(), None, None)
@@ -174,6 +177,7 @@ def write_version(
         "added": 0 if changes.added is None else len(changes.added),
         "removed": sorted(changes.removed),
         "encoder": changes.encoder,
+        "ngrams_of_all": changes.ngrams_of_all,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
@@ -218,7 +222,8 @@ def read_version(folder: Path) -> Version:
         added = pl.read_parquet(folder / ADDED) if about["added"] else None
         if (0 if added is None else len(added)) != about["added"]:
             raise ValueError(f"{ADDED} holds {0 if added is None else len(added)} items, not {about['added']}")
-        changes = Changes(frozenset(about["removed"]), added, current_names(about["encoder"]))
+        of_all = about.get("ngrams_of_all", True)  # versions up to 0.2.0 do not say so
+        changes = Changes(frozenset(about["removed"]), added, current_names(about["encoder"]), of_all)
         model, data = folder / about["model"], about["data"]
         paths = Path(os.path.normpath(model)), Path(os.path.normpath(folder / data)) if data is not None else None
         return Version(*paths, about["base"], about["fingerprint"], changes)
