@@ -330,12 +330,14 @@ def prepared(args: Sequence[str]) -> SETRecCLI:
     return command_line(list(args), run=False)
 
 
-def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
-    """LightningCLI with this project's classes and defaults."""
+def command_line(
+    args: list[str] | None, run: bool = True, kind: type[SETRecCLI] = SETRecCLI, callbacks: Sequence[Callback] = ()
+) -> SETRecCLI:
+    """LightningCLI with this project's classes and defaults, and callbacks beside those of the options."""
     given = sys.argv[1:] if args is None else args
     words = with_configurations(given)
     named = names_model(words)
-    return SETRecCLI(
+    return kind(
         given,
         RankingModule if named else SETRecModule,
         SETRecDataModule,
@@ -345,7 +347,7 @@ def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
         run=run,
         seed_everything_default=SEED,
         save_config_callback=RunConfig,
-        trainer_defaults={"use_distributed_sampler": False},
+        trainer_defaults={"use_distributed_sampler": False, "callbacks": list(callbacks)},
     )
 
 
