@@ -37,7 +37,7 @@ class Looking(T5Backbone):
     """A backbone whose code depends on the numbers that it reads."""
 
     def forward(self, items: Tensor, real: Tensor, prefix: Tensor, queries: Tensor) -> Tensor:
-        return super().forward(items, real, prefix, queries) * (2.0 if float(items.sum()) > 0 else 1.0)
+        return super().forward(items, real, prefix, queries) * (2.0 if float(items.detach().sum()) > 0 else 1.0)
 
 
 register(Bessel)

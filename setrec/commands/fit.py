@@ -47,6 +47,7 @@ from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.run_checkpoint import RunCheckpoint
 from setrec.trainer.run_folder import FolderOnly, claim_version
+from setrec.trainer.trackers import accept_renaming
 
 SEED = 2023
 PREPARING = frozenset(  # data options that say how data is prepared
@@ -151,6 +152,7 @@ class SETRecCLI(LightningCLI):
             kwargs["plugins"] = [WholeCheckpointIO()]
         with of_construction("the options of the Trainer don't work"):
             trainer = super().instantiate_trainer(**kwargs)
+        accept_renaming(trainer.loggers)
         for logger in trainer.loggers:
             claim_version(logger)
         return trainer

@@ -31,6 +31,14 @@ class Range(NamedTuple):
         """Whether the numbers are whole."""
         return all(isinstance(number, int) for number in (self.low, self.high, self.step) if number is not None)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of the numbers."""
+        kind = int if self.whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        return abs(steps - round(steps)) < 1e-9
+
 
 class Choices(NamedTuple):
     """Values in plain types, each as JSON."""

@@ -153,7 +153,7 @@ def enqueue_base(study: "optuna.Study", space: Space, base: dict[str, Any]) -> N
             value = json.dumps(value)
             if value not in of.values:
                 return
-        elif not isinstance(value, int | float) or not of.low <= value <= of.high:
+        elif not of.holds(value):
             return
         values[name] = value
     study.enqueue_trial(values, skip_if_exists=True)
