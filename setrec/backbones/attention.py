@@ -5,13 +5,11 @@ x 45 queries x 41 keys: 28 ms against 2.7 ms on one core, torch 2.13, 2026-11-23
 for rows so long that the attention weights would fill the memory.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from setrec.backbones.dropout import drop
@@ -68,21 +66,3 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
-
-
-@contextmanager
-def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Let the layers of transformers compute attention by their own plain code, which no size of a batch turns another way.
-
-    The results agree. Exporters need it: they follow one way through the code, for all sizes.
-    """
-    found = {id(one): one for one in (getattr(module, "config", None) for module in model.modules())}
-    configs = [one for one in found.values() if isinstance(one, PreTrainedConfig)]
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name

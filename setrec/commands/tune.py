@@ -10,12 +10,12 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from setrec.commands.configurations import find_configuration
+from setrec.commands.configurations import find_configuration, find_space
 from setrec.commands.fit import SETRecCLI, command_line, say
 from setrec.commands.space import Choices, Range, Space, as_word, read_space
 from setrec.commands.words import values_of, without
@@ -75,7 +75,7 @@ def tune(
     if budget_minutes <= 0 or (trials is not None and trials < 1):
         raise ConfigError(f"budget_minutes is {budget_minutes} and trials {trials}: both must be above 0.")
     configs = [find_configuration(name) for name in ([config] if isinstance(config, str) else config)]
-    space_path = find_configuration(space)
+    space_path = find_space(space)
     options, folder = read_space(space_path), Path(output)
     words = [*(f"--config={path}" for path in configs), *(fit or [])]
     base = options_of(words, options)
@@ -130,7 +130,7 @@ def open_study(storage: str, name: str, mode: str, plan: dict[str, Any]) -> "opt
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction = "maximize" if mode == "max" else "minimize"
+    direction: Literal["maximize", "minimize"] = "maximize" if mode == "max" else "minimize"
     try:
         where = storage if "://" in storage else JournalStorage(JournalFileBackend(storage))
         found = optuna.create_study(storage=where, study_name=name, direction=direction, load_if_exists=True)
@@ -236,7 +236,7 @@ def conclude(study: "optuna.Study", base: dict[str, Any], folder: Path) -> Path:
     rows = []
     for trial in study.trials:
         values = {name: _plain(trial, name) for name in trial.params}
-        value = trial.value if trial.value is not None else (list(trial.intermediate_values.values()) or [None])[-1]
+        value = trial.value if trial.value is not None else next(reversed(trial.intermediate_values.values()), None)
         reason = trial.user_attrs.get("reason", "")
         row = {
             "number": trial.number,
@@ -275,11 +275,11 @@ def nested(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """Options with dots as a configuration holds them; the arguments of a class stand under its name."""
     content: dict[str, Any] = {}
     for name, value in values.items():
-        here, there = content, base
+        here, there = content, dict[str, Any](base)
         *above, last = name.split(".")
         for part in above:
-            here, there = here.setdefault(part, {}), (there or {}).get(part)
-            if isinstance(there, dict) and "class_path" in there and "init_args" in there:
+            here, there = here.setdefault(part, {}), there.get(part) or {}
+            if "class_path" in there and "init_args" in there:
                 here.setdefault("class_path", there["class_path"])
                 here, there = here.setdefault("init_args", {}), there["init_args"]
         here[last] = value

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from setrec.backbones.attention import plain_attention
+from setrec.backbones.plain import plain_attention
 from setrec.errors import ConfigError, ModelError
 from setrec.layers.grounding import Index
 from setrec.model import SETRec

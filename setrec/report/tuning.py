@@ -53,7 +53,7 @@ def draw_tuning(content: dict[str, Any], path: Path) -> Path:
         if found:
             left.plot(*zip(*found, strict=True), marker, label=state, markersize=5)
     done = [(t["number"], t["value"]) for t in content["trials"] if t["state"] == "complete"]
-    better, best = (max if content["mode"] == "max" else min), []
+    better, best = (max if content["mode"] == "max" else min), list[float]()
     for _, value in done:
         best.append(better([*best[-1:], value]))
     if done:

@@ -325,10 +325,10 @@ class RankingModule(LightningModule):
         if self.trainer.sanity_checking:  # a few users and an untrained model choose nothing
             weights, self.weights_chosen = self.before
             self.choose(weights)
-        elif self.search is not None and self.loggers:
+        elif self.search is not None:
             recall = self.search.compute().tolist()  # V
             line = {w.beta: recall[v] for v, w in enumerate(self.grid) if w[1:] == chosen[1:]}  # beta alone varies
-            log_beta_curve(self.loggers, line, chosen.beta, self.global_step)
+            log_beta_curve(self.trainer.loggers, line, chosen.beta, self.global_step)
 
     def rank(self, scores: Tensor, batch: Batch) -> Tensor:
         """Ranked lists of every group: (B, N) -> (G, B, k)."""
@@ -353,7 +353,7 @@ class RankingModule(LightningModule):
         assert self.comparison is not None
         own = self.report(self.comparison).table()
         figures = {f"test/{group}/{name}": value for group in GROUPS for name, value in own[group].items()}
-        log_figures(self.loggers, figures, self.global_step)  # self.log_dict would print a second, longer table
+        log_figures(self.trainer.loggers, figures, self.global_step)  # self.log_dict would print a second, longer table
 
     def compare(self, split: EvalSplit) -> Comparison:
         """A new comparison of the model with the baselines on a split."""
@@ -403,7 +403,7 @@ class RankingModule(LightningModule):
         lists = {filtered: {name: one.lists for name, one in of.items()} for filtered, of in figures.items()}
         results = make_results(protocol, tables, options, lists, provenance(data.seed, self.origin))
         write_and_print(self.results_path, results, figures, data)
-        log_results(self.loggers, results, self.results_path, self.global_step)
+        log_results(self.trainer.loggers, results, self.results_path, self.global_step)
         return own
 
     # ---------------------------------------------------------------------------------------------------------- predict
