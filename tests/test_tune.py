@@ -24,7 +24,7 @@ pytest.importorskip("optuna", reason='pip install "setrec[tune]"')
 SPACE = {
     "model.lr": {"low": "1e-4", "high": 0.01, "log": True},
     "model.n_sem": {"low": 1, "high": 3},
-    "model.backbone.dropout": {"low": 0.0, "high": 0.4, "step": 0.2},
+    "model.backbone.dropout": {"low": 0.0, "high": 0.4, "step": 0.1},
     "model.negatives": ["all", "warm"],
     "model.sampled": [None, 20],
 }
