@@ -34,6 +34,7 @@ from setrec.inference.answers import (
     try_snapshot,
 )
 from setrec.inference.explain import Why
+from setrec.inference.exported import Exported, Format, write_exported
 from setrec.inference.hub import HubModel, summary
 from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
 from setrec.inference.options import RecommendOptions, Unknown
@@ -274,6 +275,18 @@ class Recommender(HubModel):
             folder = Path(path) if path is not None else next_path(trained.path)
             write_version(folder, trained.path, trained.data, trained.catalogue, snapshot.catalogue, snapshot.changes)
             return folder
+
+    def export(self, folder: str | Path, formats: Sequence[Format] = ("onnx",)) -> Exported:
+        """Write the model into an empty folder, for other programs to serve; inference/exported.py describes the files.
+
+        Args:
+            folder: the folder.
+            formats: how the user tower is written: onnx, torch, or both.
+
+        Raises:
+            ConfigError: see `write_exported`.
+        """
+        return write_exported(Path(folder), self._snapshot, formats)
 
     def _change(self, changes: Changes, new: Sequence[str], keep: Callable[[], None] | None) -> None:
         """Make the snapshot of a changed catalogue, try it, and put it in place; calls that have begun keep the old one.

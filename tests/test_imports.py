@@ -20,6 +20,7 @@ WITHOUT_LIGHTNING = {  # module -> packages of HEAVY that it may import
     "setrec.commands.predict_file": {"torch"},
     "setrec.commands.add_items": {"torch"},
     "setrec.commands.publish": {"torch"},
+    "setrec.commands.export": {"torch"},
 }
 
 

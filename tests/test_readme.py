@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
 from setrec.class_names import CLASSES
 from setrec.commands import COMMANDS
@@ -46,6 +47,8 @@ def of_any_class() -> set[str]:
     for name in CLASSES:
         module, _, cls = name.rpartition(".")
         found |= arguments(getattr(importlib.import_module(module), cls))
+    for logger in (CSVLogger, MLFlowLogger, WandbLogger):
+        found |= arguments(logger)
     return found
 
 

@@ -104,5 +104,16 @@ def test_help(capsys) -> None:
     assert "usage: setrec refit --ckpt_path PATH" in capsys.readouterr().out
     main(["--help"])
     shown = capsys.readouterr().out
-    for command in ("refit", "add-items", "publish", "serve", "report", "ablate", "estimate", "merge"):
+    for command in (
+        "refit",
+        "add-items",
+        "publish",
+        "serve",
+        "report",
+        "ablate",
+        "estimate",
+        "merge",
+        "export",
+        "tune",
+    ):
         assert f"  {command} " in shown

@@ -61,7 +61,7 @@ def history_mask(
     row, column = order[:, None], order[None, :]  # (T, 1), (1, T)
     earlier = (column <= row) & (row >= 0) if own_item else column < row  # (T, T)
     text = (column < 0) & (row < 0)  # (T, T)
-    itself = torch.eye(len(order), dtype=torch.bool, device=device)  # (T, T)
+    itself = torch.eye(order.shape[0], dtype=torch.bool, device=device)  # (T, T)
     return earlier | text | itself  # (T, T)
 
 

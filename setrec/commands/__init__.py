@@ -26,11 +26,13 @@ COMMANDS = {
         "setrec.commands.add_items", "add items to a trained model's catalogue, or remove items", "add_items"
     ),
     "publish": Command("setrec.commands.publish", "write a model as a folder for the Hugging Face hub", "publish"),
+    "export": Command("setrec.commands.export", "write a model as files that other programs serve", "export"),
     "merge": Command("setrec.commands.merge", "merge LoRA adapters into their language model and write it", "merge"),
     "serve": Command("setrec.commands.serve", "serve recommendations over HTTP, with a page at /", "serve"),
     "report": Command("setrec.commands.report", "compare runs, with confidence intervals and tests", "report"),
     "ablate": Command(
         "setrec.commands.ablate", "fit a configuration again and again, each time without one of its parts"
     ),
+    "tune": Command("setrec.commands.tune", "search for better options of fit, by validation"),
     "estimate": Command("setrec.commands.estimate", "estimate the time and memory of a run", "estimate"),
 }

@@ -11,6 +11,7 @@ from setrec.commands.words import check_configurations, values_of
 from setrec.errors import ConfigError
 
 OPTIONS = ("--config", "-c")
+SPACES = "tune/"  # the folder of search spaces, which are no configurations of fit
 _PACKAGE = Path(__file__).resolve().parents[1]
 # in an installed package configs/ lies inside setrec/, in a clone beside it (pyproject.toml, package-dir)
 SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
@@ -19,7 +20,24 @@ SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "confi
 def shipped_names() -> list[str]:
     """The names of the shipped configurations: csv_example, quickstart, ..., data/toys, ..., model/best, ..."""
     names = [path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")]
-    return sorted(names, key=lambda name: (name.count("/"), name))
+    return sorted((name for name in names if not name.startswith(SPACES)), key=lambda name: (name.count("/"), name))
+
+
+def find_space(value: str) -> str:
+    """What `--space value` of tune means: a file, or else the name of a shipped search space, tune/quickstart.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if os.path.isfile(value):
+        return value
+    spaces = {f"{SPACES}{path.stem}": str(path) for path in sorted((SHIPPED / SPACES).glob("*.yaml"))}
+    name = value.removesuffix(".yaml")
+    if name not in spaces:
+        raise ConfigError(
+            f"--space {value}: there is no such file, and the spaces that SETRec ships are {', '.join(spaces)}."
+        )
+    return spaces[name]
 
 
 def find_configuration(value: str) -> str:

@@ -47,6 +47,7 @@ from setrec.trainer.predictions import PredictionWriter
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.run_checkpoint import RunCheckpoint
 from setrec.trainer.run_folder import FolderOnly, claim_version
+from setrec.trainer.trackers import accept_renaming
 
 SEED = 2023
 PREPARING = frozenset(  # data options that say how data is prepared
@@ -151,6 +152,7 @@ class SETRecCLI(LightningCLI):
             kwargs["plugins"] = [WholeCheckpointIO()]
         with of_construction("the options of the Trainer don't work"):
             trainer = super().instantiate_trainer(**kwargs)
+        accept_renaming(trainer.loggers)
         for logger in trainer.loggers:
             claim_version(logger)
         return trainer
@@ -330,12 +332,14 @@ def prepared(args: Sequence[str]) -> SETRecCLI:
     return command_line(list(args), run=False)
 
 
-def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
-    """LightningCLI with this project's classes and defaults."""
+def command_line(
+    args: list[str] | None, run: bool = True, kind: type[SETRecCLI] = SETRecCLI, callbacks: Sequence[Callback] = ()
+) -> SETRecCLI:
+    """LightningCLI with this project's classes and defaults, and callbacks beside those of the options."""
     given = sys.argv[1:] if args is None else args
     words = with_configurations(given)
     named = names_model(words)
-    return SETRecCLI(
+    return kind(
         given,
         RankingModule if named else SETRecModule,
         SETRecDataModule,
@@ -345,7 +349,7 @@ def command_line(args: list[str] | None, run: bool = True) -> SETRecCLI:
         run=run,
         seed_everything_default=SEED,
         save_config_callback=RunConfig,
-        trainer_defaults={"use_distributed_sampler": False},
+        trainer_defaults={"use_distributed_sampler": False, "callbacks": list(callbacks)},
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -23,7 +22,6 @@ from setrec.data.clean import Cleaning
 from setrec.data.datamodule import SETRecDataModule
 from setrec.data.split import LeaveOneOut
 from setrec.errors import ConfigError
-from setrec.evaluation.beta_curve import beta_curve
 from setrec.evaluation.comparison import Comparison, MethodFigures
 from setrec.evaluation.metrics import RankingMetrics
 from setrec.evaluation.per_user import per_user_paths, write_hits, write_per_user
@@ -40,6 +38,7 @@ from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups, top_items
 from setrec.scoring.weights import Weights
 from setrec.trainer.resume import check_batches, check_weights, go_on, path_of_checkpoint, set_rates
 from setrec.trainer.run_folder import folder_of
+from setrec.trainer.trackers import log_beta_curve, log_figures, log_results
 
 BEST_AT = 10  # weights are chosen by recall at this length
 
@@ -326,10 +325,10 @@ class RankingModule(LightningModule):
         if self.trainer.sanity_checking:  # a few users and an untrained model choose nothing
             weights, self.weights_chosen = self.before
             self.choose(weights)
-        elif self.search is not None and isinstance(self.logger, TensorBoardLogger):
+        elif self.search is not None:
             recall = self.search.compute().tolist()  # V
             line = {w.beta: recall[v] for v, w in enumerate(self.grid) if w[1:] == chosen[1:]}  # beta alone varies
-            self.logger.experiment.add_figure("validation/beta curve", beta_curve(line, chosen.beta), self.global_step)
+            log_beta_curve(self.trainer.loggers, line, chosen.beta, self.global_step)
 
     def rank(self, scores: Tensor, batch: Batch) -> Tensor:
         """Ranked lists of every group: (B, N) -> (G, B, k)."""
@@ -353,9 +352,8 @@ class RankingModule(LightningModule):
         """Print the table and its protocol, and write results.json into the run's folder."""
         assert self.comparison is not None
         own = self.report(self.comparison).table()
-        if self.logger is not None:  # self.log_dict would print a second, longer table
-            figures = {f"test/{group}/{name}": value for group in GROUPS for name, value in own[group].items()}
-            self.logger.log_metrics(figures, step=self.global_step)
+        figures = {f"test/{group}/{name}": value for group in GROUPS for name, value in own[group].items()}
+        log_figures(self.trainer.loggers, figures, self.global_step)  # self.log_dict would print a second, longer table
 
     def compare(self, split: EvalSplit) -> Comparison:
         """A new comparison of the model with the baselines on a split."""
@@ -405,6 +403,7 @@ class RankingModule(LightningModule):
         lists = {filtered: {name: one.lists for name, one in of.items()} for filtered, of in figures.items()}
         results = make_results(protocol, tables, options, lists, provenance(data.seed, self.origin))
         write_and_print(self.results_path, results, figures, data)
+        log_results(self.trainer.loggers, results, self.results_path, self.global_step)
         return own
 
     # ---------------------------------------------------------------------------------------------------------- predict

@@ -55,6 +55,15 @@ def _make_next_version(logger: CSVLogger | TensorBoardLogger) -> int:
 
 
 def folder_of(trainer: Trainer) -> Path | None:
-    """The folder of a run; None for a trial (fast_dev_run), which leaves nothing. Call it on every process."""
+    """The folder of a run; None for a trial (fast_dev_run), which leaves nothing. Call it on every process.
+
+    It is the folder in which Lightning makes `checkpoints`: loggers without folders of their own, such as MLflow's and W&B's, have
+    one for every run there.
+    """
     folder = trainer.log_dir  # broadcast
+    logger = trainer.logger
+    if logger is not None and not isinstance(logger, CSVLogger | TensorBoardLogger):
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        root = logger.save_dir or trainer.default_root_dir
+        folder = trainer.strategy.broadcast(str(Path(root, str(logger.name), version)))
     return None if trainer.fast_dev_run else Path(folder or ".")  # type: ignore[attr-defined]
