@@ -16,10 +16,11 @@ test *args:
 fast *args:
     pytest -n 2 -m "not slow and not process and not browser and not fault" {{args}}
 
-# Spelling of the documentation; its links and paths lead to something that exists.
+# The documentation: spelling, links, paths, and the site (in site/; `mkdocs serve` shows it while you write).
 docs:
     codespell README.md docs
     pytest tests/test_docs.py
+    mkdocs build --strict -q
 
 # The fast tests on the lowest versions that pyproject.toml admits, in a virtual environment of their own.
 lowest:
