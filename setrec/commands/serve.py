@@ -30,6 +30,8 @@ def serve(ckpt_path: Path, **options: Any) -> None:
         raise ConfigError(f"serve needs {error.name}: pip install 'setrec[serve]'.") from None
 
     def load(path: Path) -> Recommender:
-        return Recommender.load(path, chosen.device, index=chosen.index, prefix_cache=chosen.prefix_cache)
+        return Recommender.load(
+            path, chosen.device, index=chosen.index, prefix_cache=chosen.prefix_cache, encoder=chosen.encoder
+        )
 
     run_server(load, ckpt_path, chosen)

@@ -11,11 +11,11 @@ import uvicorn
 
 from setrec.errors import ConfigError
 from setrec.inference.answers import index_sentence
+from setrec.inference.journal import Journal, journal_path
 from setrec.recommend import Recommender
 from setrec.serve.app import create_app
 from setrec.serve.connections import HostCheck, limited, own_names
 from setrec.serve.guard import TOKEN
-from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
 
@@ -54,13 +54,7 @@ def run_server(load: Callable[[Path], Recommender], ckpt_path: Path, options: Se
         print(f"serving at http://{shown}:{port}", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
     finally:
-        journal.close()
         listening.close()
-
-
-def journal_path(ckpt_path: Path) -> Path:
-    """The default journal of a checkpoint or a published folder: a file beside it."""
-    return ckpt_path.resolve().with_name(ckpt_path.resolve().name + ".items.jsonl")
 
 
 def _listen(host: str, port: int) -> socket.socket:
