@@ -283,8 +283,8 @@ class Journal:
             change = _change_of(line)
             if change is None:
                 raise DataError(
-                    f"{self.path}, line {len(self.changes) + 1}: {line[:60]!r} is not a change of a catalogue, or was changed after "
-                    "it was written; correct it and leave out its sha256, or delete the line; delete "
+                    f"{self.path}, line {len(self.changes) + 1}: {line[:60]!r} is not a change of a catalogue, or was changed "
+                    "after it was written; correct it and leave out its sha256, or delete the line; delete "
                     f"{self._head.name} too."
                 )
             self._count(line, change, size)

@@ -29,10 +29,6 @@ def operations_routes(service: Service) -> APIRouter:
             service.reload(path)
         except TakeoverRunningError:
             raise HTTPException(409, "Another checkpoint is being loaded right now; try again.") from None
-        except Exception:
-            service.metrics.takeovers.labels("refused").inc()
-            raise
-        service.metrics.takeovers.labels("done").inc()
         return model()
 
     @routes.get("/model")

@@ -11,7 +11,7 @@ from setrec.serve import messages
 from setrec.serve.batching import Batcher
 from setrec.serve.guard import make_guard
 from setrec.serve.model_calls import RequestResult, answer_batch
-from setrec.serve.model_holder import ModelHolder
+from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
 from setrec.serve.tracing import spans_of_batch
@@ -59,7 +59,16 @@ class Service:
         return "The server is ending." if self.draining else self.holder.fault
 
     def _reload(self, path: Path) -> None:
-        self.holder.take_over(path)
+        outcome = "refused"
+        try:
+            self.holder.take_over(path)
+            outcome = "done"
+        except TakeoverRunningError:
+            outcome = ""
+            raise
+        finally:
+            if outcome:
+                self.metrics.takeovers.labels(outcome).inc()
 
     def _answer(self, requests: Sequence[messages.RecommendBody]) -> list[RequestResult | Exception]:
         answers = answer_batch(self.holder.current, requests)

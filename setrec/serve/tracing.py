@@ -1,5 +1,4 @@
-"""Traces by OpenTelemetry, where OTEL_EXPORTER_OTLP_ENDPOINT is set: spans of a request, of its wait for a batch, of the model's
-call.
+"""Traces by OpenTelemetry, where its endpoint is set: spans of a request, of its wait for a batch, of the model's call.
 
 A span holds the route, the method and the status. It holds no path and no body, in which users are named.
 """
