@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -21,10 +22,13 @@ pytestmark = pytest.mark.process
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that serve."""
-    return [
-        one.pid for one in psutil.Process(pid).children() if "spawn_main" in " ".join(one.cmdline())
-    ]  # beside them: multiprocessing's tracker
+    """The living processes that serve; beside them is multiprocessing's tracker."""
+    found = []
+    for one in psutil.Process(pid).children():
+        with suppress(psutil.Error):  # it has just died
+            if "spawn_main" in " ".join(one.cmdline()):
+                found.append(one.pid)
+    return found
 
 
 def one_connection_each(url: str, n: int = 12) -> list[httpx.Client]:
@@ -77,8 +81,8 @@ def test_workers_share_a_catalogue_and_one_replaces_a_dead_one(folder: Path) -> 
         until(lambda: {client.get("/model").json()["generation"] for client in clients} == {2})
 
         # figures of all workers, whichever is asked
-        before = {figure(url, 'setrec_requests_total{method="POST",route="/recommend",status="200"}') for _ in range(8)}
-        assert before == {6 * 12}
+        name = 'setrec_requests_total{method="POST",route="/recommend",status="200"}'
+        until(lambda: {figure(url, name) for _ in range(8)} == {6 * 12})
 
         # kill -9 of one: the other goes on, and another one comes
         killed = workers_of(process.pid)[0]
