@@ -36,6 +36,7 @@ from setrec.inference.answers import (
 from setrec.inference.explain import Why
 from setrec.inference.exported import Exported, Format, write_exported
 from setrec.inference.hub import HubModel, summary
+from setrec.inference.journal import Change, Journal, JournalWriteError, Mark, apply_journal, items_of, journal_path
 from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
 from setrec.inference.options import RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
@@ -46,6 +47,7 @@ from setrec.inference.versions import (
     Changes,
     apply_changes,
     catalogue_of,
+    current,
     next_path,
     read_version,
     with_added,
@@ -76,6 +78,10 @@ class Recommender(HubModel):
         self._snapshot = snapshot
         self._changing = threading.Lock()  # one change of the catalogue at a time
         self._encoder: ItemEncoder | None = None  # loaded when items are first added
+        self._unsaved: list[Change] = []  # what `save` writes to the journal
+        self.journal: Journal | None = None  # of the checkpoint; None: this is a version, which stays as it is
+        self.lines = 0  # of the journal that the catalogue includes
+        self._version: Path | None = None  # that it began with
         self.index_recall: float | None = (
             None  # of the approximate index when it was loaded: recall@10 against exact lists
         )
@@ -88,27 +94,30 @@ class Recommender(HubModel):
         data: str | Path | None = None,
         index: str | None = None,
         prefix_cache: int = 0,
+        encoder: TextVectors | None = None,
     ) -> "Recommender":
         """Load a model from the disk.
 
         Args:
-            path: a checkpoint that `fit` wrote, a version of its catalogue that `save` wrote, or a published folder.
+            path: a checkpoint that `fit` wrote or a published folder, with the items added and removed since: its newest version,
+                and what its journal holds beyond that. Or a version that `save` or `add-items` wrote: exactly that one.
             device: where the model computes: cpu, cuda, cuda:1.
             data: the folder of the prepared data, if it is not where the checkpoint says.
             index: search approximately, by an index that faiss builds: "IVF4096,Flat", "HNSW32"; None: exactly. See
                 `setrec.search.FaissSearch`. `index_recall` then says what share of the exact lists it finds.
             prefix_cache: MiB for what was read of histories, so that a history that has grown costs its new items only; 0:
                 none. With it, a history longer than max_history is cut where the cut moves in steps of max_history / 5 items.
+            encoder: text encoder for items of the journal; None: the one that it names, or that of the training.
 
         Raises:
             ConfigError: the file does not exist, is damaged, is not a SETRec checkpoint, or belongs to other data.
-            DataError: the prepared data is not there, or was changed.
+            DataError: the prepared data is not there, or was changed; or the journal is damaged, or does not fit the model.
         """
         path = Path(path)
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give the path that fit printed at its end.")
         try:
-            return cls._read(path, device, data, SearchOptions(index, prefix_cache))
+            return cls._read(path, device, data, SearchOptions(index, prefix_cache), encoder)
         except SETRecError:
             raise
         except Exception as error:  # a damaged file can fail anywhere between here and the model; one sentence names it
@@ -116,15 +125,25 @@ class Recommender(HubModel):
             raise ConfigError(f"{path} cannot be loaded ({type(error).__name__}: {reason[:300]}).") from error
 
     @classmethod
-    def _read(cls, path: Path, device: str, data: str | Path | None, search: SearchOptions) -> "Recommender":
+    def _read(
+        cls, path: Path, device: str, data: str | Path | None, search: SearchOptions, encoder: TextVectors | None
+    ) -> "Recommender":
         version = read_version(path) if (path / VERSION).is_file() else None
         model = path if version is None else version.model
         folder = Path(data) if data is not None else version.data if version is not None else None
         trained = read_published(model) if is_published(model) else read_trained(model, folder)
-        catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, path)
+        journal, lines, found = None, 0, path if version is not None else None
+        if version is None:
+            journal = Journal(journal_path(path), writable=False)
+            found, version, lines = current(path, trained.catalogue, journal)
+        catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, found or path)
         changes = NO_CHANGES if version is None else version.changes
         restored = build(trained, catalogue, torch.device(device), changes.ngrams_of_all)
         made = cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, search))
+        made.journal, made._version = journal, found
+        if journal is not None:
+            apply_journal(made, journal.path, journal.changes[lines:], encoder)
+            made._unsaved, made.lines = [], len(journal.changes)
         if search.index is not None:
             made.index_recall = index_recall(made._snapshot)
         return made
@@ -204,7 +223,8 @@ class Recommender(HubModel):
                 encoder's template names; or the text vector itself in `vector`, a list of F numbers.
             encoder: what made the training's text vectors. Needed if the data got them from a file. It is first tried on
                 known items.
-            keep: is called once the new catalogue has been tried, and before it is used; if it fails, nothing is added.
+            keep: is called once the new catalogue has been tried, and before it is used; if it fails, nothing is added. It keeps
+                the change in place of `save`.
 
         Returns:
             The ids of the added items.
@@ -234,6 +254,9 @@ class Recommender(HubModel):
             ids: list[str] = table["id"].to_list()
             check_lengths(ids, vectors, text)
             self._change(with_added(snapshot.changes, table, vectors, settings), ids, keep)
+            if keep is None:
+                named = {"encoder": settings} if settings is not None else {}
+                self._unsaved.append({"add": items_of(table.to_dicts())} | named)
             return ids
 
     def remove_items(self, ids: Collection[str], keep: Callable[[], None] | None = None) -> None:
@@ -257,23 +280,43 @@ class Recommender(HubModel):
             if len(gone) == snapshot.catalogue.n_items:
                 raise DataError("these are all items of the catalogue: nothing would be left to recommend.")
             self._change(with_removed(snapshot.changes, gone), (), keep)
+            if keep is None:
+                self._unsaved.append({"remove": sorted(gone)})
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write this version of the catalogue to a new folder, which `load` takes in place of the checkpoint.
 
+        Without `path` it becomes the current catalogue of the checkpoint: the changes are written to its journal too, from which
+        running servers read them.
+
         Args:
-            path: the folder; None: beside the checkpoint, <checkpoint>.items-001 and so on.
+            path: a folder of its own, which changes nothing for the checkpoint; None: beside the checkpoint, <checkpoint>.items-001
+                and so on.
 
         Returns:
             The folder.
 
         Raises:
-            DataError: the folder exists, or it cannot be written.
+            DataError: the folder exists, or it cannot be written; or the catalogue of the checkpoint has changed since it was
+            loaded.
         """
         with self._changing:
             snapshot, trained = self._snapshot, self._trained
-            folder = Path(path) if path is not None else next_path(trained.path)
-            write_version(folder, trained.path, trained.data, trained.catalogue, snapshot.catalogue, snapshot.changes)
+
+            def write(folder: Path, write_journal: Callable[[], Mark] | None) -> Path:
+                catalogues = trained.catalogue, snapshot.catalogue
+                write_version(folder, trained.path, trained.data, *catalogues, snapshot.changes, write_journal)
+                return folder
+
+            if path is not None:
+                return write(Path(path), None)
+            journal = self.journal or Journal(journal_path(trained.path), writable=False)
+            try:
+                with journal.locked():
+                    folder = write(next_path(trained.path), lambda: self._write_unsaved(journal))
+            except JournalWriteError as error:
+                raise DataError(f"the version cannot be written ({error}); nothing was changed.") from None
+            self.journal, self.lines, self._version, self._unsaved = journal, journal.mark.lines, folder, []
             return folder
 
     def export(self, folder: str | Path, formats: Sequence[Format] = ("onnx",)) -> Exported:
@@ -287,6 +330,22 @@ class Recommender(HubModel):
             ConfigError: see `write_exported`.
         """
         return write_exported(Path(folder), self._snapshot, formats)
+
+    def _write_unsaved(self, journal: Journal) -> Mark:
+        """Write the changes since `load` to the journal; its lock is held.
+
+        Raises:
+            DataError: what was loaded is not the current catalogue of the checkpoint.
+        """
+        newest, _, lines = current(self._trained.path, self._trained.catalogue, journal)
+        known = self.lines if self.journal is not None else lines
+        if newest != self._version or known != journal.mark.lines:
+            raise DataError(
+                f"the catalogue of {self._trained.path} has changed since this one was loaded (by add-items or a server): load the "
+                "checkpoint again, or name a folder for this version."
+            )
+        journal.append(self._unsaved)
+        return journal.mark
 
     def _change(self, changes: Changes, new: Sequence[str], keep: Callable[[], None] | None) -> None:
         """Make the snapshot of a changed catalogue, try it, and put it in place; calls that have begun keep the old one.

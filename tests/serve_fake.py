@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from setrec.errors import DataError, ModelError
 from setrec.inference.explain import Why
+from setrec.inference.journal import Journal
 from setrec.recommend import Item, RankedItem, Recommendation
-from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 
 TOKEN = "s3cret"
@@ -49,6 +49,8 @@ class FakeRecommender:
         self.added: list[dict[str, Any]] = []  # as they came
 
     prefix_cache_bytes = 0
+    journal = None
+    lines = 0
 
     @classmethod
     def load(cls, path: Path) -> "FakeRecommender":

@@ -18,8 +18,8 @@ from setrec.data import Reader, TableFiles
 from setrec.errors import ConfigError
 from setrec.files.hashes import sealed
 from setrec.hparams import instantiate, to_plain
+from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
-from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
 from setrec.text import TextVectors

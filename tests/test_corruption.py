@@ -15,7 +15,7 @@ import pytest
 
 from setrec import Recommender
 from setrec.errors import SETRecError
-from setrec.serve.journal import Journal
+from setrec.inference.journal import Journal
 from setrec.trainer.checkpoints import WholeCheckpointIO
 from tests.conftest import TrainedRun, train_tiny
 
@@ -106,7 +106,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     for i in range(20):
         kept.add([{"id": f"N{i}", "title": f"wooden crane {i}", "vector": [0.5, i / 7]}])
         kept.remove([f"N{i}" if i % 3 == 0 else f"A{i}"])
-    kept.close()
     return run
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 OPERATIONS = [
     ("POST", "/v1/recommend"), ("GET", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload"),
-    ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/metrics"),
+    ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/health/live"), ("GET", "/v1/health/ready"), ("GET", "/v1/metrics"),
 ]  # fmt: skip
 GUARDED = {("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload")}
 

@@ -10,9 +10,9 @@ import torch
 from fastapi.testclient import TestClient
 
 from setrec import Recommender
-from setrec.errors import ConfigError, DataError
+from setrec.errors import DataError
+from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
-from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
@@ -79,14 +79,12 @@ def test_changes_survive_a_restart(tmp_path: Path) -> None:
     holder = holder_of(tmp_path)
     holder.add([{"id": "N1", "title": "née\n\u2028", "text": None}, {"id": "N2", "title": "two", "text": "words"}])
     holder.remove(["N2", "A000"])
-    holder.journal.close()
     again = holder_of(tmp_path)
     recommender = again.current.recommender
     assert recommender.titles["N1"] == "née\n\u2028"
     assert "N2" not in recommender
     assert "A000" not in recommender
     again.add([{"id": "A000", "title": "another one"}])  # removed, then added anew
-    again.journal.close()
     assert holder_of(tmp_path).current.recommender.titles["A000"] == "another one"
 
 
@@ -105,7 +103,6 @@ def test_fields_and_vectors_reach_the_encoder_also_after_a_restart(tmp_path: Pat
         assert "items[0].vector[0]" in bad.json()["error"]
         spaces = client.post("/items", json={"items": [{"id": "  ", "title": "t"}]}, headers=WITH_TOKEN)
         assert "items[0].id" in spaces.json()["error"]
-    holder.journal.close()
     for recommender in (holder.current.recommender, holder_of(tmp_path).current.recommender):
         assert recommender.added[-2:] == [
             {"id": "N1", "title": "one", "brand": "b"},
@@ -126,21 +123,43 @@ def test_half_a_line_is_dropped_and_a_wrong_line_is_named(tmp_path: Path) -> Non
     journal = Journal(path)
     assert list(journal.added) == ["N1"]
     journal.add([{"id": "N3", "title": "three"}])
-    journal.close()
     whole = Journal(path)
     assert list(whole.added) == ["N1", "N3"]
-    whole.close()
     path.write_text('{"add": []}\nnonsense\n')
     with pytest.raises(DataError, match="line 2"):
         Journal(path)
 
 
-def test_two_servers_do_not_share_a_journal(tmp_path: Path) -> None:
-    first = Journal(tmp_path / "items.jsonl")
-    with pytest.raises(ConfigError, match="another server"):
-        Journal(tmp_path / "items.jsonl")
-    Journal(tmp_path / "items.jsonl", writable=False)  # to read it is allowed
-    first.close()
+def test_two_servers_share_a_journal(tmp_path: Path) -> None:
+    """Each knows what the other has answered before its own next answer; an id is given once; order is kept."""
+    one, two = holder_of(tmp_path), holder_of(tmp_path)
+    with (
+        TestClient(create_app(one, TOKEN, ServeOptions())) as a,
+        TestClient(create_app(two, TOKEN, ServeOptions())) as b,
+    ):
+        for title in ("first", "second"):  # the same id, removed and added again
+            new = {"items": [{"id": "N1", "title": title}]}
+            assert a.post("/items", json=new, headers=WITH_TOKEN).status_code == 201
+            assert ids(b.post("/recommend", json={"histories": [[]], "candidates": ["N1"]})) == ["N1"]
+            assert two.current.recommender.titles["N1"] == title
+            assert b.post("/items", json=new, headers=WITH_TOKEN).status_code == 422
+            if title == "first":
+                assert b.delete("/items", params={"id": ["N1", "A001"]}, headers=WITH_TOKEN).status_code == 200
+                assert ids(a.post("/recommend", json={"histories": [[]], "candidates": ["N1", "A001"]})) == []
+    assert "A001" not in one.current.recommender
+    again = holder_of(tmp_path).current.recommender
+    assert again.titles == one.current.recommender.titles == two.current.recommender.titles
+
+
+def test_a_journal_that_does_not_fit_is_told_and_answers_go_on(client: TestClient, holder: ModelHolder) -> None:
+    with holder.journal.path.open("a") as file:
+        file.write('{"add": [{"id": "N1", "title": "t"}]}\nnonsense\n')
+    for _ in range(2):
+        assert client.post("/recommend", json={"histories": [[]]}).status_code == 200
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "line 2" in answer.json()["error"]
+    assert client.post("/items", json={"items": [{"id": "N2", "title": "t"}]}, headers=WITH_TOKEN).status_code == 507
 
 
 def test_a_change_that_cannot_be_kept_is_not_made(
@@ -152,7 +171,7 @@ def test_a_change_that_cannot_be_kept_is_not_made(
     client.post("/items", json={"items": [{"id": "N0", "title": "t"}]}, headers=WITH_TOKEN)
     before = holder.journal.path.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("setrec.serve.journal.os.fsync", full)
+        patched.setattr("setrec.inference.journal.os.fsync", full)
         answer = client.post("/items", json={"items": [{"id": "N", "title": "t"}]}, headers=WITH_TOKEN)
         assert answer.status_code == 507
         assert "No space left on device" in answer.json()["error"]
@@ -186,7 +205,6 @@ def test_a_poisoned_vector_is_neither_served_nor_kept(tiny_run: TrainedRun, tmp_
             holder.current.recommender._snapshot.restored.model.queries.fill_(float("nan"))
         assert client.post("/recommend", json={"histories": [[]]}).status_code == 503
         assert client.get("/health").status_code == 503
-    journal.close()
     # what an earlier version has kept is named
     journal.path.write_text(json.dumps({"add": [{"id": "N", "title": "t", "vector": [3e38] * text.shape[1]}]}) + "\n")
     with pytest.raises(DataError, match=r"items.jsonl cannot be added to this model .*'N'"):

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import pytest
 
-import setrec.serve.journal
+import setrec.inference.journal
 from setrec.errors import DataError
-from setrec.serve.journal import Journal
+from setrec.inference.journal import Journal
 
 ITEMS = [{"id": f"N{i}", "title": f"wooden crane {i} é", "vector": [0.25, i / 3]} for i in range(3)]
 
@@ -21,7 +21,6 @@ def written(path: Path) -> bytes:
     for item in ITEMS:
         journal.add([item])
     journal.remove(["N1", "A5"])
-    journal.close()
     return path.read_bytes()
 
 
@@ -54,13 +53,11 @@ def test_a_whole_last_line_without_a_newline_is_kept(tmp_path: Path, caplog: pyt
     for _ in range(2):
         journal = Journal(path)
         assert list(journal.added) == ["N0", "N2"]
-        assert journal.removed == {"A5"}
-        journal.close()
+        assert journal.removed == {"N1", "A5"}
     path.write_text('{"add": [{"id": "OLD", "title": "t"}]}')  # of an earlier version
     (tmp_path / "items.jsonl.head").unlink()
     journal = Journal(path)
     journal.add([ITEMS[0]])
-    journal.close()
     assert list(content(path)[0]) == ["OLD", "N0"]
     assert not caplog.records
 
@@ -95,7 +92,7 @@ def test_lost_and_exchanged_lines_are_seen(tmp_path: Path) -> None:
             Journal(path)
     head.unlink()  # as the sentence says
     path.write_bytes(b"".join(lines[:2]))
-    Journal(path).close()
+    Journal(path)
     assert json.loads(head.read_text())["lines"] == 2
 
 
@@ -106,7 +103,6 @@ def test_a_crash_at_any_moment_loses_and_refuses_nothing(tmp_path: Path) -> None
     for item in ITEMS:
         journal.add([item])
         heads.append(head.read_bytes())
-    journal.close()
     whole = path.read_bytes()
     for old in heads:
         for torn in (b"", b'{"add": [{"id"'):
@@ -115,7 +111,6 @@ def test_a_crash_at_any_moment_loses_and_refuses_nothing(tmp_path: Path) -> None
             journal = Journal(path)
             assert list(journal.added) == ["N0", "N1", "N2"]
             journal.add([ITEMS[0] | {"id": "N9"}])  # goes on from there
-            journal.close()
             assert list(content(path)[0]) == ["N0", "N1", "N2", "N9"]
             assert json.loads(head.read_text())["lines"] == 4
 
@@ -123,19 +118,18 @@ def test_a_crash_at_any_moment_loses_and_refuses_nothing(tmp_path: Path) -> None
 def test_a_head_that_cannot_be_written_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, write = tmp_path / "items.jsonl", setrec.serve.journal.whole_file
+    path, write = tmp_path / "items.jsonl", setrec.inference.journal.whole_file
     written(path)
 
     def full(path: Path) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     journal = Journal(path)
-    monkeypatch.setattr(setrec.serve.journal, "whole_file", full)
+    monkeypatch.setattr(setrec.inference.journal, "whole_file", full)
     with caplog.at_level(logging.WARNING, "uvicorn.error"):
         journal.add([ITEMS[1]])  # it is on the disk, so it is confirmed
     assert "counts fewer lines than there are" in caplog.text
-    monkeypatch.setattr(setrec.serve.journal, "whole_file", write)
-    journal.close()
+    monkeypatch.setattr(setrec.inference.journal, "whole_file", write)
     assert list(content(path)[0]) == ["N0", "N2", "N1"]
 
 
@@ -162,6 +156,6 @@ def test_what_is_no_change_is_named(tmp_path: Path, line: str) -> None:
 
 def test_the_name_of_a_new_file_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(setrec.serve.journal, "sync_folder", synced.append)
+    monkeypatch.setattr(setrec.inference.journal, "sync_folder", synced.append)
     written(tmp_path / "items.jsonl")
     assert synced == [tmp_path]  # the head's own is synced by whole_file

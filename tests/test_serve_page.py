@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 from playwright import sync_api
 
+from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
-from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
 from tests.serve_fake import FakeRecommender, listening, write_checkpoint

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
+from setrec.inference.journal import Journal
 from setrec.recommend import Recommender
 from setrec.serve import messages
 from setrec.serve.app import create_app
-from setrec.serve.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
@@ -52,7 +52,7 @@ def test_answers_and_metrics_tell_what_the_prefix_cache_kept(tiny_run: TrainedRu
 
 def test_the_document_describes_what_is_there(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    paths = {"recommend", "items", "model/reload", "model", "health", "metrics"}
+    paths = {"recommend", "items", "model/reload", "model", "health", "health/live", "health/ready", "metrics"}
     assert set(document["paths"]) == {f"/v1/{path}" for path in paths}
     histories = document["components"]["schemas"]["RecommendBody"]["properties"]["histories"]
     assert histories["maxItems"] == messages.MAX_HISTORIES

@@ -6,7 +6,6 @@ import setrec.encoders  # noqa: F401  # so that --encoder takes their names with
 from setrec.commands.words import command_of
 from setrec.errors import ConfigError
 from setrec.files.tables import read_table
-from setrec.inference.versions import VERSION, newest
 from setrec.recommend import Recommender
 from setrec.text import TextVectors
 
@@ -20,14 +19,16 @@ def add_items(
     device: str = "cpu",
     data: str | None = None,
 ) -> Path:
-    """Add items to a model's catalogue, or remove items, and write it as a new version. Nothing is trained.
+    """Add items to a model's catalogue, or remove items, for every command and running server. Nothing is trained.
 
     Args:
-        ckpt_path: The version to change; or a checkpoint that fit wrote, or a published folder, for the newest version beside it.
+        ckpt_path: A checkpoint that fit wrote or a published folder, with all changes so far; or a version, to which output is
+            needed unless it is the current one.
         items: File of new items: .parquet, JSON lines, or CSV with a header. Columns id, title, text (default: the title), and what
             the encoder's template names; or the text vector itself in `vector`.
         remove: Ids of items to remove.
-        output: Folder to write; null: beside the checkpoint, with the next number.
+        output: Folder of its own to write; null: beside the checkpoint, with the next number, and into the journal of the
+            checkpoint, from which running servers read it.
         encoder: Text encoder that made the vectors of the training, if the data got them from a file.
         device: Where the model computes: cpu, cuda.
         data: Folder of the prepared data, if it is not where the checkpoint says.
@@ -41,9 +42,7 @@ def add_items(
     """
     if items is None and not remove:
         raise ConfigError("give --items FILE, or --remove with a list of ids, or both.")
-    path = Path(ckpt_path)
-    start = path if (path / VERSION).is_file() or not path.exists() else newest(path)
-    recommender = Recommender.load(start, device, data)
+    recommender = Recommender.load(ckpt_path, device, data, encoder=encoder)
     if remove:
         recommender.remove_items(remove)
     added = recommender.add_items(read_table(items), encoder) if items is not None else []

@@ -5,7 +5,6 @@ from typing import Any
 
 import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
 from setrec.errors import ConfigError
-from setrec.recommend import Recommender
 from setrec.serve.options import ServeOptions
 
 
@@ -13,7 +12,8 @@ def serve(ckpt_path: Path, **options: Any) -> None:
     """Serve recommendations over HTTP, and a page at /, until SIGTERM or Ctrl-C. Running requests are finished first.
 
     Requests that change something (POST and DELETE /items, POST /model/reload) need the header `Authorization: Bearer TOKEN`
-    with the value of SETREC_TOKEN in the server's environment; without that variable the server refuses them.
+    with the value of SETREC_TOKEN in the server's environment, or of the file that SETREC_TOKEN_FILE names; without them the server
+    refuses such requests. SIGHUP loads ckpt_path again.
 
     Args:
         ckpt_path: A checkpoint, or a published folder.
@@ -29,7 +29,4 @@ def serve(ckpt_path: Path, **options: Any) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'setrec[serve]'.") from None
 
-    def load(path: Path) -> Recommender:
-        return Recommender.load(path, chosen.device, index=chosen.index, prefix_cache=chosen.prefix_cache)
-
-    run_server(load, ckpt_path, chosen)
+    run_server(ckpt_path, chosen)

@@ -1,18 +1,22 @@
 """Versions of a catalogue: items added to, and removed from, the one that a model was trained on.
 
-    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after, hashes
+    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after, hashes,
+                                           the lines of the journal that it includes
                            added.parquet   the added items: id, title, text, ..., vector (F); absent without any
 
-A version is a folder beside the checkpoint. It holds only the differences, is written whole or not at all, and is never
-overwritten. `Recommender.load` takes it in place of the checkpoint.
+A version is a folder beside the checkpoint: a snapshot of its journal (journal.py), with vectors. It holds only the differences, is
+written whole or not at all, and is never overwritten. The catalogue of a checkpoint is its newest version and the lines of the
+journal that come after it, see `current`; `Recommender.load` of a version gives that version.
 """
 
 import dataclasses
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +30,12 @@ from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError, DataError
 from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.files.whole import whole_folder
+from setrec.inference.journal import Journal, Mark
 from setrec.inference.new_items import VECTOR
 
 VERSION, ADDED = "version.json", "added.parquet"
 _FORMAT = 1
+log = logging.getLogger("uvicorn.error")
 
 
 class Changes(NamedTuple):
@@ -139,11 +145,6 @@ def list_versions(path: str | Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def newest(path: str | Path) -> Path:
-    """The newest version beside a checkpoint, or the checkpoint itself if there is none."""
-    return (list_versions(path) or [Path(path)])[-1]
-
-
 def next_path(path: str | Path) -> Path:
     """The folder of the next version beside a checkpoint."""
     stem, there = stem_of(Path(path)), list_versions(path)
@@ -152,7 +153,13 @@ def next_path(path: str | Path) -> Path:
 
 
 def write_version(
-    folder: Path, model: Path, data: Path | None, base: Catalogue, catalogue: Catalogue, changes: Changes
+    folder: Path,
+    model: Path,
+    data: Path | None,
+    base: Catalogue,
+    catalogue: Catalogue,
+    changes: Changes,
+    write_journal: Callable[[], Mark] | None = None,
 ) -> None:
     """Write a version, whole or not at all.
 
@@ -163,6 +170,8 @@ def write_version(
         base: the catalogue of the training.
         catalogue: the catalogue of the version.
         changes: the differences between the two.
+        write_journal: writes the changes to the journal, once all else is on the disk, and returns the place in it that the version
+            stands for; None: the version stands for none.
 
     Raises:
         DataError: the folder exists, or it cannot be written.
@@ -185,6 +194,8 @@ def write_version(
             if changes.added is not None:
                 changes.added.write_parquet(hidden / ADDED)
                 about["added_sha256"] = file_hash(hidden / ADDED)
+            (hidden / VERSION).write_text(json.dumps(about))  # a full disk shows before the journal is written
+            about["journal"] = write_journal()._asdict() if write_journal is not None else None
             (hidden / VERSION).write_text(json.dumps(sealed(about), indent=2, ensure_ascii=False) + "\n")
     except FileExistsError:
         raise DataError(f"{folder} exists already, and versions are never overwritten: name another folder.") from None
@@ -205,6 +216,7 @@ class Version(NamedTuple):
     base: str  # fingerprint of the catalogue of the training
     fingerprint: str
     changes: Changes
+    mark: Mark | None  # the lines of the journal that it includes
 
 
 def read_version(folder: Path) -> Version:
@@ -226,7 +238,8 @@ def read_version(folder: Path) -> Version:
         changes = Changes(frozenset(about["removed"]), added, current_names(about["encoder"]), of_all)
         model, data = folder / about["model"], about["data"]
         paths = Path(os.path.normpath(model)), Path(os.path.normpath(folder / data)) if data is not None else None
-        return Version(*paths, about["base"], about["fingerprint"], changes)
+        mark = Mark(**about["journal"]) if about.get("journal") is not None else None
+        return Version(*paths, about["base"], about["fingerprint"], changes, mark)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{folder} cannot be read as a version of a catalogue ({error}).") from None
 
@@ -250,3 +263,34 @@ def catalogue_of(base: Catalogue, version: Version, folder: Path) -> Catalogue:
     if catalogue.fingerprint != version.fingerprint:
         raise ConfigError(f"{folder} is damaged: its items are not those that were written; use the version before it.")
     return catalogue
+
+
+def current(path: Path, base: Catalogue, journal: Journal) -> tuple[Path | None, Version | None, int]:
+    """Find where the current catalogue of a checkpoint begins: its newest version, and how many lines of the journal that includes.
+
+    A version of another catalogue, as it is left when the checkpoint was trained anew, is passed over. Its items are in the
+    journal, which is then applied from its first line; if they are not, a warning says so.
+
+    Args:
+        path: the checkpoint or the published folder.
+        base: the catalogue of its training.
+        journal: its journal.
+
+    Returns:
+        The folder of the version and its content, None without one; the number of lines. Changes of lines that are in the
+        version all the same, as it belongs to another journal or to none, must be passed over.
+
+    Raises:
+        ConfigError: the newest version is damaged.
+    """
+    for folder in reversed(list_versions(path)):
+        version = read_version(folder)
+        if version.base == base.fingerprint:
+            return folder, version, version.mark.lines if version.mark is not None and journal.has(version.mark) else 0
+        if not journal.has(version.mark):
+            n_added = 0 if version.changes.added is None else len(version.changes.added)
+            log.warning(
+                "%s was made for another catalogue: its %d added and %d removed items are not applied.",
+                folder, n_added, len(version.changes.removed),
+            )  # fmt: skip
+    return None, None, 0

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
 from setrec.evaluation.results import package_versions
 from setrec.serve.errors import add_error_handlers
 from setrec.serve.file_watcher import watch
+from setrec.serve.freshness import Freshness
 from setrec.serve.guard import TOKEN
 from setrec.serve.items_routes import items_routes
 from setrec.serve.limits import RequestLimits
@@ -17,35 +19,53 @@ from setrec.serve.operations_routes import operations_routes
 from setrec.serve.options import ServeOptions
 from setrec.serve.page import page_routes
 from setrec.serve.recommend_routes import recommend_routes
+from setrec.serve.request_ids import RequestIds
 from setrec.serve.service import Service
+from setrec.serve.tracing import Tracing
 
 VERSION = "/v1"  # before every path; a change that breaks callers gets another one
 
 
-def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) -> FastAPI:
+def create_app(holder: ModelHolder, token: str | None, options: ServeOptions, provider: Any = None) -> FastAPI:
     """Make the application.
 
     Args:
         holder: the model in service.
         token: the bearer token for changes; None or "": nothing can be changed.
         options: see `ServeOptions`.
+        provider: of traces, see tracing.py; None: none.
+
+    Returns:
+        The application; its `state.service` holds what the routes share.
     """
-    service = Service(holder, token, options)
+    service = Service(holder, token, options, provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
         watcher = asyncio.create_task(watch(holder, options.watch, service.metrics)) if options.watch else None
+        sampler = asyncio.create_task(sample())
         yield
         if watcher is not None:
             watcher.cancel()
+        sampler.cancel()
         await service.batcher.close()
+
+    async def sample() -> None:
+        while True:
+            service.sample()
+            await asyncio.sleep(1)
 
     app = FastAPI(
         title="SETRec", version=package_versions().get("setrec", "unknown"), lifespan=lifespan, docs_url=None, redoc_url=None,
         description=f"Recommendations from a SETRec checkpoint. Requests that change something need the bearer token in {TOKEN}.",
     )  # fmt: skip
+    app.state.service = service
+    app.add_middleware(Freshness, holder=holder)
     app.add_middleware(RequestLimits, metrics=service.metrics)
+    if provider is not None:
+        app.add_middleware(Tracing, provider=provider)
+    app.add_middleware(RequestIds)
     add_error_handlers(app)
     for make in (recommend_routes, items_routes, operations_routes):
         routes = make(service)

@@ -9,6 +9,7 @@ gets its answer, its own error, or, if too many are waiting, `BusyError` at once
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ class _Waiting(NamedTuple):
     request: object
     size: int
     answer: asyncio.Future[Any]
+    times: list[int]  # nanoseconds: arrival; then begin and end of its batch
 
 
 class Batcher(Generic[Request, Answer]):
@@ -38,6 +40,7 @@ class Batcher(Generic[Request, Answer]):
         max_wait: seconds that a request waits for others while the thread is idle.
         max_waiting: largest size of what waits, the sum over requests; further requests are refused.
         observe: is called with the size of every batch.
+        trace: is called in the context of every answered request, with nanoseconds: arrival, begin and end of its batch.
     """
 
     def __init__(
@@ -47,10 +50,11 @@ class Batcher(Generic[Request, Answer]):
         max_wait: float = 0.002,
         max_waiting: int = 4096,
         observe: Callable[[int], object] = lambda size: None,
+        trace: Callable[[int, int, int], object] | None = None,
     ) -> None:
         self.answer = answer
         self.max_batch, self.max_wait, self.max_waiting = max_batch, max_wait, max_waiting
-        self.observe = observe
+        self.observe, self.trace = observe, trace
         self.waiting: deque[_Waiting] = deque()
         self.size = 0  # of all waiting requests
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="recommend")
@@ -85,12 +89,17 @@ class Batcher(Generic[Request, Answer]):
         if self.closing or (self.waiting and self.size + size > self.max_waiting):
             raise BusyError
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.waiting.append(_Waiting(request, size, future))
+        times = [time.time_ns()]
+        self.waiting.append(_Waiting(request, size, future, times))
         self.size += size
         self.arrived.set()
         if self.size >= self.max_batch:
             self.full.set()
-        return await future
+        try:
+            return await future
+        finally:
+            if self.trace is not None and len(times) == 3:
+                self.trace(*times)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -103,11 +112,14 @@ class Batcher(Generic[Request, Answer]):
             if batch:
                 self.observe(sum(one.size for one in batch))
                 requests = [one.request for one in batch]
+                began = time.time_ns()
                 try:
                     answers = await loop.run_in_executor(self.thread, self.answer, requests)  # type: ignore[arg-type]
                 except Exception as error:  # `answer` itself failed: every request of the batch gets the error
                     answers = [error] * len(batch)
+                ended = time.time_ns()
                 for one, answer in zip(batch, answers, strict=True):
+                    one.times.extend((began, ended))
                     _settle(one.answer, answer)
             elif self.closing and not self.waiting:
                 return

@@ -9,11 +9,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from setrec.errors import ModelError, SETRecError
+from setrec.inference.journal import JournalWriteError
 from setrec.serve import messages
 from setrec.serve.batching import BusyError
 from setrec.serve.connections import NOSNIFF
 from setrec.serve.guard import TOKEN
-from setrec.serve.journal import JournalWriteError
+from setrec.serve.prometheus import route_label
+from setrec.serve.request_ids import REQUEST_ID, request_id
 
 log = logging.getLogger("uvicorn.error")
 
@@ -64,7 +66,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ModelError)
     async def sick(request: Request, error: ModelError) -> JSONResponse:
-        log.error("%s %s: %s", request.method, request.url.path, error)
+        log.error("%s %s: %s", request.method, route_label(request.scope), error)
         return sentence(503, str(error))
 
     @app.exception_handler(BusyError)
@@ -73,11 +75,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(JournalWriteError)
     async def disk(request: Request, error: JournalWriteError) -> JSONResponse:
-        log.error("%s %s: %s", request.method, request.url.path, error)
+        log.error("%s %s: %s", request.method, route_label(request.scope), error)
         return sentence(507, f"The change could not be written to the disk and was not made ({error}).")
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
         return sentence(
-            500, "The server failed at this request; its log says why.", NOSNIFF
-        )  # outside of RequestLimits
+            500, "The server failed at this request; its log says why.", NOSNIFF | {REQUEST_ID: request_id.get()}
+        )  # outside of RequestLimits and RequestIds

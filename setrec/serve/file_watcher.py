@@ -29,34 +29,49 @@ def file_state(path: Path) -> FileState | None:
     return FileState(newest.st_ino, newest.st_size, newest.st_mtime_ns)
 
 
+class FileWatch:
+    """Tells when a file has changed: it must look the same twice, because it may still be being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tried = self._before = file_state(path)
+
+    def changed(self, path: Path) -> bool:
+        """Whether the file has changed since the last change that was told. path: another file begins anew."""
+        if path != self.path:
+            self.__init__(path)  # type: ignore[misc]
+        now, before = file_state(path), self._before
+        self._before = now
+        if now is None or now != before or now == self._tried:
+            return False
+        self._tried = now
+        return True
+
+    def look_again(self) -> None:
+        """Tell the last change once more."""
+        self._tried = None
+
+
 async def watch(holder: ModelHolder, every: float, metrics: ServerMetrics) -> None:
     """Take over the served path again whenever its file changes; runs until cancelled.
 
-    A changed file must look the same twice before it is loaded, because it may still be being written. A broken one is
-    logged and counted once, and the old model stays in service.
+    A broken file is logged and counted once, and the old model stays in service.
 
     Args:
         holder: the model in service.
         every: seconds between two looks.
         metrics: counts the takeovers.
     """
-    path = holder.current.path
-    tried = before = file_state(path)
+    file = FileWatch(holder.current.path)
     while True:
         await asyncio.sleep(every)
-        if holder.current.path != path:  # a request has named another path
-            path = holder.current.path
-            tried = before = file_state(path)
-        now = file_state(path)
-        if now is not None and now == before != tried:
-            tried = now
+        if file.changed(holder.current.path):
             try:
-                served = await asyncio.to_thread(holder.take_over, path)
+                served = await asyncio.to_thread(holder.take_over, file.path)
                 metrics.takeovers.labels("done").inc()
-                log.info("took over %s, generation %d", path, served.generation)
+                log.info("took over %s, generation %d", file.path, served.generation)
             except TakeoverRunningError:
-                tried = None  # look again
+                file.look_again()
             except Exception as error:
                 metrics.takeovers.labels("refused").inc()
-                log.error("refused %s: %s", path, error)
-        before = now
+                log.error("refused %s: %s", file.path, error)

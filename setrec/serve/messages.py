@@ -175,6 +175,12 @@ class ModelOut(BaseModel):
     info: dict[str, Any]
 
 
+class LiveOut(BaseModel):
+    """The answer of GET /health/live and /health/ready."""
+
+    status: Literal["ok"]
+
+
 class HealthOut(BaseModel):
     """The server answers."""
 

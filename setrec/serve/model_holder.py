@@ -1,5 +1,6 @@
 """The model in service, and the takeover: another checkpoint takes its place while requests go on."""
 
+import logging
 import math
 import threading
 import time
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setrec.errors import ConfigError, DataError, ModelError, SETRecError
+from setrec.hparams import to_plain
+from setrec.inference.journal import Change, Journal, apply_journal, rows_of
 from setrec.recommend import Recommender
-from setrec.serve.journal import Journal
 from setrec.text import TextVectors
+
+log = logging.getLogger("uvicorn.error")
 
 
 class ServedModel(NamedTuple):
@@ -23,6 +27,17 @@ class ServedModel(NamedTuple):
     since: datetime
 
 
+class _Followed:
+    """A journal that the catalogue in service follows."""
+
+    def __init__(self, journal: Journal, lines: int) -> None:
+        self.journal = journal
+        self.lines = lines  # that the catalogue includes
+
+    def behind(self) -> bool:
+        return self.journal.grown() or self.lines < len(self.journal.changes)
+
+
 class TakeoverRunningError(Exception):
     """Another checkpoint is being loaded right now."""
 
@@ -31,17 +46,20 @@ class ModelHolder:
     """Holds the model in service and its journal of items, and takes over other checkpoints.
 
     A takeover replaces `current` when the new model is ready; calls that have begun end with the model they began with.
-    Changes of the catalogue and this replacement never happen at the same time.
+    Changes of the catalogue and this replacement never happen at the same time. Other processes write to the same journal:
+    `catch_up` applies what they wrote.
 
     Attributes:
         answered: when the model last answered well, by `time.monotonic`.
+        fault: why the journal cannot be followed; "" as long as it can.
 
     Args:
         path: the first checkpoint.
         load: loads a checkpoint.
-        journal: the items added and removed since training.
+        journal: items added and removed by this server and others; beside it, the checkpoint's own journal is followed.
         folder: checkpoints that a request names must lie in this folder, or below it.
         encoder: text encoder for new items, if the data names none; None: the encoder of the training.
+        generation: that of the checkpoint; above 0 in a worker that takes the place of another one.
 
     Raises:
         SETRecError: the checkpoint is broken; see `Recommender.load`.
@@ -54,6 +72,7 @@ class ModelHolder:
         journal: Journal,
         folder: Path,
         encoder: TextVectors | None = None,
+        generation: int = 0,
     ) -> None:
         self._load = load
         self._encoder = encoder
@@ -61,9 +80,12 @@ class ModelHolder:
         self.folder = folder.resolve()
         self._changing = threading.Lock()
         self._taking_over = threading.Lock()
-        self.current = ServedModel(self._load_and_try(path), path, 0, datetime.now(UTC))
+        self.fault = ""
+        self._failed: list[int] = []  # lines of the journals when `fault` was seen
+        recommender = self._load_and_try(path)
+        self._followed = self._follow(recommender)
+        self.current = ServedModel(recommender, path, generation, datetime.now(UTC))
         self.answered = time.monotonic()
-        self._replay(self.current.recommender)
 
     def add(self, items: Sequence[dict[str, Any]]) -> list[str]:
         """Add items to the catalogue and to the journal; returns their ids.
@@ -72,8 +94,12 @@ class ModelHolder:
             SETRecError: an id is in the catalogue already, there is no encoder, or a vector is wrong; nothing was added.
             JournalWriteError: the journal cannot be written; nothing was added.
         """
-        with self._changing:
-            return self._add_to(self.current.recommender, items, lambda: self.journal.add(items))
+        encoder = to_plain(self._encoder) if self._encoder is not None else None
+        line = {"add": list(items)} | ({"encoder": encoder} if encoder is not None else {})
+        with self._changing, self.journal.locked():
+            self._catch_up()
+            recommender = self.current.recommender
+            return recommender.add_items(rows_of(items), self._encoder, keep=lambda: self._write(line))
 
     def remove(self, ids: Sequence[str]) -> list[str]:
         """Remove items from the catalogue for good; returns their ids.
@@ -82,15 +108,49 @@ class ModelHolder:
             DataError: an id is not in the catalogue, or no item would be left; nothing was removed.
             JournalWriteError: the journal cannot be written; nothing was removed.
         """
-        with self._changing:
+        with self._changing, self.journal.locked():
+            self._catch_up()
             recommender = self.current.recommender
             for own in ids:
                 if own not in recommender:
                     raise DataError(f"{own!a} is not in the catalogue; nothing was removed.")
             if len(set(ids)) == recommender.info()["n_items"]:
                 raise DataError("These are all items of the catalogue: nothing would be left to recommend.")
-            recommender.remove_items(ids, keep=lambda: self.journal.remove(ids))
+            recommender.remove_items(ids, keep=lambda: self._write({"remove": list(ids)}))
             return list(ids)
+
+    def behind(self) -> bool:
+        """Whether another process has changed the catalogue; this costs a look at the size of a file or two."""
+        return any(one.behind() for one in self._followed) and self._failed != self._sizes()
+
+    def catch_up(self) -> None:
+        """Apply what other processes wrote to the journal. If it cannot be applied, `fault` says so, and the catalogue stays."""
+        with self._changing:
+            if self.behind():
+                try:
+                    self._catch_up()
+                except DataError as error:
+                    self.fault, self._failed = str(error), self._sizes()
+                    log.error("%s", error)
+
+    def _sizes(self) -> list[int]:
+        return [one.journal.size_now() for one in self._followed]
+
+    def _catch_up(self) -> None:
+        for one in self._followed:
+            one.journal.read_on()
+            new = one.journal.changes[one.lines :]
+            if new:
+                apply_journal(self.current.recommender, one.journal.path, new, self._encoder)
+                one.lines = len(one.journal.changes)
+        self.fault, self._failed = "", []
+
+    def _write(self, change: Change) -> None:
+        """Write a change that the catalogue in service is about to get; the lock of the journal is held."""
+        self.journal.append([change])
+        for one in self._followed:
+            if one.journal is self.journal:
+                one.lines = len(self.journal.changes)
 
     def allowed(self, path: str) -> Path:
         """Check a path that a request names.
@@ -120,7 +180,8 @@ class ModelHolder:
         try:
             recommender = self._load_and_try(path)
             with self._changing:
-                self._replay(recommender)
+                self._followed = self._follow(recommender)
+                self.fault, self._failed = "", []
                 self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC))
             return self.current
         finally:
@@ -149,32 +210,20 @@ class ModelHolder:
             raise DataError(f"{path} gives scores that are not finite numbers; its training has diverged.")
         return recommender
 
-    def _replay(self, recommender: Recommender) -> None:
-        """Apply the journal to a trained catalogue. Items that the training has seen meanwhile stay as trained.
+    def _follow(self, recommender: Recommender) -> list[_Followed]:
+        """Bring a catalogue up to date with the journals. Items that the training has seen meanwhile stay as trained.
 
         Raises:
             DataError: an item of the journal does not fit the model.
         """
-        gone = [own for own in self.journal.removed if own in recommender]
-        if gone:
-            recommender.remove_items(gone)
-        new = [item for own, item in self.journal.added.items() if own not in recommender]
-        for with_vector in (False, True):
-            some = [item for item in new if (item.get("vector") is not None) == with_vector]
-            if some:
-                try:
-                    self._add_to(recommender, some)
-                except SETRecError as error:
-                    raise DataError(
-                        f"the items in {self.journal.path} cannot be added to this model ({error}); correct that file, or name "
-                        "another with --items."
-                    ) from error
-
-    def _add_to(
-        self, recommender: Recommender, items: Sequence[dict[str, Any]], keep: Callable[[], None] | None = None
-    ) -> list[str]:
-        """Add items in the form that requests have; returns their ids."""
-        rows = [{name: item[name] for name in ("id", "title", "text", "vector") if item.get(name) is not None}
-                | {name: value for name, value in (item.get("fields") or {}).items() if name not in item}
-                for item in items]  # fmt: skip
-        return recommender.add_items(rows, encoder=self._encoder, keep=keep)
+        self.journal.read_on()
+        own = recommender.journal
+        if own is not None and own.path.resolve() == self.journal.path.resolve():
+            followed = [_Followed(self.journal, recommender.lines)]
+        else:
+            followed = [_Followed(self.journal, 0)]
+            followed += [_Followed(own, recommender.lines)] if own is not None else []
+        for one in followed:
+            apply_journal(recommender, one.journal.path, one.journal.changes[one.lines :], self._encoder)
+            one.lines = len(one.journal.changes)
+        return followed

@@ -26,13 +26,9 @@ def operations_routes(service: Service) -> APIRouter:
         """Take over a checkpoint. A broken one is refused, and the old one stays in service."""
         path = service.holder.current.path if body.path is None else service.holder.allowed(body.path)
         try:
-            service.holder.take_over(path)
+            service.reload(path)
         except TakeoverRunningError:
             raise HTTPException(409, "Another checkpoint is being loaded right now; try again.") from None
-        except Exception:
-            service.metrics.takeovers.labels("refused").inc()
-            raise
-        service.metrics.takeovers.labels("done").inc()
         return model()
 
     @routes.get("/model")
@@ -47,6 +43,12 @@ def operations_routes(service: Service) -> APIRouter:
     @routes.get("/health", responses={503: {"model": messages.ErrorOut, "description": "The model cannot answer."}})
     async def health() -> messages.HealthOut:
         """Say that the model answers. It is asked for the first item of an empty history, unless it has just answered others."""
+        await ask_model()
+        return messages.HealthOut(
+            status="ok", checkpoint=str(service.holder.current.path), generation=service.holder.current.generation
+        )
+
+    async def ask_model() -> None:
         if time.monotonic() - service.holder.answered > HEALTHY_FOR:
             try:
                 await service.batcher.submit(messages.RecommendBody(histories=[[]], k=1))
@@ -56,13 +58,28 @@ def operations_routes(service: Service) -> APIRouter:
                 log.error("the model cannot answer: %s: %s", type(error).__name__, error)
                 reason = str(error) if isinstance(error, SETRecError) else f"it fails ({type(error).__name__})."
                 raise HTTPException(503, f"The model in service cannot answer: {reason}") from error
-        return messages.HealthOut(
-            status="ok", checkpoint=str(service.holder.current.path), generation=service.holder.current.generation
-        )
+
+    @routes.get("/health/live")
+    async def live() -> messages.LiveOut:
+        """Say that the process runs; nothing is asked."""
+        return messages.LiveOut(status="ok")
+
+    @routes.get(
+        "/health/ready", responses={503: {"model": messages.ErrorOut, "description": "Send requests to another one."}}
+    )
+    async def ready() -> messages.LiveOut:
+        """Say that requests can be sent here: the model answers, the journal can be read, the server is not about to end."""
+        for check in service.checks:
+            wrong = await check()
+            if wrong:
+                raise HTTPException(503, wrong)
+        await ask_model()
+        return messages.LiveOut(status="ok")
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Metrics for Prometheus."""
+        """Metrics for Prometheus, of all workers."""
+        service.sample()
         return Response(service.metrics.show(), media_type=service.metrics.content_type)
 
     return routes

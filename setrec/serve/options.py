@@ -1,8 +1,9 @@
 """The options of `setrec serve`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from setrec.errors import ConfigError
 from setrec.text import TextVectors
@@ -15,6 +16,7 @@ class ServeOptions:
     Args:
         host: Address to listen at; 127.0.0.1: this machine only; 0.0.0.0: everyone who can reach it.
         port: TCP port; 0: any free one.
+        workers: Number of processes that share the port, the journal and the work; each holds a model.
         device: Where the model computes: cpu, cuda.
         index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
         prefix_cache: MiB for what the model has read of histories, so that a history that has grown costs its new items only; 0:
@@ -34,6 +36,7 @@ class ServeOptions:
         drain: Seconds that running requests get after SIGTERM.
         encoder: Text encoder for new items, such as SentenceTransformerText, if the data holds ready vectors and names no encoder.
             It must make the vectors that the model was trained on.
+        log_format: text; or json: one object a line, with time, level, message, request_id.
 
     Raises:
         ConfigError: a value is out of range.
@@ -41,6 +44,7 @@ class ServeOptions:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    workers: int = 1
     device: str = "cpu"
     index: str | None = None
     prefix_cache: int = 256
@@ -55,6 +59,11 @@ class ServeOptions:
     max_connections: int = 512
     drain: int = 30
     encoder: TextVectors | None = None
+    log_format: Literal["text", "json"] = "text"
+
+    def for_worker(self) -> "ServeOptions":
+        """The options of one of several workers: the supervisor watches the file."""
+        return replace(self, watch=0.0)
 
     @property
     def allowed_names(self) -> set[str]:
@@ -65,8 +74,8 @@ class ServeOptions:
     def __post_init__(self) -> None:
         """Check the numbers and names."""
         smallest = {
-            "prefix_cache": 0, "max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0, "client_timeout": 0.1,
-            "max_connections": 1,
+            "workers": 1, "prefix_cache": 0, "max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0,
+            "client_timeout": 0.1, "max_connections": 1,
         }  # fmt: skip
         for option, least in smallest.items():
             value = getattr(self, option)

@@ -1,15 +1,23 @@
 """The counters, gauges and histograms that Prometheus reads at /metrics."""
 
+import os
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import Scope
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # a folder in which several workers keep their figures, set before this is imported
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class ServerMetrics:
-    """The metrics of one server. They have a registry of their own, so that a process can run several servers."""
+    """The metrics of one server. They have a registry of their own, so that a process can run several servers.
+
+    Where `SHARED` is set, `show` gives the sums over all workers.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -23,16 +31,30 @@ class ServerMetrics:
             "setrec_request_seconds", "From the head of a request to the end of its answer.", ["route"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
-        self.in_flight = Gauge("setrec_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.in_flight = Gauge(
+            "setrec_requests_in_flight", "Requests being answered.", registry=self.registry, multiprocess_mode="livesum"
+        )
         self.batch = Histogram(
             "setrec_batch_histories", "Histories answered by one batch.", buckets=HISTORIES, registry=self.registry
         )
-        self.waiting = Gauge("setrec_waiting_histories", "Histories that wait for a batch.", registry=self.registry)
+        self.waiting = Gauge(
+            "setrec_waiting_histories",
+            "Histories that wait for a batch.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.takeovers = Counter(
             "setrec_takeovers", "Checkpoints that were to be taken over.", ["outcome"], registry=self.registry
         )
-        self.generation = Gauge("setrec_generation", "Checkpoints taken over since the start.", registry=self.registry)
-        self.items = Gauge("setrec_items", "Items in the catalogue.", registry=self.registry)
+        self.generation = Gauge(
+            "setrec_generation",
+            "Checkpoints taken over since the start.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+        self.items = Gauge(
+            "setrec_items", "Items in the catalogue.", registry=self.registry, multiprocess_mode="livemostrecent"
+        )
         self.history_items = Counter(
             "setrec_history_items",
             "Items of histories: kept by the prefix cache, or read.",
@@ -40,7 +62,10 @@ class ServerMetrics:
             registry=self.registry,
         )
         self.cache_bytes = Gauge(
-            "setrec_prefix_cache_bytes", "What the prefix cache holds of histories.", registry=self.registry
+            "setrec_prefix_cache_bytes",
+            "What the prefix cache holds of histories.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         for how in ("kept", "read"):
             self.history_items.labels(how)
@@ -59,7 +84,11 @@ class ServerMetrics:
 
     def show(self) -> bytes:
         """The text that Prometheus reads."""
-        return generate_latest(self.registry)
+        if SHARED not in os.environ:
+            return generate_latest(self.registry)
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
 
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,66 +1,40 @@
 """`setrec serve`: open a socket, serve the application on it, and end in order."""
 
-import math
-import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
 from pathlib import Path
 
-import uvicorn
-
 from setrec.errors import ConfigError
-from setrec.inference.answers import index_sentence
-from setrec.recommend import Recommender
-from setrec.serve.app import create_app
-from setrec.serve.connections import HostCheck, limited, own_names
-from setrec.serve.guard import TOKEN
-from setrec.serve.journal import Journal
-from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
+from setrec.serve.request_ids import log_as
+from setrec.serve.supervisor import Supervisor, announce
+from setrec.serve.worker import Worker
 
 
-def run_server(load: Callable[[Path], Recommender], ckpt_path: Path, options: ServeOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def run_server(ckpt_path: Path, options: ServeOptions) -> None:
+    """Serve until SIGTERM or Ctrl-C, in this process or in several.
 
     Args:
-        load: loads a checkpoint.
         ckpt_path: the first checkpoint.
         options: see `ServeOptions`.
 
     Raises:
-        SETRecError: the checkpoint is broken, the port is taken, or another server uses the journal.
+        SETRecError: the checkpoint is broken, the port is taken, or workers die again and again.
     """
     listening = _listen(options.host, options.port)
-    token = os.environ.get(TOKEN, "")
-    journal = Journal(options.items or journal_path(ckpt_path), writable=bool(token))
+    log_as(options.log_format)
     try:
-        holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder)
-        app = create_app(holder, token, options)
-        app.add_middleware(HostCheck, names=own_names(options.host) | options.allowed_names)
-        config = uvicorn.Config(
-            app, access_log=False, log_level="info", timeout_graceful_shutdown=options.drain, ws="none",
-            http=limited(options.client_timeout, options.max_connections),
-            timeout_keep_alive=math.ceil(options.client_timeout),
-        )  # fmt: skip
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        info = holder.current.recommender.info()
-        print(f"{ckpt_path}: {info['n_items']:,} items, {len(journal.added)} of them added ({journal.path})")
-        if options.index is not None:
-            print(index_sentence(options.index, info["index_recall@10"]))
-        print(f"changes: {'with the token in ' + TOKEN if token else 'refused, ' + TOKEN + ' is not set'}")
-        listening.listen(config.backlog)  # from here on a connection waits for its answer instead of being refused
-        print(f"serving at http://{shown}:{port}", flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        if options.workers > 1:
+            return Supervisor(ckpt_path, listening, options).run()
+        worker = Worker(ckpt_path, options)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=worker.take_over_again).start())
+        announce(worker.said, listening, options)
+        worker.run(listening)
     finally:
-        journal.close()
         listening.close()
-
-
-def journal_path(ckpt_path: Path) -> Path:
-    """The default journal of a checkpoint or a published folder: a file beside it."""
-    return ckpt_path.resolve().with_name(ckpt_path.resolve().name + ".items.jsonl")
 
 
 def _listen(host: str, port: int) -> socket.socket:

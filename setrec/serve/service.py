@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from setrec.errors import ConfigError, DataError
@@ -10,9 +11,10 @@ from setrec.serve import messages
 from setrec.serve.batching import Batcher
 from setrec.serve.guard import make_guard
 from setrec.serve.model_calls import RequestResult, answer_batch
-from setrec.serve.model_holder import ModelHolder
+from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
+from setrec.serve.tracing import spans_of_batch
 
 
 class Service:
@@ -20,26 +22,53 @@ class Service:
 
     Attributes:
         guard: the dependency of routes that change something; see `make_guard`.
+        checks: what /health/ready asks; each gives "" or a sentence on what is wrong.
+        draining: the server has been told to end.
+        reload: takes over a checkpoint, in all workers.
 
     Args:
         holder: the model in service.
         token: the bearer token for changes; None or "": nothing can be changed.
         options: see `ServeOptions`.
+        provider: of traces; None: none.
     """
 
-    def __init__(self, holder: ModelHolder, token: str | None, options: ServeOptions) -> None:
+    def __init__(self, holder: ModelHolder, token: str | None, options: ServeOptions, provider: Any = None) -> None:
         self.holder = holder
         self.options = options
         self.metrics = ServerMetrics()
+        self.draining = False
+        self.reload: Callable[[Path], None] = self._reload
+        self.checks: list[Callable[[], Awaitable[str]]] = [self._own_state]
         self.guard: Callable[..., Any] = make_guard(token)
         self.batcher: Batcher[messages.RecommendBody, RequestResult] = Batcher(
             self._answer,
             options.max_batch, options.max_wait_ms / 1000, options.max_waiting, self.metrics.batch.observe,
+            None if provider is None else spans_of_batch(provider),
         )  # fmt: skip
-        self.metrics.waiting.set_function(lambda: self.batcher.size)
-        self.metrics.generation.set_function(lambda: holder.current.generation)
-        self.metrics.cache_bytes.set_function(lambda: holder.current.recommender.prefix_cache_bytes)
-        self.metrics.items.set_function(lambda: holder.current.recommender.info()["n_items"])
+
+    def sample(self) -> None:
+        """Set the gauges."""
+        current = self.holder.current
+        self.metrics.waiting.set(self.batcher.size)
+        self.metrics.generation.set(current.generation)
+        self.metrics.cache_bytes.set(current.recommender.prefix_cache_bytes)
+        self.metrics.items.set(current.recommender.info()["n_items"])
+
+    async def _own_state(self) -> str:
+        return "The server is ending." if self.draining else self.holder.fault
+
+    def _reload(self, path: Path) -> None:
+        outcome = "refused"
+        try:
+            self.holder.take_over(path)
+            outcome = "done"
+        except TakeoverRunningError:
+            outcome = ""
+            raise
+        finally:
+            if outcome:
+                self.metrics.takeovers.labels(outcome).inc()
 
     def _answer(self, requests: Sequence[messages.RecommendBody]) -> list[RequestResult | Exception]:
         answers = answer_batch(self.holder.current, requests)

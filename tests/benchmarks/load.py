@@ -48,7 +48,7 @@ class Phase:
     latency: list[float] = field(default_factory=list)
     takeovers: list[float] = field(default_factory=list)  # seconds that each took
     garbage: dict[str, int] = field(default_factory=dict)  # status -> count
-    rss: list[float] = field(default_factory=list)  # of the server, ten times a phase
+    rss: list[float] = field(default_factory=list)  # of the server's processes (PSS), ten times a phase
 
     def summary(self) -> dict[str, object]:
         """The figures, without the raw latencies."""
@@ -116,10 +116,20 @@ async def send_garbage(port: int, client: httpx.AsyncClient, phase: Phase, until
         await asyncio.sleep(0.02)
 
 
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and those it started."""
+    return [process, *process.children(recursive=True)]
+
+
+def processor(process: psutil.Process) -> float:
+    """Processor seconds of the server."""
+    return sum(sum(one.cpu_times()[:2]) for one in family(process))
+
+
 async def watch_memory(process: psutil.Process, phase: Phase, until: float, seconds: float) -> None:
-    """The server's resident memory, ten times."""
+    """The server's memory, of all its processes, what they share counted once (PSS), ten times."""
     while time.perf_counter() < until:
-        phase.rss.append(process.memory_info().rss / 2**20)
+        phase.rss.append(sum(one.memory_full_info().pss for one in family(process)) / 2**20)
         await asyncio.sleep(seconds / 10)
 
 
@@ -134,7 +144,7 @@ async def load(port: int, process: psutil.Process, given: argparse.Namespace) ->
             phase, seconds = Phase(name), given.seconds / len(given.phases)
             start = time.perf_counter()
             until = start + seconds
-            before = sum(process.cpu_times()[:2])
+            before = processor(process)
             tasks = [ask(client, phase, ids, given, until) for _ in range(given.clients)]
             tasks.append(watch_memory(process, phase, until, seconds))
             if name == "takeovers":
@@ -142,7 +152,7 @@ async def load(port: int, process: psutil.Process, given: argparse.Namespace) ->
             if name == "garbage":
                 tasks.append(send_garbage(port, client, phase, until))
             await asyncio.gather(*tasks)
-            phase.seconds, phase.cpu = time.perf_counter() - start, sum(process.cpu_times()[:2]) - before
+            phase.seconds, phase.cpu = time.perf_counter() - start, processor(process) - before
             phases.append(phase)
             say(phase)
     return phases
@@ -154,7 +164,7 @@ def say(phase: Phase) -> None:
     line = (
         f"{phase.name:10s} {phase.seconds:5.1f} s  {phase.answered} answered, {phase.lost} lost  {s['per_second']:.0f}/s  "
         f"p50 {s['p50_ms']:.1f} ms  p99 {s['p99_ms']:.1f} ms  server's processor {1000 * phase.cpu / max(phase.answered, 1):.1f} "
-        f"ms/answer  RSS {phase.rss[0]:.0f} -> {phase.rss[-1]:.0f} MiB, at most {max(phase.rss):.0f}"
+        f"ms/answer  PSS {phase.rss[0]:.0f} -> {phase.rss[-1]:.0f} MiB, at most {max(phase.rss):.0f}"
     )
     extra = f"  takeovers, seconds: {phase.takeovers}" if phase.takeovers else ""
     print(line + extra + (f"  garbage: {phase.garbage}" if phase.garbage else ""), flush=True)
@@ -172,13 +182,14 @@ def main() -> None:
     )
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--max_batch", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON with all figures")
     given = parser.parse_args()
     given.seconds = min(given.seconds, 300)
     with tempfile.TemporaryDirectory() as folder:
         words = [
             "serve", "--ckpt_path", given.ckpt_path, "--port", "0", "--items", f"{folder}/items.jsonl",
-            "--max_batch", str(given.max_batch),
+            "--max_batch", str(given.max_batch), "--workers", str(given.workers),
         ]  # fmt: skip
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -195,6 +206,7 @@ def main() -> None:
             print(
                 f"started in {time.perf_counter() - start:.1f} s; {given.clients} clients, {given.histories} histories a request"
             )
+            time.sleep(8 * (given.workers > 1))  # the others load
             phases = asyncio.run(load(int(found[1]), psutil.Process(process.pid), given))
             process.send_signal(signal.SIGTERM)
             print(f"ended with {process.wait(60)} on SIGTERM")
