@@ -126,7 +126,8 @@ def test_a_filter_admits_what_python_admits(condition: tuple[str, Any]) -> None:
 
 def test_and_binds_closer_than_or_and_not_closest() -> None:
     for text, predicate in [
-        ("in_stock or price < 9 and colour = 'red'", lambda r: r["in_stock"] or ((99 if r["price"] is None else r["price"]) < 9 and r["colour"] == "red")),
+        ("in_stock or price < 9 and colour = 'red'",
+         lambda r: r["in_stock"] or ((99 if r["price"] is None else r["price"]) < 9 and r["colour"] == "red")),
         ("not in_stock and colour = 'red'", lambda r: not r["in_stock"] and r["colour"] == "red"),
         ("title like 'TITLE _'", lambda r: r in ROWS[:10]),
         ("title not like '%1%'", lambda r: "1" not in str(ROWS.index(r))),

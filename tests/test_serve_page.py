@@ -118,7 +118,7 @@ def test_search_add_recommend_and_move_beta(live: Live) -> None:
 
 def test_everything_by_keyboard(live: Live) -> None:
     page = live.page
-    page.keyboard.press("Tab")
+    page.keyboard.press("/")
     page.keyboard.type("train 33")
     sync_api.expect(page.locator("#found > li")).to_have_count(1)
 
@@ -134,6 +134,7 @@ def test_everything_by_keyboard(live: Live) -> None:
     press("Enter", "Add toy train 33")
     press("Enter", "Add toy train 33")  # bought twice
     assert live.titles("history") == ["toy train 33"] * 2
+    press("Tab", "Show toy train 33")
     press("Tab", "clear")
     press("Tab", "Remove toy train 33")
     press("Space", "Remove toy train 33")  # the focus goes to the next one
@@ -146,7 +147,7 @@ def test_everything_by_keyboard(live: Live) -> None:
     with page.expect_response("**/recommend"):
         press("ArrowRight", "beta")
     sync_api.expect(page.locator("#beta-now")).to_have_text("0.55")
-    for name in ("beta-chosen", "k", "Add toy train 0"):
+    for name in ("beta-chosen", "k", "diversity", "filter", "Add toy train 0", "Show toy train 0"):
         press("Tab", name)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # Why

@@ -199,7 +199,9 @@ def _patched(columns: Mapping[str, pl.Series], patched: Mapping[str, Mapping[str
     found = {}
     for name, (rows, values) in changed.items():
         new = _column(name, values)
-        old = columns.get(name, pl.Series(name, [None] * len(ids), new.dtype))
+        old = columns.get(name)
+        if old is None or old.null_count() == len(old):
+            old = pl.Series(name, [None] * len(ids), new.dtype)
         if old.dtype != new.dtype:  # what does not fit any more makes a column of text of both
             if old.dtype == pl.String or new.null_count() == len(new):
                 new = _column(name, values, pl.String()).cast(old.dtype)

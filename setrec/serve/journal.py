@@ -1,11 +1,13 @@
-"""The journal: items added to and removed from a served catalogue, kept on disk for the next start or the next checkpoint.
+"""The journal: items added to, changed in and removed from a served catalogue, kept for the next start or checkpoint.
 
 A file of JSON lines, one for each change, written and synced before the request is answered:
 
     {"add": [{"id": "B1", "title": "...", "text": "..."}], "sha256": "..."}
     {"remove": ["B2"], "sha256": "..."}
+    {"patch": [{"id": "B3", "fields": {"price": 9.5}}], "sha256": "..."}
 
-The hash is that of the line without it. Earlier versions wrote no hash, and a line that a person writes needs none.
+A line also holds its "time" (ISO 8601, UTC), which earlier versions did not write. The hash is that of the line without the
+hash. Earlier versions wrote none, and a line that a person writes needs none.
 
 If a crash leaves half a line, its request was never answered: the line is dropped, and the log says so. The file holds the items
 as they were given, mostly as texts, so that the next checkpoint can encode them in its own way.
@@ -20,10 +22,12 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -31,11 +35,21 @@ from setrec.errors import ConfigError, DataError
 from setrec.files.whole import sync_folder, whole_file
 
 log = logging.getLogger("uvicorn.error")
+RECENT = 10_000  # changes that are remembered one by one
 _HASHED = re.compile(rb'(\{.*), "sha256": "([0-9a-f]{64})"\}')
 
 
 class JournalWriteError(Exception):
     """A change could not be written to the disk, so it was not made."""
+
+
+class Change(NamedTuple):
+    """One line of the journal."""
+
+    time: datetime | None  # earlier versions wrote none
+    kind: Literal["added", "removed", "patched"]
+    ids: list[str]
+    fields: list[str]  # attributes that were changed
 
 
 class Journal:
@@ -44,6 +58,8 @@ class Journal:
     Attributes:
         added: the added items, in order: id -> the item as it was given.
         removed: ids of removed items of the training.
+        patched: attributes that were changed: id -> name -> value.
+        recent: the last changes, oldest first.
 
     Args:
         path: the file; the first change makes it.
@@ -58,6 +74,8 @@ class Journal:
         self.path = path
         self.added: dict[str, dict[str, Any]] = {}
         self.removed: set[str] = set()
+        self.patched: dict[str, dict[str, Any]] = {}
+        self.recent: deque[Change] = deque(maxlen=RECENT)
         self._head = path.with_name(f"{path.name}.head")
         self._lines, self._hash = 0, hashlib.sha256()  # of the file so far
         self._lock = FileLock(f"{path}.lock")
@@ -94,11 +112,20 @@ class Journal:
         """
         self._append({"remove": list(ids)})
 
+    def patch(self, patches: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write down changed attributes: id -> name -> value.
+
+        Raises:
+            JournalWriteError: the file cannot be written.
+        """
+        self._append({"patch": [{"id": own, "fields": dict(fields)} for own, fields in patches.items()]})
+
     def close(self) -> None:
         """Release the file for other processes."""
         self._lock.release()
 
     def _append(self, change: dict[str, Any]) -> None:
+        change["time"] = datetime.now(UTC).isoformat(timespec="seconds")
         text = json.dumps(change)  # ASCII: no character can break a line
         line = f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}\n'
         new = not self.path.exists()
@@ -119,11 +146,24 @@ class Journal:
         self._apply(change)
 
     def _apply(self, change: dict[str, Any]) -> None:
-        for item in change.get("add", []):
-            self.added[item["id"]] = dict(item)
-        for name in change.get("remove", []):
-            if self.added.pop(name, None) is None:
-                self.removed.add(name)
+        time = datetime.fromisoformat(change["time"]) if "time" in change else None
+        if time is not None and time.tzinfo is None:  # a person wrote it
+            time = time.replace(tzinfo=UTC)
+        if "add" in change:
+            for item in change["add"]:
+                self.added[item["id"]] = dict(item)
+            self.recent.append(Change(time, "added", [item["id"] for item in change["add"]], []))
+        if "remove" in change:
+            for name in change["remove"]:
+                self.patched.pop(name, None)
+                if self.added.pop(name, None) is None:
+                    self.removed.add(name)
+            self.recent.append(Change(time, "removed", list(change["remove"]), []))
+        if "patch" in change:
+            for patch in change["patch"]:
+                self.patched[patch["id"]] = {**self.patched.get(patch["id"], {}), **patch["fields"]}
+            names = sorted({name for patch in change["patch"] for name in patch["fields"]})
+            self.recent.append(Change(time, "patched", [patch["id"] for patch in change["patch"]], names))
 
     def _count(self, line: bytes) -> None:
         self._lines += 1
@@ -212,7 +252,8 @@ class Journal:
             change = json.loads(text)
             if hashed is not None and hashlib.sha256(text).hexdigest() != hashed[2].decode():
                 return False
-            if len(change) != 1 or not change.keys() <= {"add", "remove"}:  # or a damaged name would be read as nothing
+            kinds = change.keys() - {"time"}
+            if len(kinds) != 1 or not kinds <= {"add", "remove", "patch"}:  # or a damaged name would be read as nothing
                 return False
             self._apply(change)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

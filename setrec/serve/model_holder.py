@@ -3,7 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ class ModelHolder:
     Changes of the catalogue and this replacement never happen at the same time.
 
     Attributes:
+        taken_over: the models that have served since the start, the last hundred: path, generation, since.
         answered: when the model last answered well, by `time.monotonic`.
 
     Args:
@@ -62,6 +64,7 @@ class ModelHolder:
         self._changing = threading.Lock()
         self._taking_over = threading.Lock()
         self.current = ServedModel(self._load_and_try(path), path, 0, datetime.now(UTC))
+        self.taken_over = deque([(path, 0, self.current.since)], maxlen=100)
         self.answered = time.monotonic()
         self._replay(self.current.recommender)
 
@@ -91,6 +94,17 @@ class ModelHolder:
                 raise DataError("These are all items of the catalogue: nothing would be left to recommend.")
             recommender.remove_items(ids, keep=lambda: self.journal.remove(ids))
             return list(ids)
+
+    def patch(self, patches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Change attributes of items, id -> name -> value, in the catalogue and in the journal; returns their ids.
+
+        Raises:
+            DataError: an id is not in the catalogue, or a value does not fit; nothing was changed.
+            JournalWriteError: the journal cannot be written; nothing was changed.
+        """
+        with self._changing:
+            self.current.recommender.patch_items(patches, keep=lambda: self.journal.patch(patches))
+            return list(patches)
 
     def allowed(self, path: str) -> Path:
         """Check a path that a request names.
@@ -122,6 +136,7 @@ class ModelHolder:
             with self._changing:
                 self._replay(recommender)
                 self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC))
+                self.taken_over.append((path, self.current.generation, self.current.since))
             return self.current
         finally:
             self._taking_over.release()
@@ -169,6 +184,15 @@ class ModelHolder:
                         f"the items in {self.journal.path} cannot be added to this model ({error}); correct that file, or name "
                         "another with --items."
                     ) from error
+        patches = {own: fields for own, fields in self.journal.patched.items() if own in recommender}
+        if patches:
+            try:
+                recommender.patch_items(patches)
+            except SETRecError as error:
+                raise DataError(
+                    f"the changed attributes in {self.journal.path} do not fit this model's catalogue ({error}); correct that "
+                    "file, or name another with --items."
+                ) from error
 
     def _add_to(
         self, recommender: Recommender, items: Sequence[dict[str, Any]], keep: Callable[[], None] | None = None
