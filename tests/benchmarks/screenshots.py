@@ -21,14 +21,14 @@ from playwright.sync_api import Page, Route, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from setrec import Recommender  # noqa: E402
-from setrec.data import Histories  # noqa: E402
-from setrec.serve.app import create_app  # noqa: E402
-from setrec.serve.journal import Journal  # noqa: E402
-from setrec.serve.model_holder import ModelHolder  # noqa: E402
-from setrec.serve.options import ServeOptions  # noqa: E402
-from tests.serve_fake import listening  # noqa: E402
-from tests.test_serve_page import CHROMIUM  # noqa: E402
+from setrec import Recommender
+from setrec.data import Histories
+from setrec.serve.app import create_app
+from setrec.serve.journal import Journal
+from setrec.serve.model_holder import ModelHolder
+from setrec.serve.options import ServeOptions
+from tests.serve_fake import listening
+from tests.test_serve_page import CHROMIUM
 
 
 def user_routes(page: Page, recommender: Recommender, histories: Histories) -> str:
