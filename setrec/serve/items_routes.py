@@ -72,7 +72,7 @@ def items_routes(service: Service) -> APIRouter:
         """What has changed in the catalogue, and which models began to serve, newest first."""
         start = since if since is None or since.tzinfo is not None else since.replace(tzinfo=UTC)
         recommender = holder.current.recommender
-        found = []
+        found: list[messages.ChangeOut] = []
         for change in reversed(list(holder.journal.recent)):
             if len(found) == limit or (start is not None and (change.time is None or change.time < start)):
                 break
