@@ -450,6 +450,7 @@ def test_patches_change_attributes_only_and_are_kept(tiny_run: TrainedRun, tmp_p
         (0, {"price": "cheap"}, "the column holds number values, and 'cheap' is not a number"),
         (0, {"price": True}, "not a number"),
         (0, {"price": float("nan")}, "a finite number"),
+        (0, {"new": 10**400}, "a finite number"),
         (0, {"in_stock": "maybe"}, "yes or no"),
         (0, {"tags": ["a"]}, "give a text, a finite number"),
     ],

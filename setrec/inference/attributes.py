@@ -4,7 +4,6 @@ Files hold attributes as text. A column of text of which every value is a number
 true, false, yes or no, a yes/no column. An empty text is a missing value.
 """
 
-import math
 import re
 import threading
 from collections import OrderedDict
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError, DataError
-from setrec.files.ids import as_text
 from setrec.inference.filters import Kind, parse_filter
 
 Value = str | float | bool | None
@@ -24,6 +22,7 @@ OWN = ("id", "title", "text", "count", "warm")  # columns that are not attribute
 _KEPT = 64  # masks and groups that are kept
 _TYPES: dict[Kind, pl.DataType] = {"text": pl.String(), "number": pl.Float64(), "yes/no": pl.Boolean()}
 _NUMBER = r"^[+-]?(?:0|[1-9]\d*)?(?:\.\d+)?(?:[eE][+-]?\d+)?$"  # 007 is no number: it would lose its zeros
+_LARGEST = 1e300  # of a number; it refuses NaN, too
 _YES, _NO = ("true", "yes"), ("false", "no")
 _NAME = re.compile(r"[^`\x00-\x1f]{1,200}")
 
@@ -141,12 +140,16 @@ class Attributes:
         plain = value.strip() if isinstance(value, str) else value
         if plain is None or plain == "":
             return None
-        if not isinstance(plain, str | int | float | bool) or (isinstance(plain, float) and not math.isfinite(plain)):
+        if not isinstance(plain, str | int | float | bool) or (
+            not isinstance(plain, str) and not abs(plain) < _LARGEST
+        ):
             raise DataError(f"item {own!r}, {name!r}: give a text, a finite number, true or false, not {plain!r:.80}.")
         if kind is None:
             return plain
         if kind == "text" and isinstance(plain, str):
             return plain
+        if kind == "number" and isinstance(plain, int | float) and not isinstance(plain, bool):
+            return float(plain)
         typed = _typed(pl.Series([_as_word(plain)], dtype=pl.String))
         if kind == "text" or _kind(typed) == kind:
             fitted: Value = _as_word(plain) if kind == "text" else typed.item()
@@ -158,7 +161,9 @@ class Attributes:
 def _as_word(value: str | float) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value if isinstance(value, str) else as_text(pl.Series([value])).item()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else repr(value)
 
 
 def _kind(column: pl.Series) -> Kind:

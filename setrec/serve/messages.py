@@ -109,7 +109,8 @@ class RecommendBody(AnswerOptions):
         return self
 
 
-FieldValue = Annotated[str, StringConstraints(max_length=20_000)] | bool | int | float | None
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+FieldValue = Annotated[str, StringConstraints(max_length=20_000)] | bool | Whole | float | None
 
 
 class NewItem(Body):
