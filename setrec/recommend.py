@@ -8,8 +8,10 @@ Any number of threads may call it at the same time. Each call works on a snapsho
 makes a new snapshot and puts it in place of the old one.
 """
 
+import json
+import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,23 +26,26 @@ from setrec.inference.answers import (
     Recommendation,
     SearchOptions,
     Snapshot,
-    allowed_items,
+    asked,
     batches,
     chosen_beta,
     index_recall,
+    lower_titles_of,
     make_snapshot,
     ranked,
     read_histories,
     try_snapshot,
 )
+from setrec.inference.attributes import Attributes, Value
 from setrec.inference.explain import Why
 from setrec.inference.exported import Exported, Format, write_exported
 from setrec.inference.hub import HubModel, summary
 from setrec.inference.journal import Change, Journal, JournalWriteError, Mark, apply_journal, items_of, journal_path
 from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
-from setrec.inference.options import RecommendOptions, Unknown
+from setrec.inference.options import Boost, RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
 from setrec.inference.restore import Trained, build, instance_of, read_trained, rebuild
+from setrec.inference.similar import By
 from setrec.inference.versions import (
     NO_CHANGES,
     VERSION,
@@ -50,13 +55,18 @@ from setrec.inference.versions import (
     current,
     next_path,
     read_version,
+    retitled,
+    table_of,
     with_added,
+    with_patched,
     with_removed,
     write_version,
 )
 from setrec.text import TextVectors
 
-__all__ = ["Item", "RankedItem", "RecommendOptions", "Recommendation", "Recommender", "Why"]
+__all__ = [
+    "Boost", "Item", "ItemDetails", "RankedItem", "RecommendOptions", "Recommendation", "Recommender", "SimilarItem", "Why",
+]  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -65,6 +75,25 @@ class Item(NamedTuple):
     id: str
     title: str
     warm: bool  # seen in training
+
+
+class ItemDetails(NamedTuple):
+    """All that is known of an item."""
+
+    id: str
+    title: str
+    warm: bool
+    events: int  # occurrences in training
+    attributes: dict[str, Value]
+
+
+class SimilarItem(NamedTuple):
+    """An item that is similar to another one."""
+
+    id: str
+    title: str
+    warm: bool
+    similarity: float
 
 
 class Recommender(HubModel):
@@ -139,7 +168,8 @@ class Recommender(HubModel):
         catalogue = trained.catalogue if version is None else catalogue_of(trained.catalogue, version, found or path)
         changes = NO_CHANGES if version is None else version.changes
         restored = build(trained, catalogue, torch.device(device), changes.ngrams_of_all)
-        made = cls(trained, make_snapshot(restored, catalogue, changes, trained.max_history, search))
+        items = table_of(trained.items, changes)
+        made = cls(trained, make_snapshot(restored, catalogue, changes, items, trained.max_history, search))
         made.journal, made._version = journal, found
         if journal is not None:
             apply_journal(made, journal.path, journal.changes[lines:], encoder)
@@ -158,6 +188,10 @@ class Recommender(HubModel):
         explain: bool = False,
         beta: float | None = None,
         unknown: Unknown = "skip",
+        filter: str | None = None,
+        diversity: float = 0.0,
+        caps: dict[str, int] | None = None,
+        boosts: list[Boost] | None = None,
     ) -> list[Recommendation]:
         """Recommend items for each history.
 
@@ -169,11 +203,11 @@ class Recommender(HubModel):
             One Recommendation for each history, in the same order.
 
         Raises:
-            ConfigError: k or beta is out of range.
+            ConfigError: an option is out of range, or a filter is wrong.
             DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list of texts.
             ModelError: a score is not a finite number.
         """
-        options = RecommendOptions(k, exclude_seen, candidates, explain, beta, unknown)
+        options = RecommendOptions(k, exclude_seen, candidates, explain, beta, unknown, filter, diversity, caps, boosts)
         found: dict[int, Recommendation] = {}
         for places, answers in self.stream(histories, options):
             found |= zip(places, answers, strict=True)
@@ -201,9 +235,9 @@ class Recommender(HubModel):
         snapshot = self._snapshot  # the same one to the end, even if the catalogue changes meanwhile
         options = options or RecommendOptions()
         rows, unknown = read_histories(histories, snapshot.row, options.unknown)
-        allowed = allowed_items(snapshot, options.candidates, options.unknown)
+        what = asked(snapshot, options)
         for places, batch in batches(snapshot, rows, share):
-            answers = zip(places, *ranked(snapshot, batch, options, allowed), strict=True)
+            answers = zip(places, *ranked(snapshot, batch, what), strict=True)
             yield places, [Recommendation(items, unknown[at], kept) for at, items, kept in answers]
 
     # --------------------------------------------------------------------------------------------------- the catalogue
@@ -243,6 +277,7 @@ class Recommender(HubModel):
                     "train with text to add items."
                 )
             table = check_items(items, snapshot.row)
+            snapshot.attributes.check_added(table)
             settings = None
             if VECTOR in table.columns:
                 vectors = ready_vectors(table, text.shape[1])  # (items, F)
@@ -282,6 +317,41 @@ class Recommender(HubModel):
             self._change(with_removed(snapshot.changes, gone), (), keep)
             if keep is None:
                 self._unsaved.append({"remove": sorted(gone)})
+
+    def patch_items(self, patches: Mapping[str, Mapping[str, Any]], keep: Callable[[], None] | None = None) -> None:
+        """Change attributes of items, such as price or stock, or their titles. No vector and no score changes.
+
+        Args:
+            patches: own id -> attribute, or "title" -> its new value: a text, a number, true, false; None: missing. A new name
+                becomes a column of the catalogue.
+            keep: see `add_items`.
+
+        Raises:
+            DataError: an id is not in the catalogue, a value does not fit its column, or the item's vector is made of what would
+                change. Nothing is changed.
+        """
+        with self._changing:
+            snapshot, settings = self._snapshot, self._trained.text
+            template = json.dumps((snapshot.changes.encoder or settings or {}).get("init_args", {}))
+            fixed = set(re.findall(r"\{(\w+)\}", template))
+            fitted = {}
+            for own, fields in patches.items():
+                if own not in snapshot.row:
+                    raise DataError(f"item {own!r} is not in the catalogue, so it cannot be changed.")
+                fitted[own] = snapshot.attributes.fitting(own, fields, fixed)
+            changes = with_patched(snapshot.changes, fitted)
+            catalogue = retitled(snapshot.catalogue, changes)
+            changed = snapshot._replace(
+                changes=changes,
+                catalogue=catalogue,
+                lower_titles=lower_titles_of(catalogue),
+                attributes=Attributes(table_of(self._trained.items, changes), changes.patched),
+            )
+            if keep is not None:
+                keep()
+            else:
+                self._unsaved.append({"patch": [{"id": own, "fields": fields} for own, fields in fitted.items()]})
+            self._snapshot = changed
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write this version of the catalogue to a new folder, which `load` takes in place of the checkpoint.
@@ -356,7 +426,8 @@ class Recommender(HubModel):
         snapshot = self._snapshot
         catalogue = apply_changes(self._trained.catalogue, changes)
         restored = rebuild(snapshot.restored, self._trained, catalogue, changes.ngrams_of_all)
-        changed = make_snapshot(restored, catalogue, changes, snapshot.max_history, snapshot.search)
+        items = table_of(self._trained.items, changes)
+        changed = make_snapshot(restored, catalogue, changes, items, snapshot.max_history, snapshot.search)
         try:
             try_snapshot(changed, new)
         except ModelError:
@@ -387,17 +458,78 @@ class Recommender(HubModel):
         """Say whether an item id is in the catalogue."""
         return own in self._snapshot.row
 
-    def search(self, text: str, limit: int = 20) -> list[Item]:
-        """Find items whose title contains `text`, or whose id it is; the most frequent in training first."""
+    def search(self, text: str, limit: int = 20, filter: str | None = None) -> list[Item]:
+        """Find items whose title contains `text`, or whose id it is; the most frequent in training first.
+
+        Raises:
+            ConfigError: the filter is wrong.
+        """
         snapshot, wanted = self._snapshot, text.casefold().strip()
-        catalogue, titles = snapshot.catalogue, snapshot.lower_titles
-        places = [i for i in snapshot.by_count.tolist() if wanted in titles[i]]
+        titles, admitted = snapshot.lower_titles, _admitted(snapshot, filter)
+        places = [i for i in snapshot.by_count.tolist() if wanted in titles[i] and (admitted is None or admitted[i])]
         own = snapshot.row.get(text.strip())
-        if own is not None:
+        if own is not None and (admitted is None or admitted[own]):
             places = [own, *(i for i in places if i != own)]
-        return [
-            Item(catalogue.ids[i], catalogue.titles[i], bool(catalogue.count[i] > 0)) for i in places[: max(limit, 0)]
-        ]
+        return _items(snapshot, places[: max(limit, 0)])
+
+    def item(self, own: str) -> ItemDetails:
+        """All that is known of an item.
+
+        Raises:
+            DataError: it is not in the catalogue.
+        """
+        snapshot = self._snapshot
+        row, catalogue = _row_of(snapshot, own), snapshot.catalogue
+        count = int(catalogue.count[row])
+        return ItemDetails(own, catalogue.titles[row], count > 0, count, snapshot.attributes.of(row))
+
+    def similar(self, own: str, by: By = "text", k: int = 10, filter: str | None = None) -> list[SimilarItem]:
+        """Items that are similar to an item, most similar first.
+
+        Args:
+            own: the id of the item.
+            by: text, cosine of the text vectors; co_occurrence, how often both stand in one history (of models with item graphs);
+                slots, cosine of the item's tokens, what the model reads; cf, cosine of the CF vectors.
+            k: the most items.
+            filter: only items with these attributes, see `RecommendOptions`.
+
+        Raises:
+            ConfigError: the model knows nothing of this kind, or the filter is wrong.
+            DataError: the item is not in the catalogue.
+        """
+        snapshot = self._snapshot
+        allowed = None if filter is None else snapshot.attributes.mask(filter)
+        found = snapshot.similar.find(_row_of(snapshot, own), by, k, allowed)
+        items = _items(snapshot, [row for row, _ in found])
+        return [SimilarItem(*item, similarity) for item, (_, similarity) in zip(items, found, strict=True)]
+
+    def popular(
+        self, limit: int = 20, filter: str | None = None, counts: Mapping[str, float] | None = None
+    ) -> list[Item]:
+        """The items that occur most often, most often first.
+
+        Args:
+            limit: the most items.
+            filter: only items with these attributes, see `RecommendOptions`.
+            counts: own id -> how often it occurred lately, which goes before the counts of the training; None: those alone.
+
+        Raises:
+            ConfigError: the filter is wrong.
+        """
+        snapshot, admitted = self._snapshot, _admitted(self._snapshot, filter)
+        lately = sorted((own for own in counts or {} if own in snapshot.row), key=lambda own: -(counts or {})[own])
+        places = dict.fromkeys([*(snapshot.row[own] for own in lately), *snapshot.by_count.tolist()])
+        return _items(snapshot, [i for i in places if admitted is None or admitted[i]][: max(limit, 0)])
+
+    def latest(self, limit: int = 20, filter: str | None = None) -> list[Item]:
+        """The items that were added last, then those that stand last in the prepared data.
+
+        Raises:
+            ConfigError: the filter is wrong.
+        """
+        snapshot, admitted = self._snapshot, _admitted(self._snapshot, filter)
+        places = reversed(range(snapshot.catalogue.n_items))
+        return _items(snapshot, [i for i in places if admitted is None or admitted[i]][: max(limit, 0)])
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -432,6 +564,7 @@ class Recommender(HubModel):
             "fingerprint": catalogue.fingerprint,
             "index": snapshot.search.index,
             "index_recall@10": None if self.index_recall is None else round(self.index_recall, 4),
+            "attributes": snapshot.attributes.columns,
             "added": 0 if snapshot.changes.added is None else len(snapshot.changes.added),
             "removed": len(snapshot.changes.removed),
             "model": {
@@ -443,3 +576,18 @@ class Recommender(HubModel):
             "path": str(trained.path),
             "results": summary(trained.results),
         }
+
+
+def _row_of(snapshot: Snapshot, own: str) -> int:
+    if own not in snapshot.row:
+        raise DataError(f"item {own!a:.200} is not in the catalogue.")
+    return snapshot.row[own]
+
+
+def _admitted(snapshot: Snapshot, filter: str | None) -> list[bool] | None:
+    return None if filter is None else snapshot.attributes.mask(filter).tolist()
+
+
+def _items(snapshot: Snapshot, rows: Sequence[int]) -> list[Item]:
+    catalogue = snapshot.catalogue
+    return [Item(catalogue.ids[i], catalogue.titles[i], bool(catalogue.count[i] > 0)) for i in rows]

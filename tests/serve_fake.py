@@ -4,18 +4,20 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import uvicorn
 from fastapi import FastAPI
 
-from setrec.errors import DataError, ModelError
+from setrec.errors import ConfigError, DataError, ModelError
+from setrec.inference.attributes import Attributes
 from setrec.inference.explain import Why
 from setrec.inference.journal import Journal
-from setrec.recommend import Item, RankedItem, Recommendation
+from setrec.recommend import Item, ItemDetails, RankedItem, Recommendation, SimilarItem
 from setrec.serve.model_holder import ModelHolder
 
 TOKEN = "s3cret"
@@ -46,6 +48,11 @@ class FakeRecommender:
         self.calls: list[int] = []  # histories of each call
         self.threads: set[int] = set()
         self.betas: list[float | None] = []
+        self.rules: list[tuple[Any, ...]] = []  # filter, diversity, caps, boosts of each call
+        self.fields: dict[str, dict[str, Any]] = {  # attributes
+            own: {"colour": ("red", "blue")[i % 2], "price": i * 2.5, "in_stock": i % 3 > 0}
+            for i, own in enumerate(self.titles)
+        }
         self.added: list[dict[str, Any]] = []  # as they came
 
     prefix_cache_bytes = 0
@@ -65,10 +72,16 @@ class FakeRecommender:
         explain: bool = False,
         beta: float | None = None,
         unknown: str = "skip",
+        filter: str | None = None,
+        diversity: float = 0.0,
+        caps: dict[str, int] | None = None,
+        boosts: Any = None,
     ) -> list[Recommendation]:
         self.calls.append(len(histories))
         self.threads.add(threading.get_ident())
         self.betas.append(beta)
+        self.rules.append((filter, diversity, caps, boosts))
+        admitted = self._admitted(filter)
         if self.delay:
             time.sleep(self.delay)
         if self.fault == "recommend":
@@ -83,7 +96,7 @@ class FakeRecommender:
             places = {own: i for i, own in enumerate(self.titles)}
             kept = [
                 own for own in self.titles
-                if not (exclude_seen and own in history) and (candidates is None or own in candidates)
+                if not (exclude_seen and own in history) and (candidates is None or own in candidates) and admitted[own]
             ]  # fmt: skip
             ranked = []
             for own in kept[:k]:
@@ -98,9 +111,51 @@ class FakeRecommender:
     def __contains__(self, own: object) -> bool:
         return own in self.titles
 
-    def search(self, text: str, limit: int = 20) -> list[Item]:
+    @property
+    def attributes(self) -> Attributes:
+        rows = [
+            {"id": own, "title": title} | dict.fromkeys(("colour", "price", "in_stock")) for own, title in self.titles.items()
+        ]  # fmt: skip
+        return Attributes(pl.DataFrame(rows, infer_schema_length=None), self.fields)
+
+    def _admitted(self, filter: str | None) -> dict[str, bool]:
+        if filter is None:
+            return dict.fromkeys(self.titles, True)
+        return dict(zip(self.titles, self.attributes.mask(filter).tolist(), strict=True))
+
+    def _items(self, found: Iterable[str], limit: int, filter: str | None) -> list[Item]:
+        admitted = self._admitted(filter)
+        return [Item(own, self.titles[own], self.warm[own]) for own in found if admitted[own]][:limit]
+
+    def search(self, text: str, limit: int = 20, filter: str | None = None) -> list[Item]:
         found = [own for own, title in self.titles.items() if text.casefold() in title.casefold()]
-        return [Item(own, self.titles[own], self.warm[own]) for own in found[:limit]]
+        return self._items(found, limit, filter)
+
+    def popular(self, limit: int, filter: str | None = None, counts: Any = None) -> list[Item]:
+        return self._items(self.titles, limit, filter)
+
+    def latest(self, limit: int, filter: str | None = None) -> list[Item]:
+        return self._items(reversed(self.titles), limit, filter)
+
+    def item(self, own: str) -> ItemDetails:
+        attributes = self.attributes.of(list(self.titles).index(own))
+        return ItemDetails(own, self.titles[own], self.warm[own], 3, attributes)
+
+    def similar(self, own: str, by: str = "text", k: int = 10, filter: str | None = None) -> list[SimilarItem]:
+        if by == "co_occurrence":
+            raise ConfigError("by co_occurrence: this model counts no co-occurrence.")
+        others = [one for one in self.titles if one != own]
+        found = self._items(others if by == "text" else reversed(others), k, filter)
+        return [SimilarItem(*one, 1 / (place + 1)) for place, one in enumerate(found)]
+
+    def patch_items(self, patches: dict[str, dict[str, Any]], keep: Any = None) -> None:
+        attributes = self.attributes
+        fitted = {own: attributes.fitting(own, fields) for own, fields in patches.items()}
+        if keep is not None:
+            keep()
+        for own, fields in fitted.items():
+            self.titles[own] = fields.get("title", self.titles[own])
+            self.fields[own] = self.fields.get(own, {}) | fields
 
     def add_items(self, items: list[dict[str, Any]], encoder: Any = None, keep: Any = None) -> list[str]:
         ids = [item["id"] for item in items]
@@ -125,7 +180,7 @@ class FakeRecommender:
         n_warm = sum(self.warm[own] for own in self.titles)
         return {
             "name": "fake", "n_items": len(self.titles), "warm": n_warm, "cold": len(self.titles) - n_warm,
-            "slots": {"cf": 1, "sem": 2}, "beta": 0.5,
+            "slots": {"cf": 1, "sem": 2}, "beta": 0.5, "attributes": self.attributes.columns,
         }  # fmt: skip
 
 

@@ -50,7 +50,9 @@ def test_added_items_are_what_they_would_have_been_from_the_start(
     whole = as_never_bought(catalogue, rows)
     from_the_start = rebuild(recommender._snapshot.restored, trained, whole)
     everyone = [[own] for own in catalogue.ids] + [catalogue.ids[i : i + 9] for i in range(0, 60, 5)]
-    expected = Recommender(trained, make_snapshot(from_the_start, whole, NO_CHANGES, trained.max_history))
+    expected = Recommender(
+        trained, make_snapshot(from_the_start, whole, NO_CHANGES, trained.items, trained.max_history)
+    )
     expected_lists = expected.recommend(everyone, k=1000)
 
     held = [catalogue.ids[i] for i in rows]

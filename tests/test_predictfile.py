@@ -16,6 +16,7 @@ from setrec.commands.predict_file import PredictFileOptions, read_candidates
 from setrec.errors import DataError
 from setrec.files.tables import read_table
 from setrec.inference.history_file import read_history_file
+from setrec.recommend import Boost
 from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
 
@@ -297,3 +298,29 @@ def test_no_cell_of_a_csv_is_a_formula(tiny_run: TrainedRun, tmp_path: Path) -> 
     again = read_history_file(tmp_path / "out.csv", time="rank")
     assert again.users == ["=u", "-7"]
     assert set(ids) <= set(again.histories[0])
+
+
+def test_filter_caps_and_boosts_on_the_command_line(tiny_run: TrainedRun, tmp_path: Path) -> None:
+    recommender = Recommender.load(tiny_run.checkpoint)
+    columns = recommender.info()["attributes"]
+    column = next(iter(columns))
+    known = [item.id for item in recommender.popular(5)]
+    value = recommender.item(known[0]).attributes[column]
+    users = tmp_path / "users.jsonl"
+    users.write_text(json.dumps({"user_id": "u", "history": known}) + "\n")
+    rules = {"diversity": 0.4, "caps": {column: 2}, "boosts": [{"filter": f"{column} = '{value}'", "add": 0.5}]}
+    words = [f"--{name}={json.dumps(given)}" for name, given in rules.items()]
+    common = [
+        f"--ckpt_path={tiny_run.checkpoint}",
+        f"--histories={users}",
+        f"--output={tmp_path / 'out.parquet'}",
+        "--explain",
+    ]
+    main(["predict", *common, *words, f"--filter={column} is not null"])
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    boosts = [Boost(boost["filter"], boost["add"]) for boost in rules["boosts"]]  # type: ignore[index, union-attr]
+    (expected,) = recommender.recommend(
+        [known], diversity=0.4, caps={column: 2}, boosts=boosts, filter=f"{column} is not null"
+    )  # fmt: skip
+    assert found["item_id"].to_list() == [item.id for item in expected.items]
+    assert set(found["parts"][0]) >= {boosts[0].part, "diversity"}

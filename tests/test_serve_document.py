@@ -18,8 +18,10 @@ pytestmark = pytest.mark.slow
 OPERATIONS = [
     ("POST", "/v1/recommend"), ("GET", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload"),
     ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/health/live"), ("GET", "/v1/health/ready"), ("GET", "/v1/metrics"),
+    ("PATCH", "/v1/items"), ("GET", "/v1/items/{id}"),
+    ("GET", "/v1/items/{id}/similar"), ("GET", "/v1/popular"), ("GET", "/v1/latest"), ("GET", "/v1/changes"),
 ]  # fmt: skip
-GUARDED = {("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload")}
+GUARDED = {("PATCH", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload")}
 
 
 @pytest.fixture(scope="module")

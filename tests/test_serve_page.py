@@ -118,7 +118,7 @@ def test_search_add_recommend_and_move_beta(live: Live) -> None:
 
 def test_everything_by_keyboard(live: Live) -> None:
     page = live.page
-    page.keyboard.press("Tab")
+    page.keyboard.press("/")
     page.keyboard.type("train 33")
     sync_api.expect(page.locator("#found > li")).to_have_count(1)
 
@@ -134,6 +134,7 @@ def test_everything_by_keyboard(live: Live) -> None:
     press("Enter", "Add toy train 33")
     press("Enter", "Add toy train 33")  # bought twice
     assert live.titles("history") == ["toy train 33"] * 2
+    press("Tab", "Show toy train 33")
     press("Tab", "clear")
     press("Tab", "Remove toy train 33")
     press("Space", "Remove toy train 33")  # the focus goes to the next one
@@ -146,7 +147,7 @@ def test_everything_by_keyboard(live: Live) -> None:
     with page.expect_response("**/recommend"):
         press("ArrowRight", "beta")
     sync_api.expect(page.locator("#beta-now")).to_have_text("0.55")
-    for name in ("beta-chosen", "k", "Add toy train 0"):
+    for name in ("beta-chosen", "k", "diversity", "filter", "Add toy train 0", "Show toy train 0"):
         press("Tab", name)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # Why
@@ -207,7 +208,7 @@ def test_it_fits_a_phone(live: Live, width: int) -> None:
     assert "averylong" in live.page.locator("details").first.inner_text()
     assert live.page.evaluate("document.documentElement.scrollWidth") <= width
     smallest = live.page.evaluate(
-        "Math.min(...[...document.querySelectorAll('button')].map((one) => one.offsetHeight))"
+        "Math.min(...[...document.querySelectorAll('button')].map((one) => one.offsetHeight).filter((height) => height))"
     )
     assert smallest >= 32  # for a finger
 
@@ -235,3 +236,194 @@ def test_the_newest_question_wins(live: Live) -> None:
     live.settled(5)
     time.sleep(0.5)  # the first answer has come meanwhile
     live.settled(5)
+
+
+USER = {
+    "id": "u/1",
+    "events": [
+        {"item": "A001", "time": "2026-01-02T10:00:00+00:00", "kind": "view"},
+        {"item": "A007", "time": 1_772_623_800_000_000, "kind": "buy"},
+        {"item": "gone", "time": "2026-02-03T12:00:00+00:00"},
+    ],
+}
+
+
+def users(live: Live) -> list[tuple[str, str | None]]:
+    """Let the page find users, as a server with a database answers; returns what it asks: address and token."""
+    asked: list[tuple[str, str | None]] = []
+
+    def answer(route: Any) -> None:
+        token = route.request.headers.get("authorization")
+        asked.append((route.request.url.partition("/v1")[2], token))
+        if token != "Bearer s3cret":
+            return route.fulfill(status=401, json={"error": "This request needs the token."})
+        if "/recommendations" not in route.request.url:
+            return route.fulfill(json=USER)
+        why = {"parts": {"cf_0": 1.5, "sem_0": 0.5}, "nearest_text": [{"id": "A007", "cosine": 0.5}], "nearest_cf": []}
+        item = {"id": "A002", "title": NASTY, "score": 2.0, "warm": True, "why": why}
+        return route.fulfill(json={"recommendations": [{"items": [item], "unknown": []}]})
+
+    live.page.route("**/v1/users/**", answer)
+    return asked
+
+
+def test_a_user_is_shown_with_history_and_what_comes_next(live: Live) -> None:
+    page, asked = live.page, users(live)
+    page.get_by_role("button", name="User", exact=True).click()
+    page.get_by_label("User id").fill("u/1")
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#user-says")).to_have_text("This request needs the token.")
+    page.get_by_label("Token").fill("s3cret")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#user-says")).to_have_text("3 events, newest first")
+    assert live.titles("events") == ["toy train 7", "gone", "toy train 1"]
+    times = page.locator("#events time").all()
+    assert [one.get_attribute("datetime") for one in times] == [
+        "2026-03-04T11:30:00.000Z", "2026-02-03T12:00:00.000Z", "2026-01-02T10:00:00.000Z"
+    ]  # fmt: skip
+    sync_api.expect(page.locator("#user-answers-say")).to_have_text("1 recommended")
+    assert live.titles("user-answers") == [NASTY]
+    page.locator("#user-answers summary").click()
+    assert "Closest by text: toy train 7 (0.50)" in page.locator("#user-answers details").inner_text()
+    assert page.evaluate("window.hacked") is None
+    assert {path.partition("?")[0] for path, _ in asked} == {"/users/u%2F1", "/users/u%2F1/recommendations"}
+    assert not any("s3cret" in address for address in live.asked)
+    assert page.evaluate("[Object.values(localStorage).join(), sessionStorage.token]") == ["", "s3cret"]
+
+
+def test_a_server_without_users_says_so(live: Live) -> None:
+    page = live.page
+    page.keyboard.press("2")
+    page.keyboard.type("u1")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#user-says")).to_have_text("This server keeps no users.")
+
+
+def test_an_item_is_shown_with_what_is_similar(live: Live) -> None:
+    page = live.page
+    live.holder.patch({"A005": {"colour": NASTY}})
+    page.keyboard.press("3")
+    page.keyboard.type("A005")
+    page.keyboard.press("Enter")
+    shown = page.locator("#item-shown")
+    sync_api.expect(shown.locator("h3")).to_have_text("toy train 5")
+    assert shown.locator("tr").all_inner_texts() == [
+        "id\tA005", "bought in training\t3", f"colour\t{NASTY}", "price\t12.5", "in_stock\ttrue"
+    ]  # fmt: skip
+    groups = page.locator("#similar > div")
+    sync_api.expect(groups).to_have_count(4)
+    assert groups.locator("h3").all_inner_texts() == [
+        "Alike by text", "Bought together", "Alike by who buys it", "Alike to the model"
+    ]  # fmt: skip
+    assert "counts no co-occurrence" in groups.nth(1).inner_text()
+    assert groups.nth(3).locator(".title").first.inner_text() == "toy train 39"
+    groups.nth(3).get_by_role("button", name="Show toy train 39").click()
+    sync_api.expect(shown.locator("h3")).to_have_text("toy train 39")
+    shown.get_by_role("button", name="Add").click()
+    assert live.titles("history") == ["toy train 39"]
+    page.keyboard.press("Escape")
+    page.keyboard.press("3")
+    page.get_by_label("Item id").fill("nope")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#item-says")).to_have_text("'nope' is not in the catalogue.")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_filter_and_diversity_narrow_what_is_recommended(live: Live) -> None:
+    page = live.page
+    assert page.inner_text("#columns") == "Attributes: colour (text), price (number), in_stock (yes/no)"
+    with page.expect_response("**/recommend"):
+        page.get_by_label("Filter").fill("colour = 'blue' and price < 20")
+    live.settled(4)
+    page.get_by_label("Filter").fill("size > 3")
+    sync_api.expect(page.locator("#answers-say")).to_contain_text("the catalogue has no such column; it has id (text)")
+    page.get_by_label("Filter").fill("")
+    with page.expect_response("**/recommend"):
+        page.get_by_label("Diversity").fill("0.4")
+    live.settled(10)
+    assert live.holder.current.recommender.rules[-1][:2] == (None, 0.4)
+    assert page.inner_text("#diversity-now") == "0.40"
+
+
+def test_what_changed_since_yesterday(live: Live) -> None:
+    live.holder.add([{"id": "N1", "title": NASTY}])
+    live.holder.patch({"A001": {"price": 1.0}, "A002": {"price": 2.0}})
+    live.holder.remove(["A003"])
+    page = live.page
+    page.keyboard.press("4")
+    rows = page.locator("#changes > li .title")
+    sync_api.expect(rows).to_have_count(4)
+    texts = rows.all_inner_texts()
+    assert "1 item removed: A003" in texts
+    assert "2 items changed (price): toy train 1; toy train 2" in texts
+    assert f"1 item added: {NASTY}" in texts
+    assert any(text.startswith("model in service since the start: ") for text in texts)
+    assert page.evaluate("window.hacked") is None
+    for when, count in (("7", 4), ("", 4)):
+        page.get_by_label("Since").select_option(when)
+        sync_api.expect(rows).to_have_count(count)
+
+
+def test_light_and_dark(live: Live) -> None:
+    page = live.page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(ground)
+    assert dark != light
+    sync_api.expect(page.locator("#theme")).to_have_text("Light")
+    page.keyboard.press("t")
+    assert page.evaluate(ground) == light
+    page.reload()
+    assert page.evaluate(ground) == light  # it is remembered
+    page.get_by_role("button", name="Dark", exact=True).click()
+    assert page.evaluate(ground) == dark
+
+
+CONTRAST = """() => {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1})
+    .getContext("2d", {willReadFrequently: true});
+  const light = (colour) => {
+    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+      .map((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const ground = (one) => {
+    for (; one; one = one.parentElement) {
+      const colour = getComputedStyle(one).backgroundColor;
+      if (colour !== "rgba(0, 0, 0, 0)") return colour;
+    }
+  };
+  return [...document.querySelectorAll("main *, header *, footer *")]
+    .filter((one) => one.offsetHeight && !one.disabled)
+    .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .map((one) => [light(getComputedStyle(one).color), light(ground(one)), one.outerHTML.slice(0, 80)])
+    .map(([a, b, text]) => [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), text])
+    .filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_contrast_in_every_view(live: Live, scheme: str) -> None:
+    live.page.emulate_media(color_scheme=scheme)
+    for key in "1234":
+        live.page.keyboard.press("Escape")
+        live.page.keyboard.press(key)
+        assert live.page.evaluate(CONTRAST) == []
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_every_view_fits_a_phone(live: Live, width: int) -> None:
+    page = live.page
+    users(live)
+    live.holder.add([{"id": "L" * 80, "title": "averylongword" * 20}])
+    page.set_viewport_size({"width": width, "height": 800})
+    for key, text in (("2", "u/1"), ("3", "L" * 80), ("4", "")):
+        page.keyboard.press("Escape")
+        page.keyboard.press(key)
+        page.keyboard.type(text)
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -53,6 +53,7 @@ def test_answers_and_metrics_tell_what_the_prefix_cache_kept(tiny_run: TrainedRu
 def test_the_document_describes_what_is_there(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     paths = {"recommend", "items", "model/reload", "model", "health", "health/live", "health/ready", "metrics"}
+    paths |= {"popular", "latest", "changes", "items/{id}", "items/{id}/similar"}
     assert set(document["paths"]) == {f"/v1/{path}" for path in paths}
     histories = document["components"]["schemas"]["RecommendBody"]["properties"]["histories"]
     assert histories["maxItems"] == messages.MAX_HISTORIES

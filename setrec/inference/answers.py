@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -15,13 +16,17 @@ from setrec.data.batches import EvalRows
 from setrec.data.catalogue import Catalogue
 from setrec.errors import DataError, ModelError
 from setrec.files.ragged import Ragged
+from setrec.inference.attributes import Attributes
 from setrec.inference.explain import Why, explain
 from setrec.inference.history_reader import HistoryReader
 from setrec.inference.options import RecommendOptions, Unknown
+from setrec.inference.rerank import Choice, Rules, make_rules, reranked
 from setrec.inference.restore import Restored
+from setrec.inference.similar import SimilarItems
 from setrec.inference.versions import Changes
+from setrec.layers.grounding import UserVector
 from setrec.schemas import PAD, Batch
-from setrec.scoring.retrieval import FaissSearch, Retriever, overlap
+from setrec.scoring.retrieval import FaissSearch, Found, Retriever, overlap
 
 MAX_BATCH = 256  # most histories in a batch
 MAX_SCORES = 1 << 26  # most scores held at once: with a large catalogue, a batch has fewer histories
@@ -72,20 +77,36 @@ class Snapshot(NamedTuple):
     search: SearchOptions
     reader: HistoryReader
     retriever: Retriever  # finds the best items without holding the scores of all of them
+    attributes: Attributes  # of the items, for filters and caps
+    similar: SimilarItems  # finds items that are similar to an item
 
 
 def make_snapshot(
-    restored: Restored, catalogue: Catalogue, changes: Changes, max_history: int, search: SearchOptions = DEFAULT
+    restored: Restored,
+    catalogue: Catalogue,
+    changes: Changes,
+    items: pl.DataFrame,
+    max_history: int,
+    search: SearchOptions = DEFAULT,
 ) -> Snapshot:
-    """Put a model and a version of its catalogue together."""
+    """Put a model and a version of its catalogue together. items: the table of the version's items, see `table_of`."""
     how = None if search.index is None else FaissSearch(search.index)
     retriever = Retriever(restored.scorer, how, fixed=True)
     retriever.refresh()
     reader = HistoryReader(restored.model, restored.scorer.index, search.prefix_cache << 20)
     row = {own: i for i, own in enumerate(catalogue.ids)}
-    lower_titles = [title.casefold() for title in catalogue.titles]
+    lower_titles = lower_titles_of(catalogue)
     by_count = np.argsort(-catalogue.count.numpy(), kind="stable")  # (N,)
-    return Snapshot(restored, catalogue, changes, max_history, row, lower_titles, by_count, search, reader, retriever)
+    attributes = Attributes(items, changes.patched)
+    return Snapshot(
+        restored, catalogue, changes, max_history, row, lower_titles, by_count, search, reader, retriever, attributes,
+        SimilarItems(restored),
+    )  # fmt: skip
+
+
+def lower_titles_of(catalogue: Catalogue) -> list[str]:
+    """The titles as they are searched."""
+    return [title.casefold() for title in catalogue.titles]
 
 
 @torch.inference_mode()
@@ -158,31 +179,70 @@ def index_recall(snapshot: Snapshot, k: int = 10) -> float:
     return sum(share * n for share, n in parts) / sum(n for _, n in parts)
 
 
+class Asked(NamedTuple):
+    """What is asked of a snapshot: options in its own terms."""
+
+    options: RecommendOptions
+    allowed: Tensor | None  # (N,) bool, the items that may be recommended; None: all
+    rules: Rules | None  # None: the score alone decides
+
+
+def asked(snapshot: Snapshot, options: RecommendOptions) -> Asked:
+    """Bring options into the terms of a snapshot.
+
+    Raises:
+        ConfigError: a filter or a column is wrong.
+        DataError: see `allowed_items`.
+    """
+    allowed = allowed_items(snapshot, options.candidates, options.unknown)
+    if options.filter is not None:
+        mask = snapshot.attributes.mask(options.filter).to(snapshot.restored.device)  # (N,)
+        allowed = mask if allowed is None else allowed & mask
+    model, index = snapshot.restored.model, snapshot.restored.scorer.index
+    vectors = model.text if model.text.shape[1] else index.cf  # (N, any)
+    return Asked(options, allowed, make_rules(options, snapshot.attributes, allowed, vectors))
+
+
 @torch.inference_mode()
-def ranked(
-    snapshot: Snapshot, batch: Batch, options: RecommendOptions, allowed: Tensor | None
-) -> tuple[list[list[RankedItem]], list[int]]:
+def ranked(snapshot: Snapshot, batch: Batch, what: Asked) -> tuple[list[list[RankedItem]], list[int]]:
     """Rank the catalogue for each history of a batch, and count the items of each that were not read again.
 
     Args:
         snapshot: the model and its catalogue.
         batch: B histories.
-        options: k, beta and so on; its candidates are not read.
-        allowed: (N,) bool, the candidates; None: every item.
+        what: what is asked.
 
     Raises:
         ModelError: a score is not a finite number.
     """
+    options, rules = what.options, what.rules
     scorer, catalogue = snapshot.restored.scorer, snapshot.catalogue
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot, options.beta))
     k = min(options.k, catalogue.n_items)
-    few = None if allowed is None else allowed.nonzero().squeeze(1)  # (n,)
+
+    def top(some: Batch, size: int, rows: Tensor | None, user: UserVector) -> Found:
+        found = snapshot.retriever.top(some, weights, size, options.exclude_seen, rows, user)  # (b, size), (b, size)
+        if not (found.score.isfinite() | (found.item == PAD)).all():
+            raise _not_finite()
+        return found
+
     user, outputs, kept = snapshot.reader.read(batch)
-    items, best = snapshot.retriever.top(batch, weights, k, options.exclude_seen, few, user)  # (B, k), (B, k)
+    choices: list[list[Choice]] | None = None
+    if rules is None:
+        few = None if what.allowed is None else what.allowed.nonzero().squeeze(1)  # (n,)
+        items, best = top(batch, k, few, user)  # (B, k), (B, k)
+        values = best.float().tolist()  # B lists of k
+    else:
+        choices = reranked(top, batch, user, rules, k)
+        values = [[one.score for one in row] for row in choices]  # B lists of up to k
+        rows = [[one.item for one in row] + [PAD] * (k - len(row)) for row in choices]  # B lists of k
+        items = torch.tensor(rows, dtype=torch.int64, device=batch.history.device).view(-1, k)  # (B, k)
     whys = explain(scorer, batch, weights, items, catalogue.ids, outputs) if options.explain else None
-    if not (best.isfinite() | (items == PAD)).all():
-        raise _not_finite()
-    values = best.float().tolist()  # B lists of k
+    if whys is not None and choices is not None:
+        whys = [
+            [_with_choice(why, choice, catalogue.ids) for why, choice in zip(*row, strict=True)]
+            for row in zip(whys, choices, strict=True)
+        ]
     warm = (catalogue.count[items.clamp(min=0).cpu()] > 0).tolist()  # B lists of k
     lists = [
         [
@@ -195,6 +255,13 @@ def ranked(
         for b, row in enumerate(items.tolist())
     ]
     return lists, kept
+
+
+def _with_choice(why: Why, choice: Choice, ids: list[str]) -> Why:
+    """Add what re-ranking did to the explanation of an item."""
+    like = None if choice.like is None else (ids[choice.like[0]], choice.like[1])
+    left_out = tuple((ids[item], column) for item, column in choice.left_out)
+    return why._replace(parts=why.parts | choice.added, like=like, left_out=left_out)
 
 
 def chosen_beta(snapshot: Snapshot, beta: float | None = None) -> float:

@@ -22,6 +22,8 @@ class Why(NamedTuple):
         tuple[str, float]
     ]  # (own id, cosine) of items of the history by text vectors, most similar first
     nearest_cf: list[tuple[str, float]]  # the same by CF vectors; empty for an item without one
+    like: tuple[str, float] | None = None  # with diversity: the most similar item above it, and the cosine
+    left_out: tuple[tuple[str, str], ...] = ()  # (own id, column) of better items that a cap left out here
 
 
 class Nearest(NamedTuple):

@@ -33,6 +33,8 @@ class HubModel(ModelHubMixin):
         """Write everything that `save_pretrained` writes, except the model card."""
         snapshot, trained = self._snapshot, self._trained
         items = table_of(trained.items, snapshot.changes)
+        patched = {name for fields in snapshot.changes.patched.values() for name in fields}
+        items = items.with_columns(snapshot.attributes.table.select(sorted(patched)))
         text = snapshot.changes.encoder or trained.text
         write_published(save_directory, trained, snapshot.restored, snapshot.catalogue, items, text)
 

@@ -1,16 +1,18 @@
-"""The journal of a catalogue: every item added and removed since training, one line a change, in order.
+"""The journal of a catalogue: every item added, changed and removed since training, one line a change, in order.
 
     CKPT.items.jsonl, beside the checkpoint or the published folder:
-    {"add": [{"id": "B1", "title": "...", "text": "..."}], "encoder": {...}, "sha256": "..."}
-    {"remove": ["B2"], "sha256": "..."}
+    {"add": [{"id": "B1", "title": "...", "text": "..."}], "encoder": {...}, "time": "...", "sha256": "..."}
+    {"remove": ["B2"], "time": "...", "sha256": "..."}
+    {"patch": [{"id": "B3", "fields": {"price": 9.5}}], "time": "...", "sha256": "..."}
 
 `add-items`, `Recommender.save` and every worker of every server append to it, each under a lock that is held while it writes only.
 All read on from where they are when the file has grown. A version folder is a snapshot of it, see versions.py.
 
-A line is written and synced before its change is confirmed. The hash is that of the line without it. Earlier versions wrote no
-hash, and a line that a person writes needs none. If a crash leaves half a line, its change was never confirmed: the line is
-dropped, and the log says so. The file holds the items as they were given, mostly as texts, so that the next checkpoint can encode
-them in its own way. `encoder` is there if a text encoder other than that of the training was named.
+A line is written and synced before its change is confirmed. `time` is ISO 8601, UTC. The hash is that of the line without it.
+Version 0.2.0 wrote no time, earlier ones no hash, and a line that a person writes needs neither. If a crash leaves half a line, its
+change was never confirmed: the line is dropped, and the log says so. The file holds the items as they were given, mostly as texts,
+so that the next checkpoint can encode them in its own way. `encoder` is there if a text encoder other than that of the training
+was named.
 
 A second file beside it, X.jsonl.head, holds the number of lines and the hash of all of them, so that lost or exchanged lines are
 seen. It is written after the line is on the disk and before the change is confirmed. After a crash between the two it lags behind
@@ -24,8 +26,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -39,7 +42,10 @@ log = logging.getLogger("uvicorn.error")
 _HASHED = re.compile(rb'(\{.*), "sha256": "([0-9a-f]{64})"\}')
 _LOCK_WAIT = 60.0  # seconds that a change waits for another one to be written
 
-Change = dict[str, Any]  # {"add": [items]}, with "encoder" or without, or {"remove": [ids]}
+Change = dict[
+    str, Any
+]  # {"add": [items]}, with "encoder" or without; {"remove": [ids]}; or {"patch": [{"id", "fields"}]}; and "time"
+RECENT = 10_000  # changes that `Journal.recent` lists
 
 
 class JournalWriteError(Exception):
@@ -59,11 +65,21 @@ class Sum(NamedTuple):
     removed: set[str]
     added: dict[str, dict[str, Any]]  # id -> the item as it was given, in order
     encoder: dict[str, Any] | None  # the last one named
+    patched: dict[str, dict[str, Any]]  # id -> attributes changed since
+
+
+class RecentChange(NamedTuple):
+    """One line of a journal, to be shown."""
+
+    time: datetime | None  # version 0.2.0 wrote none
+    kind: Literal["added", "removed", "patched"]
+    ids: list[str]
+    fields: list[str]  # attributes that were changed
 
 
 def sum_of(changes: Sequence[Change]) -> Sum:
     """Add changes up. An item that was removed and then added again is both removed and added."""
-    total = Sum(set(), {}, None)
+    total = Sum(set(), {}, None, {})
     for change in changes:
         total = _plus(total, change)
     return total
@@ -74,7 +90,10 @@ def _plus(total: Sum, change: Change) -> Sum:
         total.added[item["id"]] = dict(item)
     for name in change.get("remove", []):
         total.added.pop(name, None)
+        total.patched.pop(name, None)
         total.removed.add(name)
+    for patch in change.get("patch", []):
+        total.patched[patch["id"]] = total.patched.get(patch["id"], {}) | dict(patch["fields"])
     return total._replace(encoder=change["encoder"]) if change.get("encoder") is not None else total
 
 
@@ -125,6 +144,11 @@ class Journal:
     def removed(self) -> set[str]:
         """Every id that was ever removed."""
         return sum_of(self.changes).removed
+
+    @property
+    def recent(self) -> list[RecentChange]:
+        """The last changes, oldest first, at most RECENT."""
+        return [_recent(change) for change in self.changes[-RECENT:]]
 
     @property
     def mark(self) -> Mark:
@@ -211,6 +235,8 @@ class Journal:
             JournalWriteError: the file cannot be written.
         """
         lines = []
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        changes = [change | {"time": now} for change in changes]
         for change in changes:
             text = json.dumps(change)  # ASCII: no character can break a line
             lines.append(f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}'.encode())
@@ -341,12 +367,30 @@ def _change_of(line: bytes) -> Change | None:
         change = json.loads(text)
         if hashed is not None and hashlib.sha256(text).hexdigest() != hashed[2].decode():
             return None
-        if change.keys() not in ({"add"}, {"add", "encoder"}, {"remove"}):  # or a damaged name would be read as nothing
+        if change.keys() - {"time"} not in (
+            {"add"},
+            {"add", "encoder"},
+            {"remove"},
+            {"patch"},
+        ):  # a damaged name is not nothing
             return None
         sum_of([change])
+        _recent(change)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return dict(change)
+
+
+def _recent(change: Change) -> RecentChange:
+    time = datetime.fromisoformat(change["time"]) if "time" in change else None
+    if time is not None and time.tzinfo is None:  # a person wrote it
+        time = time.replace(tzinfo=UTC)
+    if "patch" in change:
+        names = sorted({name for patch in change["patch"] for name in patch["fields"]})
+        return RecentChange(time, "patched", [patch["id"] for patch in change["patch"]], names)
+    if "add" in change:
+        return RecentChange(time, "added", [item["id"] for item in change["add"]], [])
+    return RecentChange(time, "removed", list(change["remove"]), [])
 
 
 def _is_torn(line: bytes) -> bool:
@@ -367,6 +411,9 @@ class Changeable(Protocol):
 
     def remove_items(self, ids: Any, keep: Any = None) -> None:
         """Remove items."""
+
+    def patch_items(self, patches: Any, keep: Any = None) -> None:
+        """Change attributes."""
 
     def __contains__(self, own: object) -> bool:
         """Say whether an item is there."""
@@ -415,6 +462,9 @@ def apply_journal(to: Changeable, path: Path, changes: Sequence[Change], encoder
             some = [item for item in new if (item.get("vector") is not None) == with_vector]
             if some:
                 to.add_items(rows_of(some), encoder=encoder)
+        patches = {own: fields for own, fields in total.patched.items() if own in to}
+        if patches:
+            to.patch_items(patches)
     except (SETRecError, TypeError) as error:
         raise DataError(
             f"the items in {path} cannot be added to this model ({error}); correct that file, or name another with --items, or the "

@@ -1,6 +1,6 @@
 """Versions of a catalogue: items added to, and removed from, the one that a model was trained on.
 
-    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, fingerprints before and after, hashes,
+    <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, changed attributes, fingerprints, hashes,
                                            the lines of the journal that it includes
                            added.parquet   the added items: id, title, text, ..., vector (F); absent without any
 
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from setrec.inference.new_items import VECTOR
 
 VERSION, ADDED = "version.json", "added.parquet"
 _FORMAT = 1
+_WITH_PATCHES = 2  # with "patched", which versions of this project that know format 1 only would overlook
 log = logging.getLogger("uvicorn.error")
 
 
@@ -47,6 +48,7 @@ class Changes(NamedTuple):
     ngrams_of_all: bool = (
         False  # n-grams count as in the texts of all items here, as up to 0.2.0; False: of the training
     )
+    patched: dict[str, dict[str, Any]] = {}  # noqa: RUF012  (never changed) own id -> attributes changed since, and the title
 
 
 NO_CHANGES = Changes(frozenset(), None, None)
@@ -66,9 +68,18 @@ def with_removed(changes: Changes, ids: set[str]) -> Changes:
     if added is not None:
         dropped = ids & set(added["id"])
         added = added.filter(~pl.col("id").is_in(sorted(dropped)))
+    patched = {own: fields for own, fields in changes.patched.items() if own not in ids}
     return changes._replace(
-        added=added if added is not None and len(added) else None, removed=changes.removed | (ids - dropped)
+        added=added if added is not None and len(added) else None,
+        removed=changes.removed | (ids - dropped),
+        patched=patched,
     )
+
+
+def with_patched(changes: Changes, patches: Mapping[str, Mapping[str, Any]]) -> Changes:
+    """Change attributes, or titles, of items: own id -> name -> value."""
+    patched = {own: {**changes.patched.get(own, {}), **fields} for own, fields in patches.items()}
+    return changes._replace(patched=changes.patched | patched)
 
 
 def apply_changes(base: Catalogue, changes: Changes) -> Catalogue:
@@ -77,7 +88,7 @@ def apply_changes(base: Catalogue, changes: Changes) -> Catalogue:
     An added item was not seen in training: it is cold (count 0) and has no CF vector (a zero row, not present).
     """
     if not changes.removed and changes.added is None:
-        return base
+        return retitled(base, changes)
     keep = torch.tensor([own not in changes.removed for own in base.ids], dtype=torch.bool)  # (N,)
     rows = keep.nonzero().flatten()  # (kept,)
     added = changes.added
@@ -90,7 +101,7 @@ def apply_changes(base: Catalogue, changes: Changes) -> Catalogue:
     texts = None
     if base.texts is not None:
         texts = [base.texts[i] for i in rows.tolist()] + (added["text"].to_list() if added is not None else [])
-    return dataclasses.replace(
+    catalogue = dataclasses.replace(
         base,
         ids=ids,
         titles=titles,
@@ -101,6 +112,16 @@ def apply_changes(base: Catalogue, changes: Changes) -> Catalogue:
         count=torch.cat([base.count[rows], base.count.new_zeros(n_added)]),  # (N',)
         fingerprint=_fingerprint(base.fingerprint, changes),
     )
+    return retitled(catalogue, changes)
+
+
+def retitled(catalogue: Catalogue, changes: Changes) -> Catalogue:
+    """The same catalogue with the titles that were changed. Vectors stay, and so does the fingerprint."""
+    titles = {own: fields["title"] for own, fields in changes.patched.items() if "title" in fields}
+    if not titles:
+        return catalogue
+    pairs = zip(catalogue.ids, catalogue.titles, strict=True)
+    return dataclasses.replace(catalogue, titles=[titles.get(own, title) for own, title in pairs])
 
 
 def vectors_of(added: pl.DataFrame) -> np.ndarray:
@@ -109,12 +130,12 @@ def vectors_of(added: pl.DataFrame) -> np.ndarray:
 
 
 def table_of(items: pl.DataFrame, changes: Changes) -> pl.DataFrame:
-    """The table of a version's items, in the order of `apply_changes`, without vectors."""
-    kept = items.filter(~pl.col("id").is_in(sorted(changes.removed)))
-    if changes.added is None:
-        return kept
-    count = pl.lit(0, pl.Int64).alias("count"), pl.lit(False).alias("warm")
-    return pl.concat([kept, changes.added.drop(VECTOR).with_columns(*count)], how="diagonal_relaxed")
+    """The table of a version's items, in the order of `apply_changes`, without vectors and as it was before patches."""
+    table = items.filter(~pl.col("id").is_in(sorted(changes.removed))) if changes.removed else items
+    if changes.added is not None:
+        count = pl.lit(0, pl.Int64).alias("count"), pl.lit(False).alias("warm")
+        table = pl.concat([table, changes.added.drop(VECTOR).with_columns(*count)], how="diagonal_relaxed")
+    return table
 
 
 def _fingerprint(base: str, changes: Changes) -> str:
@@ -177,7 +198,7 @@ def write_version(
         DataError: the folder exists, or it cannot be written.
     """
     about = {
-        "format": _FORMAT,
+        "format": _WITH_PATCHES if changes.patched else _FORMAT,
         "model": _relative(model, folder),
         "data": _relative(data, folder) if data is not None else None,
         "base": base.fingerprint,
@@ -187,6 +208,7 @@ def write_version(
         "removed": sorted(changes.removed),
         "encoder": changes.encoder,
         "ngrams_of_all": changes.ngrams_of_all,
+        **({"patched": changes.patched} if changes.patched else {}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
@@ -227,7 +249,7 @@ def read_version(folder: Path) -> Version:
     """
     try:
         about = read_sealed(folder / VERSION)
-        if about["format"] != _FORMAT:
+        if about["format"] not in (_FORMAT, _WITH_PATCHES):
             raise ValueError(f"format {about['format']}")
         if "added_sha256" in about and file_hash(folder / ADDED) != about["added_sha256"]:
             raise ValueError(f"{ADDED} is not the file that was written")
@@ -235,7 +257,8 @@ def read_version(folder: Path) -> Version:
         if (0 if added is None else len(added)) != about["added"]:
             raise ValueError(f"{ADDED} holds {0 if added is None else len(added)} items, not {about['added']}")
         of_all = about.get("ngrams_of_all", True)  # versions up to 0.2.0 do not say so
-        changes = Changes(frozenset(about["removed"]), added, current_names(about["encoder"]), of_all)
+        patched = about.get("patched", {})
+        changes = Changes(frozenset(about["removed"]), added, current_names(about["encoder"]), of_all, patched)
         model, data = folder / about["model"], about["data"]
         paths = Path(os.path.normpath(model)), Path(os.path.normpath(folder / data)) if data is not None else None
         mark = Mark(**about["journal"]) if about.get("journal") is not None else None

@@ -1,41 +1,121 @@
-"""/items: find items, add them, remove them."""
+"""/items, /popular, /latest, /changes: find items, what is similar to one, and change the catalogue."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 from starlette.exceptions import HTTPException
 
+from setrec.inference.similar import By
+from setrec.recommend import Item
 from setrec.serve import messages
 from setrec.serve.errors import CHANGE_ERRORS, ERRORS
 from setrec.serve.service import Service
+
+Id = Annotated[messages.ItemId, Path(description="The id of an item.")]
+Limit = Annotated[int, Query(ge=1, le=messages.MAX_FOUND)]
+FilterQuery = Annotated[messages.Filter | None, Query()]
+FOUND: dict[int | str, dict[str, Any]] = {422: ERRORS[422], 404: CHANGE_ERRORS[404]}
 
 
 def items_routes(service: Service) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
+    holder = service.holder
+
+    def known(ids: Sequence[str], what: str = "") -> None:
+        for own in ids:
+            if own not in holder.current.recommender:
+                raise HTTPException(404, f"{own!a} is not in the catalogue{what}.")
 
     @routes.get("/items", responses={422: ERRORS[422]})
     def find_items(
         search: Annotated[str, Query(max_length=200, description="Part of a title.")] = "",
-        limit: Annotated[int, Query(ge=1, le=messages.MAX_FOUND)] = 20,
+        limit: Limit = 20,
+        filter: FilterQuery = None,
     ) -> messages.ItemsOut:
-        """Find items by a part of their title."""
-        found = service.holder.current.recommender.search(search, limit=limit)
-        return messages.ItemsOut(items=[messages.ItemOut(id=one.id, title=one.title, warm=one.warm) for one in found])
+        """Find items by a part of their title, the most bought first."""
+        return _items_out(holder.current.recommender.search(search, limit=limit, filter=filter))
+
+    @routes.get("/popular", responses={422: ERRORS[422]})
+    def popular_items(limit: Limit = 20, filter: FilterQuery = None) -> messages.ItemsOut:
+        """The items that were bought most, by the counts of the training."""
+        counts = None  # of recent events, where they are known: own id -> number
+        return _items_out(holder.current.recommender.popular(limit, filter, counts))
+
+    @routes.get("/latest", responses={422: ERRORS[422]})
+    def latest_items(limit: Limit = 20, filter: FilterQuery = None) -> messages.ItemsOut:
+        """The items that came last into the catalogue."""
+        return _items_out(holder.current.recommender.latest(limit, filter))
+
+    @routes.get("/items/{id:path}/similar", responses=FOUND)
+    def similar_items(id: Id, by: By = "text", limit: Limit = 10, filter: FilterQuery = None) -> messages.SimilarOut:
+        """Items that are similar by text, by co-occurrence, by the item's slots (what the model reads), or by CF vectors."""
+        known([id])
+        found = holder.current.recommender.similar(id, by, limit, filter)
+        return messages.SimilarOut(items=[messages.SimilarItemOut(**one._asdict()) for one in found], by=by)
+
+    @routes.get("/items/{id:path}", responses=FOUND)
+    def get_item(id: Id) -> messages.ItemDetailsOut:
+        """All that is known of an item."""
+        known([id])
+        return messages.ItemDetailsOut(**holder.current.recommender.item(id)._asdict())
+
+    @routes.get("/changes", responses={422: ERRORS[422]})
+    def changes(
+        since: Annotated[
+            datetime | None, Query(description="ISO 8601; without a zone: UTC. Nothing: all that is remembered.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=messages.MAX_CHANGES)] = 100,
+    ) -> messages.ChangesOut:
+        """What has changed in the catalogue, and which models began to serve, newest first."""
+        start = since if since is None or since.tzinfo is not None else since.replace(tzinfo=UTC)
+        recommender = holder.current.recommender
+        found: list[messages.ChangeOut] = []
+        for change in reversed(list(holder.journal.recent)):
+            if len(found) == limit or (start is not None and (change.time is None or change.time < start)):
+                break
+            shown = change.ids[: messages.SHOWN_OF_A_CHANGE]
+            titles = [recommender.item(own).title if own in recommender else None for own in shown]
+            found.append(
+                messages.ChangeOut(
+                    time=None if change.time is None else change.time.isoformat(), kind=change.kind, count=len(change.ids),
+                    items=[messages.ChangedItem(id=own, title=title) for own, title in zip(shown, titles, strict=True)],
+                    fields=change.fields,
+                )
+            )  # fmt: skip
+        models = [
+            messages.TakeoverOut(checkpoint=str(path), generation=generation, since=when.isoformat(timespec="seconds"))
+            for path, generation, when in reversed(list(holder.taken_over))
+            if start is None or when >= start
+        ]
+        return messages.ChangesOut(changes=found, models=models)
 
     @routes.post("/items", responses=CHANGE_ERRORS, dependencies=[Depends(service.guard)], status_code=201)
     def add_items(body: messages.ItemsBody) -> messages.ChangedOut:
         """Add items to the catalogue. They can be recommended at once, and stay after a restart."""
-        return messages.ChangedOut(ids=service.holder.add([item.model_dump() for item in body.items]))
+        return messages.ChangedOut(ids=holder.add([item.model_dump() for item in body.items]))
+
+    @routes.patch("/items", responses=CHANGE_ERRORS, dependencies=[Depends(service.guard)])
+    def patch_items(body: messages.PatchBody) -> messages.ChangedOut:
+        """Change attributes of items, such as price or stock, or titles. No score changes; what changes stays after a restart."""
+        patches: dict[str, dict[str, Any]] = {}
+        for item in body.items:
+            patches.setdefault(item.id, {}).update(item.fields)
+        known(list(patches), "; nothing was changed")
+        return messages.ChangedOut(ids=holder.patch(patches))
 
     @routes.delete("/items", responses=CHANGE_ERRORS, dependencies=[Depends(service.guard)])
     def remove_items(
         id: Annotated[list[messages.ItemId], Query(min_length=1, max_length=messages.MAX_NEW_ITEMS)],
     ) -> messages.ChangedOut:
         """Remove items from the catalogue."""
-        for name in id:
-            if name not in service.holder.current.recommender:
-                raise HTTPException(404, f"{name!a} is not in the catalogue; nothing was removed.")
-        return messages.ChangedOut(ids=service.holder.remove(list(dict.fromkeys(id))))
+        known(id, "; nothing was removed")
+        return messages.ChangedOut(ids=holder.remove(list(dict.fromkeys(id))))
 
     return routes
+
+
+def _items_out(items: Sequence[Item]) -> messages.ItemsOut:
+    return messages.ItemsOut(items=[messages.ItemOut(**one._asdict()) for one in items])

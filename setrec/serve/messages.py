@@ -5,16 +5,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from setrec.inference.filters import MAX_LENGTH
+from setrec.inference.options import MAX_BOOSTS
+from setrec.inference.similar import By
+
 MAX_HISTORIES = 512  # in a request
 MAX_HISTORY = 2_000  # items of a history; the model reads the last max_history only, exclude_seen leaves out all
 MAX_K = 500
 MAX_ANSWERS = 20_000  # histories x k of a request
-MAX_EXPLAINED = 2_000  # the same with explain, which makes answers larger
+MAX_EXPLAINED = 2_000  # the same with explain, which makes answers larger, or diversity, which takes time
 MAX_CANDIDATES = 100_000
 MAX_NEW_ITEMS = 1_000  # in a request
 MAX_FOUND = 100  # items of a search
 MAX_BODY = 8 << 20  # bytes
 MAX_BODIES = 16 * MAX_BODY  # of all requests in progress
+
+MAX_CAPS = 5
+MAX_PATCHES = 10_000  # items in a request
+MAX_CHANGES = 200
+SHOWN_OF_A_CHANGE = 20  # items of a change that are listed
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
@@ -23,6 +32,23 @@ class Body(BaseModel):
     """A body with strict types: "10" is not a number, and an unknown field is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Filter = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_LENGTH),
+    Field(description="A condition on attributes, such as category == 'board games' and price < 20 and in_stock."),
+]
+
+
+class BoostBody(Body):
+    """What some items get beside their score."""
+
+    filter: Filter
+    add: Annotated[
+        float, Field(ge=-100, le=100, description="In units of how far the best score lies above the 100th.")
+    ]
 
 
 class AnswerOptions(Body):
@@ -46,6 +72,18 @@ class AnswerOptions(Body):
     unknown: Annotated[
         Literal["skip", "refuse"], Field(description="What to do with ids that are not in the catalogue.")
     ] = "skip"
+    filter: Annotated[Filter | None, Field(description="Recommend only items with these attributes; null: all.")] = None
+    diversity: Annotated[
+        float, Field(ge=0, le=1, description="What an item loses for being similar to one above it; 0: nothing.")
+    ] = 0.0
+    caps: Annotated[
+        dict[ColumnName, Annotated[int, Field(ge=1, le=MAX_K)]] | None,
+        Field(max_length=MAX_CAPS, description='At most so many items for each value of a column: {"brand": 2}.'),
+    ] = None
+    boosts: Annotated[
+        list[BoostBody] | None,
+        Field(max_length=MAX_BOOSTS, description="What items with some attributes get beside their score."),
+    ] = None
 
 
 class RecommendBody(AnswerOptions):
@@ -61,13 +99,18 @@ class RecommendBody(AnswerOptions):
     @model_validator(mode="after")
     def bounded(self) -> Self:
         """Refuse a request whose answer would be too large."""
-        answers, most = len(self.histories) * self.k, MAX_EXPLAINED if self.explain else MAX_ANSWERS
+        dear = self.explain or self.diversity > 0
+        answers, most = len(self.histories) * self.k, MAX_EXPLAINED if dear else MAX_ANSWERS
         if answers > most:
             raise ValueError(
                 f"{len(self.histories)} histories x k {self.k} are {answers} answers; "
-                f"at most {most}{' with explain' if self.explain else ''} in a request"
+                f"at most {most}{' with explain or diversity' if dear else ''} in a request"
             )
         return self
+
+
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+FieldValue = Annotated[str, StringConstraints(max_length=20_000)] | bool | Whole | float | None
 
 
 class NewItem(Body):
@@ -77,8 +120,8 @@ class NewItem(Body):
     title: Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
     text: Annotated[str | None, Field(max_length=20_000, description="What the encoder reads; null: the title.")] = None
     fields: Annotated[
-        dict[str, Annotated[str, StringConstraints(max_length=20_000)]] | None,
-        Field(max_length=50, description="Further columns that the encoder's template names."),
+        dict[str, FieldValue] | None,
+        Field(max_length=50, description="Attributes, and further columns that the encoder's template names."),
     ] = None
     vector: Annotated[
         list[float] | None, Field(max_length=16_384, description="The text vector itself; then no encoder is needed.")
@@ -89,6 +132,22 @@ class ItemsBody(Body):
     """Items to add. If one is refused, none is added."""
 
     items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_NEW_ITEMS)]
+
+
+class ItemPatch(Body):
+    """What changes about an item."""
+
+    id: ItemId
+    fields: Annotated[
+        dict[ColumnName, FieldValue],
+        Field(min_length=1, max_length=50, description="New values of attributes, or of the title; null: missing."),
+    ]
+
+
+class PatchBody(Body):
+    """Items whose attributes change. If one is refused, none is changed."""
+
+    items: Annotated[list[ItemPatch], Field(min_length=1, max_length=MAX_PATCHES)]
 
 
 class ReloadBody(Body):
@@ -111,12 +170,23 @@ class SimilarItem(BaseModel):
     cosine: float
 
 
+class LeftOut(BaseModel):
+    """An item that a cap left out, and the column of the cap."""
+
+    id: str
+    column: str
+
+
 class WhyOut(BaseModel):
     """Why an item is recommended: the parts of its score, and the most similar items of the history."""
 
     parts: dict[str, float]
     nearest_text: list[SimilarItem]
     nearest_cf: list[SimilarItem]
+    like: Annotated[
+        SimilarItem | None, Field(description="With diversity: the most similar item above it in the list.")
+    ] = None
+    left_out: Annotated[list[LeftOut], Field(description="Better items that a cap left out here, at most 5.")] = []
 
 
 class RankedOut(BaseModel):
@@ -153,8 +223,60 @@ class ItemOut(BaseModel):
     warm: bool
 
 
+class ItemDetailsOut(ItemOut):
+    """All that is known of an item."""
+
+    events: Annotated[int, Field(description="Occurrences in training.")]
+    attributes: dict[str, str | bool | int | float | None]
+
+
+class SimilarItemOut(ItemOut):
+    """An item that is similar to another one."""
+
+    similarity: float
+
+
+class SimilarOut(BaseModel):
+    """Similar items, most similar first."""
+
+    items: list[SimilarItemOut]
+    by: By
+
+
+class ChangedItem(BaseModel):
+    """An item that was changed."""
+
+    id: str
+    title: Annotated[str | None, Field(description="null: it is no longer in the catalogue.")]
+
+
+class ChangeOut(BaseModel):
+    """A change of the catalogue."""
+
+    time: Annotated[str | None, Field(description="ISO 8601; null: earlier versions wrote none.")]
+    kind: Literal["added", "removed", "patched"]
+    count: Annotated[int, Field(description="The number of items.")]
+    items: Annotated[list[ChangedItem], Field(description=f"The first {SHOWN_OF_A_CHANGE} of them.")]
+    fields: Annotated[list[str], Field(description="Attributes that were changed.")]
+
+
+class TakeoverOut(BaseModel):
+    """A model that began to serve."""
+
+    checkpoint: str
+    generation: int
+    since: str
+
+
+class ChangesOut(BaseModel):
+    """What has changed, newest first."""
+
+    changes: list[ChangeOut]
+    models: Annotated[list[TakeoverOut], Field(description="Since this server was started.")]
+
+
 class ItemsOut(BaseModel):
-    """The items that a search found."""
+    """Items of the catalogue."""
 
     items: list[ItemOut]
 
@@ -203,6 +325,10 @@ LIMITS = {
     "explained_answers": MAX_EXPLAINED,
     "candidates": MAX_CANDIDATES,
     "new_items": MAX_NEW_ITEMS,
+    "patches": MAX_PATCHES,
+    "filter": MAX_LENGTH,
+    "boosts": MAX_BOOSTS,
+    "caps": MAX_CAPS,
     "body_bytes": MAX_BODY,
 }
 

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 from setrec.errors import DataError
-from setrec.inference.options import RecommendOptions
+from setrec.inference.options import Boost, RecommendOptions
 from setrec.recommend import Recommendation, Recommender
 from setrec.serve.batching import Batcher
 from setrec.serve.messages import RecommendBody
@@ -74,8 +74,12 @@ def answer_batch(served: ServedModel, requests: Sequence[RecommendBody]) -> list
 
 def options_of(body: RecommendBody) -> RecommendOptions:
     """The options in a request."""
-    options = RecommendOptions(**{field.name: getattr(body, field.name) for field in fields(RecommendOptions)})
-    return options if body.candidates is None else replace(options, candidates=frozenset(body.candidates))
+    given = {field.name: getattr(body, field.name) for field in fields(RecommendOptions)}
+    if body.candidates is not None:
+        given["candidates"] = frozenset(body.candidates)
+    if body.boosts is not None:
+        given["boosts"] = [Boost(boost.filter, boost.add) for boost in body.boosts]
+    return RecommendOptions(**given)
 
 
 def _answer_group(

@@ -4,7 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ class ModelHolder:
     `catch_up` applies what they wrote.
 
     Attributes:
+        taken_over: the models that have served since the start, the last hundred: path, generation, since.
         answered: when the model last answered well, by `time.monotonic`.
         fault: why the journal cannot be followed; "" as long as it can.
 
@@ -85,6 +87,7 @@ class ModelHolder:
         recommender = self._load_and_try(path)
         self._followed = self._follow(recommender)
         self.current = ServedModel(recommender, path, generation, datetime.now(UTC))
+        self.taken_over = deque([(path, generation, self.current.since)], maxlen=100)
         self.answered = time.monotonic()
 
     def add(self, items: Sequence[dict[str, Any]]) -> list[str]:
@@ -152,6 +155,19 @@ class ModelHolder:
             if one.journal is self.journal:
                 one.lines = len(self.journal.changes)
 
+    def patch(self, patches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Change attributes of items, id -> name -> value, in the catalogue and in the journal; returns their ids.
+
+        Raises:
+            DataError: an id is not in the catalogue, or a value does not fit; nothing was changed.
+            JournalWriteError: the journal cannot be written; nothing was changed.
+        """
+        line = {"patch": [{"id": own, "fields": dict(fields)} for own, fields in patches.items()]}
+        with self._changing, self.journal.locked():
+            self._catch_up()
+            self.current.recommender.patch_items(patches, keep=lambda: self._write(line))
+            return list(patches)
+
     def allowed(self, path: str) -> Path:
         """Check a path that a request names.
 
@@ -183,6 +199,7 @@ class ModelHolder:
                 self._followed = self._follow(recommender)
                 self.fault, self._failed = "", []
                 self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC))
+                self.taken_over.append((path, self.current.generation, self.current.since))
             return self.current
         finally:
             self._taking_over.release()

@@ -37,8 +37,10 @@ def _recommend_out(result: RequestResult) -> messages.RecommendOut:
 
     def why_out(why: Why) -> messages.WhyOut:
         return messages.WhyOut(
-            parts=why.parts, nearest_text=similar(why.nearest_text), nearest_cf=similar(why.nearest_cf)
-        )
+            parts=why.parts, nearest_text=similar(why.nearest_text), nearest_cf=similar(why.nearest_cf),
+            like=None if why.like is None else similar([why.like])[0],
+            left_out=[messages.LeftOut(id=own, column=column) for own, column in why.left_out],
+        )  # fmt: skip
 
     def ranked_out(item: RankedItem) -> messages.RankedOut:
         why = None if item.why is None else why_out(item.why)

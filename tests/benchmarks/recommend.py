@@ -94,7 +94,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
         cf = tuple(vectors * there[:, None] for vectors, there in zip(catalogue.cf, present, strict=True))
         whole = dataclasses.replace(catalogue, count=count, present=tuple(present), cf=cf)
         from_start = rebuild(state.restored, trained, whole)
-        expected = make_snapshot(from_start, whole, NO_CHANGES, trained.max_history)
+        expected = make_snapshot(from_start, whole, NO_CHANGES, trained.items, trained.max_history)
 
         held = [catalogue.ids[i] for i in rows]
         recommender.remove_items(held)
