@@ -40,6 +40,7 @@ class TableFiles(Reader):
         timestamp: column of the time: numbers since 1970, ISO dates such as 2014-07-23 or 2014-07-23T10:00:00Z, and other common
             forms; null: there are no times, and the order of the rows is the order of the events.
         rating: column of the rating, for cleaning.min_rating; null: none.
+        kind: column of the kind of an event, such as view, cart or buy, which is kept; null: none.
         item_id: column of the item's id in the file of items; null: the same name as in the events.
         title: column of the item's title; null: none.
         text_fields: columns that an item's text is made from: "title: ...; brand: ..."; null: all except the id.
@@ -84,6 +85,7 @@ class TableFiles(Reader):
         max_text: int = 2000,
         max_bad_lines: int | float = 0.01,
         download: list[Source] | None = None,
+        kind: str | None = None,
     ) -> None:
         check_time_unit(time_unit)
         self._events_form = TableForm(separator, encoding, columns)
@@ -94,7 +96,7 @@ class TableFiles(Reader):
         self.item_columns, self.item_separator, self.item_encoding = item_columns, item_separator, item_encoding
         self.time_unit, self.time_format, self.null_words = time_unit, time_format, null_words
         self.keep_unreviewed, self.max_text, self.max_bad_lines = keep_unreviewed, max_text, max_bad_lines
-        self.download = download
+        self.download, self.kind = download, kind
 
     def sources(self, raw: Path | None) -> list[Path]:
         """See `Reader.sources`."""
@@ -108,7 +110,14 @@ class TableFiles(Reader):
         counter = LineCounter(file.name, self.max_bad_lines)
         events = Events(counter)
         columns = EventColumns(
-            self.user, self.item, self.timestamp, self.rating, self.time_unit, self.time_format, self.null_words
+            self.user,
+            self.item,
+            self.timestamp,
+            self.rating,
+            self.time_unit,
+            self.time_format,
+            self.null_words,
+            self.kind,
         )
         table = Table(file, self._events_form, columns.wanted)
         table.require([self.user, self.item], _CALL_IT + _NO_HEADER.format("columns"))
@@ -120,7 +129,7 @@ class TableFiles(Reader):
         if self.items is not None:
             about = inside(raw_file(self.items, raw))
             items = self._read_items(about, file, events, files)
-        return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files)
+        return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files, timed=self.timestamp is not None)
 
     def _read_items(
         self, file: RawFile, of_events: RawFile, events: Events, files: dict[str, dict[str, Any]]
@@ -176,6 +185,7 @@ class EventColumns:
         time_unit: of times that are numbers.
         time_format: form of the times for strptime; None: seen from the times.
         null_words: ids that are none.
+        kind: the kind of the event; None: there is none.
     """
 
     user: str
@@ -185,11 +195,13 @@ class EventColumns:
     time_unit: TimeUnit = "auto"
     time_format: str | None = None
     null_words: Sequence[str] = ()
+    kind: str | None = None
 
     @property
     def wanted(self) -> list[str]:
         """The columns to read."""
-        return list(dict.fromkeys(name for name in (self.user, self.item, self.timestamp, self.rating) if name))
+        named = (self.user, self.item, self.timestamp, self.rating, self.kind)
+        return list(dict.fromkeys(name for name in named if name))
 
 
 def add_events(events: Events, counter: LineCounter, table: Table, columns: EventColumns) -> None:
@@ -233,13 +245,16 @@ def _add_batch(
         empty = text.is_in(["", *columns.null_words]) | text.is_null()
         read["rating"] = text.cast(pl.Float32, strict=False).fill_nan(None)
         odd = ~pl.lit(empty) & pl.col("rating").is_null()
+    if columns.kind is not None:
+        read["kind"] = as_text(batch[columns.kind], columns.null_words).fill_null("")
     rows = pl.DataFrame({name: column.alias(name) for name, column in read.items()}).with_columns(batch[LINE])
     multiline = pl.col("user", "item").str.contains("\n", literal=True)  # a quote left open swallows lines
     bad = rows.select(bad=pl.any_horizontal(pl.col("user", "item", "time").is_null(), multiline, odd))["bad"]
     if bad.any():
         _count_bad(counter, rows.filter(bad), batch.filter(bad), columns)
         rows = rows.filter(~bad)
-    events.add_many(rows["user"], rows["item"], rows["time"], rows["rating"] if rating is not None else None)
+    more = {name: rows[name] for name in ("rating", "kind") if name in rows.columns}
+    events.add_many(rows["user"], rows["item"], rows["time"], **more)
 
 
 def _count_bad(counter: LineCounter, rows: pl.DataFrame, batch: pl.DataFrame, columns: EventColumns) -> None:
