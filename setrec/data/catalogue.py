@@ -41,6 +41,7 @@ class Catalogue:
         fingerprint: sha256 of the ids, the counts and the vectors. A checkpoint accepts no other.
         texts: N texts, "" where none is known; None: they were not kept.
         identity: how checkpoints know the catalogue again; None: it did not come from prepared data.
+        grown_from: fingerprints of the catalogues that `update` made this one from: weights for them are a start for this one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Catalogue:
     fingerprint: str
     texts: list[str] | None = None
     identity: Identity | None = None
+    grown_from: tuple[str, ...] = ()
 
     @property
     def n_items(self) -> int:
@@ -128,6 +130,7 @@ class Catalogue:
             fingerprint=identity.fingerprint,
             texts=items["text"].to_list(),
             identity=identity,
+            grown_from=tuple(manifest.get("grown_from", ())),
         )
 
 
@@ -143,6 +146,7 @@ class Histories:
         times: the time of every event, int64 microseconds since 1970, UTC; `UNKNOWN` where it is not known. None: none is.
         kinds: the kind of every event, uint8, its place in `kind_names`; None: the raw data has no kinds.
         kind_names: view, cart, buy and so on; "" for events without a kind.
+        since: (users,) int64, of data that `update` made: the place in `train` of each user's first new event, or its length.
     """
 
     ids: list[str]
@@ -152,6 +156,7 @@ class Histories:
     times: Splits | None = None
     kinds: Splits | None = None
     kind_names: tuple[str, ...] = ()
+    since: np.ndarray | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> "Histories":
@@ -180,7 +185,8 @@ class Histories:
         items = rows("items")
         if items is None:
             raise _damaged(flat, KeyError("train_items"))
-        return cls(ids, *items, rows("times"), rows("kinds"), tuple(json.loads(about.get(KINDS, "[]"))))
+        names, since = tuple(json.loads(about.get(KINDS, "[]"))), tensors.get("train_since")
+        return cls(ids, *items, rows("times"), rows("kinds"), names, None if since is None else since.numpy())
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -4,7 +4,8 @@
               users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
               histories.safetensors  the same lists, to be memory-mapped: train_offsets (users + 1,), train_items, ...;
                                   where the raw data has them, train_times int64 (microseconds since 1970, UTC; the least int64:
-                                  not known) and train_kinds uint8, places in the table of kinds that the metadata holds
+                                  not known) and train_kinds uint8, places in the table of kinds that the metadata holds;
+                                  train_since (users,), with data that `update` made
               text.safetensors    vectors (N, F) float32 or float16; absent without text
               cf.safetensors      vectors_0 (N, E) float32 or float16, present_0 (N,) bool, vectors_1, ...; absent without CF
               encoder.safetensors what the text encoder learned from the texts; absent if it learns nothing
@@ -49,6 +50,7 @@ class Prepared(NamedTuple):
     times: Splits | None = None  # see `SplitLog`, as the next two
     kinds: Splits | None = None
     kind_names: tuple[str, ...] = ()
+    since: np.ndarray | None = None  # see `Histories`
 
     def counts(self) -> np.ndarray:
         """How often each item occurs in training, (N,) int64."""
@@ -165,6 +167,8 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
     users.write_parquet(folder / USERS)
     splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
     flat = {f"{name}_{part}": array for name, rows in splits.items() for part, array in rows._asdict().items()}
+    if prepared.since is not None:
+        flat["train_since"] = np.ascontiguousarray(prepared.since, np.int64)
     about = {"ids_sha256": ids_hash(prepared.user_ids)}
     for name, facts in (("times", prepared.times), ("kinds", prepared.kinds)):
         if facts is not None:

@@ -39,6 +39,10 @@ class Ragged(NamedTuple):
         flat = np.fromiter((item for row in rows for item in row), np.int32, int(lengths.sum()))
         return cls.from_lengths(lengths, flat)
 
+    def only(self, keep: np.ndarray) -> "Ragged":
+        """The rows where `keep`, (rows,) bool, and empty ones in place of the others."""
+        return Ragged.from_lengths(self.lengths * keep, self.items[np.repeat(keep, self.lengths)])
+
     def joined(self, other: "Ragged") -> "Ragged":
         """Append rows: row i of the result is row i of this one, then row i of `other`."""
         items = np.empty(len(self.items) + len(other.items), self.items.dtype)

@@ -1,9 +1,9 @@
 """Your own tables: events and items as CSV, parquet or JSON lines. You name the columns."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import polars as pl
 
@@ -128,15 +128,30 @@ class TableFiles(Reader):
         items = Items((), (), 0).frame()
         if self.items is not None:
             about = inside(raw_file(self.items, raw))
-            items = self._read_items(about, file, events, files)
+            found, counter = self._read_items(about, about == file, events.items, self.keep_unreviewed)
+            key = about.name if about.name not in files else f"{about.name} (items)"
+            files[key] = counter.about() | found.about(about.name, file.name)
+            items = found.frame()
         return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files, timed=self.timestamp is not None)
 
+    def read_items(self, file: Path, known: Collection[str]) -> pl.DataFrame:
+        """Read a file of items alone, with the columns of `items`: id, text, title and a column for each field.
+
+        Args:
+            file: the file.
+            known: ids that items have so far; in a column of whole numbers, 1.0 is 1.
+
+        Raises:
+            DataError: see `Reader.read`.
+        """
+        return self._read_items(inside(raw_file(str(file), None)), False, known, keep_all=True)[0].frame()
+
     def _read_items(
-        self, file: RawFile, of_events: RawFile, events: Events, files: dict[str, dict[str, Any]]
-    ) -> pl.DataFrame:
+        self, file: RawFile, in_events: bool, known: Collection[str], keep_all: bool
+    ) -> tuple[Items, LineCounter]:
         key = self.item_id or self.item
         form = self._items_form
-        if file == of_events:  # the items stand in the events
+        if in_events:  # the items stand in the events
             form = self._events_form
         counter = LineCounter(file.name, self.max_bad_lines, encoding_option="--data.reader.item_encoding")
         required = [key, *([self.title] if self.title else []), *(self.text_fields or [])]
@@ -146,7 +161,7 @@ class TableFiles(Reader):
             fields = [name for name in table.named if name != key] if table.names else _json_fields(table, key)
         wanted = list(dict.fromkeys([key, *([self.title] if self.title else []), *fields]))
         table.require(wanted, _CALL_IT + _NO_HEADER.format("item_columns"))
-        items = Items(fields, events.items, self.max_text, keep_all=self.keep_unreviewed, null_words=self.null_words)
+        items = Items(fields, known, self.max_text, keep_all=keep_all, null_words=self.null_words)
         for line, record in table.records(counter, wanted):
             own = own_id(record[key]) if key in record else None
             own = own.strip() if own else own
@@ -158,9 +173,7 @@ class TableFiles(Reader):
         nameless = len(table.names) - len(table.named)
         if nameless and self.text_fields is None:
             counter.notes[f"{nameless} column{'s' * (nameless > 1)} without a name left out"] = Count(counter.lines)
-        key_of = file.name if file.name not in files else f"{file.name} (items)"
-        files[key_of] = counter.about() | items.about(file.name, of_events.name)
-        return items.frame()
+        return items, counter
 
 
 def check_time_unit(unit: str) -> None:
