@@ -68,14 +68,14 @@ def measure(score: Callable[[Batch], Tensor], batches: Iterable[Batch], warm: Te
 def judge(served: RankingTable, updated: RankingTable, tolerance: float) -> Verdict:
     """Compare two models over the same users.
 
-    The updated one is worse if the interval of the paired difference of NDCG@10 lies below 0, or if its mean is lower by more
-    than `tolerance` of the served model's.
+    The updated one is worse if its mean NDCG@10 is lower by more than `tolerance` of the served model's, and that beyond chance:
+    the 95% interval of the paired difference lies below 0.
     """
     before, after = (table.per_user(METRIC)[1].numpy() for table in (served, updated))  # (n,) each
     both = np.stack([before, after], axis=1)  # (n, 2)
     means = bootstrap(both, np.ones_like(both), RESAMPLES, seed=0)  # (resamples, 2)
     low, high = interval(means[:, 1] - means[:, 0], CONFIDENCE)
     difference = float((after - before).mean())
-    worse = high < 0 or difference < -tolerance * float(before.mean())
+    worse = high < 0 and difference < -tolerance * float(before.mean())
     figures = [{name: table.value(name) for name in ("recall@10", METRIC)} for table in (served, updated)]
     return Verdict(len(before), figures[0], figures[1], difference, low, high, worse)

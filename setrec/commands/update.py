@@ -29,7 +29,7 @@ from setrec.commands import refit
 from setrec.commands.fit import checkpoint_arguments, prepared
 from setrec.commands.gate import Verdict, as_served, is_gate_user, judge, measure
 from setrec.commands.one_sentence import of_run
-from setrec.commands.words import call, command_of, without
+from setrec.commands.words import call, command_of, with_value, without
 from setrec.data.catalogue import Catalogue
 from setrec.data.grow import Grown, Newest, NewItems, grow, stem_of, versions_of
 from setrec.data.prepare import Preparation
@@ -73,8 +73,8 @@ class Options:
         share: Share of the new events, the newest, that both models are compared on.
         days: In place of the share: the events of so many days before the last one.
         replay: Share of the users without new events whose events are trained on again, so that they are not forgotten.
-        tolerance: The updated model is worse if its mean NDCG@10 is lower by more than this share of the served one's, or if the
-            95% interval of the difference lies below 0. Then it is not published, and the exit status is 3.
+        tolerance: The updated model is worse if its mean NDCG@10 is lower by more than this share of the served one's, and that
+            beyond chance: the 95% interval of the difference lies below 0. Then it is not published, and the exit status is 3.
         keep: Versions of the data that are kept with their models, the newest. What is served, and what was before it, stays.
         server: Address of a running server that is told to load the model: http://localhost:8000, with the token in SETREC_TOKEN.
             null: it watches the link (serve --watch).
@@ -90,7 +90,7 @@ class Options:
     share: float = 0.2
     days: float | None = None
     replay: float = 0.2
-    tolerance: float = 0.1
+    tolerance: float = 0.02
     keep: int = 3
     server: str | None = None
     publish: str | None = None
@@ -136,7 +136,7 @@ def from_words(words: Sequence[str]) -> dict[str, Any] | None:
         SETRecError: see `make`; what is served stays.
         SystemExit: with status `REFUSED`, the updated model is worse.
     """
-    own, flags = split_words(words)
+    own, flags = split_words(with_value(words, "--back"))
     options: Options = call(update, "update", own)
     with only_one(options.current):
         if options.events is None:

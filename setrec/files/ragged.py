@@ -41,7 +41,8 @@ class Ragged(NamedTuple):
 
     def only(self, keep: np.ndarray) -> "Ragged":
         """The rows where `keep`, (rows,) bool, and empty ones in place of the others."""
-        return Ragged.from_lengths(self.lengths * keep, self.items[np.repeat(keep, self.lengths)])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths * keep)])
+        return Ragged(offsets.astype(np.int64), self.items[np.repeat(keep, self.lengths)])
 
     def joined(self, other: "Ragged") -> "Ragged":
         """Append rows: row i of the result is row i of this one, then row i of `other`."""
