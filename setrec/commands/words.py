@@ -52,7 +52,7 @@ def values_of(words: Sequence[str], *options: str) -> list[str]:
 def with_value(words: Sequence[str], flag: str) -> list[str]:
     """Give the value true to a flag that has none."""
     after = [*words[1:], ""]
-    alone = [word == flag and follows not in ("true", "false") for word, follows in zip(words, after, strict=True)]
+    alone = [word == flag and follows not in ("true", "false") for word, follows in zip(words, after, strict=False)]
     return [f"{word}=true" if bare else word for word, bare in zip(words, alone, strict=True)]
 
 
