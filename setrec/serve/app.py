@@ -8,6 +8,8 @@ from fastapi import FastAPI
 
 from setrec.evaluation.results import package_versions
 from setrec.serve.errors import add_error_handlers
+from setrec.serve.events_routes import events_routes
+from setrec.serve.feedback_routes import feedback_routes
 from setrec.serve.file_watcher import watch
 from setrec.serve.guard import TOKEN
 from setrec.serve.items_routes import items_routes
@@ -18,36 +20,46 @@ from setrec.serve.options import ServeOptions
 from setrec.serve.page import page_routes
 from setrec.serve.recommend_routes import recommend_routes
 from setrec.serve.service import Service
+from setrec.serve.users_routes import UserPaths, users_routes
+from setrec.shop.events import EventStore
 
 VERSION = "/v1"  # before every path; a change that breaks callers gets another one
 
 
-def create_app(holder: ModelHolder, token: str | None, options: ServeOptions) -> FastAPI:
+def create_app(
+    holder: ModelHolder, token: str | None, options: ServeOptions, store: EventStore | None = None
+) -> FastAPI:
     """Make the application.
 
     Args:
         holder: the model in service.
         token: the bearer token for changes; None or "": nothing can be changed.
         options: see `ServeOptions`.
+        store: users and events; None: there is no database.
     """
-    service = Service(holder, token, options)
+    service = Service(holder, token, options, store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
+        if service.shop is not None:
+            service.shop.start()
         watcher = asyncio.create_task(watch(holder, options.watch, service.metrics)) if options.watch else None
         yield
         if watcher is not None:
             watcher.cancel()
         await service.batcher.close()
+        if service.shop is not None:
+            await service.shop.close()
 
     app = FastAPI(
         title="SETRec", version=package_versions().get("setrec", "unknown"), lifespan=lifespan, docs_url=None, redoc_url=None,
         description=f"Recommendations from a SETRec checkpoint. Requests that change something need the bearer token in {TOKEN}.",
     )  # fmt: skip
+    app.add_middleware(UserPaths)
     app.add_middleware(RequestLimits, metrics=service.metrics)
     add_error_handlers(app)
-    for make in (recommend_routes, items_routes, operations_routes):
+    for make in (recommend_routes, items_routes, users_routes, events_routes, feedback_routes, operations_routes):
         routes = make(service)
         app.include_router(routes, prefix=VERSION)
         app.include_router(routes, include_in_schema=False)  # the paths of version 0.2.0

@@ -13,6 +13,8 @@ from setrec.serve.model_calls import RequestResult, answer_batch
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
+from setrec.serve.shop import MAIN, Shop
+from setrec.shop.events import EventStore
 
 
 class Service:
@@ -25,9 +27,12 @@ class Service:
         holder: the model in service.
         token: the bearer token for changes; None or "": nothing can be changed.
         options: see `ServeOptions`.
+        store: users and events; None: there is no database.
     """
 
-    def __init__(self, holder: ModelHolder, token: str | None, options: ServeOptions) -> None:
+    def __init__(
+        self, holder: ModelHolder, token: str | None, options: ServeOptions, store: EventStore | None = None
+    ) -> None:
         self.holder = holder
         self.options = options
         self.metrics = ServerMetrics()
@@ -36,6 +41,11 @@ class Service:
             self._answer,
             options.max_batch, options.max_wait_ms / 1000, options.max_waiting, self.metrics.batch.observe,
         )  # fmt: skip
+        self.shop = (
+            None
+            if store is None
+            else Shop(store, {MAIN: holder} | holder.followers, self.batcher, options, self.metrics)
+        )
         self.metrics.waiting.set_function(lambda: self.batcher.size)
         self.metrics.generation.set_function(lambda: holder.current.generation)
         self.metrics.cache_bytes.set_function(lambda: holder.current.recommender.prefix_cache_bytes)

@@ -14,7 +14,7 @@ from setrec.shop.tables import ANSWERS, FEEDBACK, USERS
 
 _DAY = 86_400_000_000  # microseconds
 _IN = 500
-_COLUMNS = {
+_COLUMNS: dict[str, Any] = {
     "id": pl.String, "variant": pl.String, "user": pl.Int64, "time": pl.Int64, "model": pl.String, "n_items": pl.Int64,
     "items": pl.List(pl.String), "propensities": pl.List(pl.Float64),
 }  # fmt: skip
@@ -80,8 +80,8 @@ class AnswerStore:
         """The log and the feedback.
 
         Returns:
-            Answers: id, variant, user (key), time, model, n_items, items (list), propensities (list or null), by time. Feedback: answer, item,
-            kind, time.
+            Answers: id, variant, user (key), time, model, n_items, items (list), propensities (list or null). Feedback: answer,
+            item, kind, time.
         """
         a, f = ANSWERS.c, FEEDBACK.c
         query = sa.select(a.id, a.variant, a.user_key, a.time, a.model, a.n_items, a["items"], a.propensities)

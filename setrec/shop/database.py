@@ -1,7 +1,7 @@
 """The database: SQLite in a file, or PostgreSQL by URL; one code for both.
 
-One writer at a time, in all processes: with SQLite by `BEGIN IMMEDIATE`, with PostgreSQL by an advisory lock. So the order of arrival
-is the order of the commits, and who reads on from the last event that was seen misses none.
+One writer at a time, in all processes: with SQLite by `BEGIN IMMEDIATE`, with PostgreSQL by an advisory lock. So the order of
+arrival is the order of the commits, and who reads on from the last event that was seen misses none.
 """
 
 import secrets
@@ -86,11 +86,10 @@ class Database:
         Raises:
             StoreError: the database fails; nothing was written.
         """
-        with _failing(), self.engine.connect().execution_options(setrec_write=True) as connection:
-            with connection.begin():
-                if not self.is_sqlite:
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                yield connection
+        with _failing(), self.engine.connect().execution_options(setrec_write=True) as connection, connection.begin():
+            if not self.is_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            yield connection
 
     @contextmanager
     def alone(self) -> Iterator[sa.Connection]:

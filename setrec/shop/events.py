@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import secrets
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -115,7 +116,7 @@ class EventStore:
         return self.delete_many([user])[0]
 
     def delete_many(self, users: Sequence[str]) -> list[int]:
-        """Erase users: their events, the answers they got, what they said of them, and their ids, also from the free space of the files.
+        """Erase users: their events, answers, feedback and ids, also from the free space of the files.
 
         What stays of each is a hash of the id, keyed by a secret of this database, until `settle`: it tells `setrec update` whom
         to leave out of data that was prepared before.
@@ -174,14 +175,18 @@ class EventStore:
             if key is None:
                 return None
             c, a, f = EVENTS.c, ANSWERS.c, FEEDBACK.c
+            own = sa.select(a.id).where(a.user_key == key)
             events = sa.select(c.item, c.time, c.kind, c.own_id.label("id"), c.answer).order_by(c.time, c.seq)
             answers = sa.select(a.id, a.variant, a.time, a.model, a["items"]).order_by(a.time, a.id)
             feedback = sa.select(f.answer, f.item, f.kind, f.time).order_by(f.time)
             return {
                 "id": user,
                 "events": _rows(connection, events.where(c.user_key == key)),
-                "answers": _rows(connection, answers.where(a.user_key == key)),
-                "feedback": _rows(connection, feedback.where(f.user_key == key)),
+                "answers": [
+                    row | {"items": json.loads(row["items"])}
+                    for row in _rows(connection, answers.where(a.user_key == key))
+                ],
+                "feedback": _rows(connection, feedback.where((f.user_key == key) | f.answer.in_(own))),
             }
 
     def table(self, after: int | None = None, until: int | None = None) -> pl.DataFrame:
@@ -259,7 +264,7 @@ def _keys(connection: sa.Connection, users: Collection[str]) -> dict[str, int]:
     wanted = list(users)
     for start in range(0, len(wanted), _IN):
         some = USERS.c.id.in_(wanted[start : start + _IN])
-        found |= {own: key for own, key in connection.execute(sa.select(USERS.c.id, USERS.c.key).where(some))}
+        found |= dict(connection.execute(sa.select(USERS.c.id, USERS.c.key).where(some)).tuples().all())
     return found
 
 
