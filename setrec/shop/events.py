@@ -264,7 +264,8 @@ def _keys(connection: sa.Connection, users: Collection[str]) -> dict[str, int]:
     wanted = list(users)
     for start in range(0, len(wanted), _IN):
         some = USERS.c.id.in_(wanted[start : start + _IN])
-        found |= dict(connection.execute(sa.select(USERS.c.id, USERS.c.key).where(some)).tuples().all())
+        for own, key in connection.execute(sa.select(USERS.c.id, USERS.c.key).where(some)):
+            found[own] = key
     return found
 
 
@@ -291,7 +292,8 @@ def add_feedback(connection: sa.Connection, answer: str, item: str, kind: str, w
     """Store that an item of an answer was taken; false: that is known already."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     values = {"answer": answer, "item": item, "kind": kind, "time": when, "user_key": key}
-    return connection.execute(dialect.insert(FEEDBACK).values(values).on_conflict_do_nothing()).rowcount > 0
+    statement = dialect.insert(FEEDBACK).values(values).on_conflict_do_nothing().returning(FEEDBACK.c.item)
+    return connection.scalar(statement) is not None
 
 
 def _delete(connection: sa.Connection, key: int) -> int:
