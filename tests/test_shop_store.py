@@ -21,7 +21,8 @@ from tests.postgres import Postgres, postgres
 
 USERS = st.sampled_from(["a", "b/c", "ü '%", "d" * 500])
 EVENTS = st.builds(
-    Event, USERS, st.sampled_from("xyz"), st.integers(0, 3), st.sampled_from(["", "buy"]), st.sampled_from([None, None, "1", "2"])
+    Event, USERS, st.sampled_from("xyz"), st.integers(0, 3), st.sampled_from(["", "buy"]),
+    st.sampled_from([None, None, "1", "2"]), st.none(),
 )  # fmt: skip
 
 
