@@ -11,21 +11,30 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from setrec.serve.app import create_app
 from setrec.serve.options import ServeOptions
+from setrec.shop.events import EventStore
 from tests.serve_fake import TOKEN, holder_of, listening
 
 pytestmark = pytest.mark.slow
 
 OPERATIONS = [
-    ("POST", "/recommend"), ("GET", "/items"), ("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload"),
-    ("GET", "/model"), ("GET", "/health"), ("GET", "/metrics"),
+    ("POST", "/v1/recommend"), ("GET", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload"),
+    ("POST", "/v1/events"), ("POST", "/v1/feedback"), ("GET", "/v1/users/{id}"), ("DELETE", "/v1/users/{id}"),
+    ("GET", "/v1/users/{id}/recommendations"), ("POST", "/v1/users/recommendations"), ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/metrics"),
 ]  # fmt: skip
-GUARDED = {("POST", "/items"), ("DELETE", "/items"), ("POST", "/model/reload")}
+GUARDED = {one for one in OPERATIONS if "users" in one[1]} | {
+    ("POST", "/v1/events"),
+    ("POST", "/v1/feedback"),
+    ("POST", "/v1/items"),
+    ("DELETE", "/v1/items"),
+    ("POST", "/v1/model/reload"),
+}
 
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    holder = holder_of(tmp_path_factory.mktemp("served"))
-    with listening(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0))) as url:
+    folder = tmp_path_factory.mktemp("served")
+    holder, store = holder_of(folder), EventStore(folder / "shop.db")
+    with listening(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0), store)) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

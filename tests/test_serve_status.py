@@ -52,7 +52,9 @@ def test_answers_and_metrics_tell_what_the_prefix_cache_kept(tiny_run: TrainedRu
 
 def test_the_document_describes_what_is_there(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/recommend", "/items", "/model/reload", "/model", "/health", "/metrics"}
+    users = {"events", "users/{id}", "users/{id}/recommendations", "users/recommendations", "feedback"}
+    paths = users | {"recommend", "items", "model/reload", "model", "health", "metrics"}
+    assert set(document["paths"]) == {f"/v1/{path}" for path in paths}
     histories = document["components"]["schemas"]["RecommendBody"]["properties"]["histories"]
     assert histories["maxItems"] == messages.MAX_HISTORIES
     assert "HTTPValidationError" not in json.dumps(document["paths"])

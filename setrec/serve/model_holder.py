@@ -1,17 +1,23 @@
 """The model in service, and the takeover: another checkpoint takes its place while requests go on."""
 
+import hashlib
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from setrec.errors import ConfigError, DataError, ModelError, SETRecError
+from setrec.files.hashes import file_hash
 from setrec.recommend import Recommender
 from setrec.serve.journal import Journal
 from setrec.text import TextVectors
+
+log = logging.getLogger("uvicorn.error")
 
 
 class ServedModel(NamedTuple):
@@ -21,6 +27,12 @@ class ServedModel(NamedTuple):
     path: Path
     generation: int  # 0 at the start, one more after every takeover
     since: datetime
+    fingerprint: str  # of its files
+
+    @property
+    def name(self) -> str:
+        """The model in the log of answers."""
+        return f"{self.path.name}#{self.fingerprint}"
 
 
 class TakeoverRunningError(Exception):
@@ -56,12 +68,14 @@ class ModelHolder:
         encoder: TextVectors | None = None,
     ) -> None:
         self._load = load
+        self.followers: dict[str, ModelHolder] = {}  # variant -> a model that has the same changes of the catalogue
         self._encoder = encoder
         self.journal = journal
         self.folder = folder.resolve()
         self._changing = threading.Lock()
         self._taking_over = threading.Lock()
-        self.current = ServedModel(self._load_and_try(path), path, 0, datetime.now(UTC))
+        mark = _fingerprint(path)  # before it is loaded: it must not be that of a later file
+        self.current = ServedModel(self._load_and_try(path), path, 0, datetime.now(UTC), mark)
         self.answered = time.monotonic()
         self._replay(self.current.recommender)
 
@@ -73,7 +87,10 @@ class ModelHolder:
             JournalWriteError: the journal cannot be written; nothing was added.
         """
         with self._changing:
-            return self._add_to(self.current.recommender, items, lambda: self.journal.add(items))
+            ids = self._add_to(self.current.recommender, items, lambda: self.journal.add(items))
+            for name, other in self.followers.items():
+                other.follow(name, lambda one: one._replay(one.current.recommender))
+            return ids
 
     def remove(self, ids: Sequence[str]) -> list[str]:
         """Remove items from the catalogue for good; returns their ids.
@@ -90,7 +107,18 @@ class ModelHolder:
             if len(set(ids)) == recommender.info()["n_items"]:
                 raise DataError("These are all items of the catalogue: nothing would be left to recommend.")
             recommender.remove_items(ids, keep=lambda: self.journal.remove(ids))
+            for name, other in self.followers.items():
+                gone = [own for own in ids if own in other.current.recommender]
+                other.follow(name, partial(_remove, gone))
             return list(ids)
+
+    def follow(self, name: str, change: Callable[["ModelHolder"], object]) -> None:
+        """Make a change of the main model's catalogue here too. If this model cannot, it goes on without, and the log says so."""
+        try:
+            with self._changing:
+                change(self)
+        except SETRecError as error:
+            log.error("the %s goes on without a change of the catalogue: %s", name, error)
 
     def allowed(self, path: str) -> Path:
         """Check a path that a request names.
@@ -118,10 +146,11 @@ class ModelHolder:
         if not self._taking_over.acquire(blocking=False):
             raise TakeoverRunningError
         try:
+            mark = _fingerprint(path)
             recommender = self._load_and_try(path)
             with self._changing:
                 self._replay(recommender)
-                self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC))
+                self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC), mark)
             return self.current
         finally:
             self._taking_over.release()
@@ -178,3 +207,18 @@ class ModelHolder:
                 | {name: value for name, value in (item.get("fields") or {}).items() if name not in item}
                 for item in items]  # fmt: skip
         return recommender.add_items(rows, encoder=self._encoder, keep=keep)
+
+
+def _remove(ids: Sequence[str], holder: ModelHolder) -> None:
+    if ids:
+        holder.current.recommender.remove_items(ids)
+
+
+def _fingerprint(path: Path) -> str:
+    """12 letters that differ where the files of a model differ; those of nothing, if they cannot be read."""
+    try:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        hashes = [file_hash(file) for file in files]
+    except OSError:  # loading says why
+        hashes = []
+    return (hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest())[:12]

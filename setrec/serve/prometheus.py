@@ -42,6 +42,23 @@ class ServerMetrics:
         self.cache_bytes = Gauge(
             "setrec_prefix_cache_bytes", "What the prefix cache holds of histories.", registry=self.registry
         )
+        self.logged = Counter(
+            "setrec_logged_answers", "Answers for the log: written, or dropped.", ["outcome"], registry=self.registry
+        )
+        self.shadow = Counter(
+            "setrec_shadow_answers",
+            "Answers of the shadow: answered, dropped, failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.events = Counter("setrec_events", "Events: stored, or known already.", ["outcome"], registry=self.registry)
+        for counter, outcomes in (
+            (self.logged, ("written", "dropped")),
+            (self.shadow, ("answered", "dropped", "failed")),
+            (self.events, ("stored", "duplicate")),
+        ):
+            for outcome in outcomes:
+                counter.labels(outcome)
         for how in ("kept", "read"):
             self.history_items.labels(how)
         for outcome in ("done", "refused"):
