@@ -233,3 +233,22 @@ def test_worse_is_worse_beyond_chance() -> None:
     assert not judge(table(0.3, 400), table(0.1, 400), 0.9).worse
     half = is_gate_user([f"user {n}" for n in range(1000)]).mean()
     assert 0.4 < half < 0.6
+
+
+def test_events_of_the_database_are_taken_once(shop: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    from setrec.shop.events import Event, EventStore
+
+    rows = pl.read_csv("events_1.csv").iter_rows(named=True)
+    events = [Event(row["user"], row["item"], row["time"] * 1_000_000, "buy") for row in rows]
+    store = EventStore(Path("shop.db"))
+    store.add(events)
+    words = ["--database", "shop.db", "--items", "items_1.csv", "--trainer.max_epochs", "1", "--tolerance", "9", *QUIET]
+    report = update.from_words(words)
+    assert report is not None
+    assert report["database"] == store.last() > 0
+    histories = Histories.load("data/shop.002")
+    assert histories.kind_names == ("", "buy")
+    with pytest.raises(DataError, match="nothing new"):
+        update.from_words(words)
+    store.close()

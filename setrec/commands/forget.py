@@ -9,7 +9,7 @@ from setrec.errors import ConfigError, DataError
 def forget(users: list[str], data: list[Path], runs: list[Path] = []) -> int:  # noqa: B006  (never changed)
     """Erase users: their ids and events leave prepared data, and their ids leave the tables of runs. Models are not changed.
 
-    Raw files, and copies of files that were made elsewhere, are not touched: erase the users there too, before data is prepared again.
+    Raw files, and copies of files elsewhere, are not touched: erase the users there too, before data is prepared again.
 
     Args:
         users: Ids of the users.

@@ -40,6 +40,7 @@ from setrec.errors import ConfigError, DataError
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.files.tables import read_table
+from setrec.files.times import TICKS
 from setrec.files.whole import sync_folder, whole_file
 from setrec.inference.restore import read_trained
 from setrec.inference.versions import NO_CHANGES, Changes, newest, read_version, vectors_of
@@ -65,6 +66,7 @@ class Options:
     Args:
         current: The link to the checkpoint that is served; --publish makes it.
         events: File of new events: .parquet, JSON lines, or CSV with a header.
+        database: In place of a file: URL of the database of `serve --database`; the events since the last update are taken.
         items: File of new items. With the columns that the data's own reader names for items, if it is TableFiles; otherwise as
             `add-items` takes it: id, title, text, and what the text encoder reads, or `vector`.
         reader: Names the columns of the files; null: the data's own reader, if it is TableFiles, otherwise the columns user, item
@@ -84,6 +86,7 @@ class Options:
 
     current: Path = Path("current.ckpt")
     events: Path | None = None
+    database: str | None = None
     items: Path | None = None
     reader: TableFiles | None = None
     encoder: TextVectors | None = None
@@ -108,8 +111,8 @@ class Options:
             )
         if self.days is not None and not self.days > 0:
             raise ConfigError(f"--days is {self.days}; it must be above 0.")
-        if sum((self.events is not None, self.publish is not None, self.back)) != 1:
-            raise ConfigError("give one of --events FILE, --publish CHECKPOINT, --back.")
+        if sum((*(one is not None for one in (self.events, self.database, self.publish)), self.back)) != 1:
+            raise ConfigError("give one of --events FILE, --database URL, --publish CHECKPOINT, --back.")
         for file in (self.events, self.items):
             if file is not None and not file.is_file():
                 raise ConfigError(f"{file}: no such file.")
@@ -139,7 +142,7 @@ def from_words(words: Sequence[str]) -> dict[str, Any] | None:
     own, flags = split_words(with_value(words, "--back"))
     options: Options = call(update, "update", own)
     with only_one(options.current):
-        if options.events is None:
+        if options.back or options.publish is not None:
             where = before(options.current) if options.back else named(options)
             read_trained(where)  # says what is wrong with it
             point(options.current, where)
@@ -300,7 +303,7 @@ def make(options: Options, flags: Sequence[str]) -> dict[str, Any]:
     folder = Path(known["data"]["root"]) / known["data"]["name"]
     finished = clear_unfinished(folder)
     inputs = {str(file): file_hash(file) for file in (options.events, options.items) if file is not None}
-    for version in finished:
+    for version in finished if options.events is not None else ():
         if inputs[str(options.events)] in (report_of(version) or {}).get("inputs", {}).values():
             raise ConfigError(f"the events of {options.events} are in {version} already; give a file of new events.")
     base = finished[-1] if finished else folder
@@ -308,7 +311,10 @@ def make(options: Options, flags: Sequence[str]) -> dict[str, Any]:
     new = folder.parent / name
 
     made = data_of(checkpoint).preparation
-    log = read_events(options, made.reader)
+    taken = max((report["database"] for one in finished if (report := report_of(one)) is not None), default=0)
+    log, last = (
+        (read_events(options, made.reader), taken) if options.database is None else stored(options.database, taken)
+    )
     changes, items = new_items(options, served, base, log, made)
     limits, fingerprint = Newest(options.share, options.days), checkpoint.catalogue["fingerprint"]
     grown = grow(base, name, log, items, made.cf, made.cleaning, limits, fingerprint)
@@ -316,7 +322,7 @@ def make(options: Options, flags: Sequence[str]) -> dict[str, Any]:
         write(new, grown.prepared, grown.about)
 
     verdict, trained = train(options, known, new, served, flags)
-    report = about(options, began, inputs, base, served, grown, verdict)
+    report = about(options, began, inputs, base, served, grown, verdict) | {"database": last}
     if verdict.worse:
         report |= {"cpu_minutes": minutes(spent)}
     else:
@@ -366,6 +372,25 @@ def read_events(options: Options, own: Reader) -> EventLog:
     reader = copy.copy(reader_of(options, own))
     reader.events, reader.items = str(options.events), None
     return reader.read(None)
+
+
+def stored(url: str, after: int) -> tuple[EventLog, int]:
+    """The events of a database that came after the one with a number, and the number of the last.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    try:
+        from setrec.shop.events import EventStore  # here: the extra may be missing
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--database needs {error.name}: pip install 'setrec[shop]'.") from None
+    store = EventStore(url)
+    try:
+        last = store.last()
+        table = store.table(after, last)
+    finally:
+        store.close()
+    return EventLog(table, pl.DataFrame(), TICKS), last
 
 
 def reader_of(options: Options, own: Reader) -> TableFiles:

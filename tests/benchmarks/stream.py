@@ -7,7 +7,7 @@ At each step the three models rank the whole catalogue for every user of the ste
 items of the step are known to all three by their texts. The events are then given to `setrec update`, and a model is trained from
 scratch, with `fit` and `refit`, on the version of the data that the update made.
 
-world: the made-up world, whose tastes drift over a year. The first half of it is the start; the rest, in order of time, are the steps.
+world: the made-up world, whose tastes drift over a year. Its first half is the start; the rest, in order of time, are the steps.
 toys: DIR is the folder of the official release. It knows three periods in order of time (training, validation, test) and each
 user's order within a period, no times. The training period is the start. The validation period is steps 1 to 5, the test period
 steps 6 to 10: a user's events of a period get random times in it, in their order. So the change from the training period to step 1
