@@ -15,11 +15,11 @@ from setrec.cf import CooccurrenceSVD, rotated
 from setrec.cli import main, run
 from setrec.commands import update
 from setrec.commands.gate import is_gate_user, judge
-from setrec.data import Cleaning, SyntheticWorld
+from setrec.data import Cleaning, SETRecDataModule, SyntheticWorld
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.grow import Newest, NewItems, grow, versions_of
 from setrec.data.readers.base import EventLog
-from setrec.data.store import check_prepared
+from setrec.data.store import check_prepared, locked, write
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.ranking_table import RankingTable
 from setrec.files.hashes import read_sealed
@@ -252,3 +252,37 @@ def test_events_of_the_database_are_taken_once(shop: Path) -> None:
     with pytest.raises(DataError, match="nothing new"):
         update.from_words(words)
     store.close()
+
+
+def test_a_watching_server_sees_that_the_link_names_another_file(tmp_path: Path) -> None:
+    from setrec.serve.file_watcher import file_state
+
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    link, states = tmp_path / "current.ckpt", []
+    for name in "aba":
+        update.point(link, tmp_path / name)
+        assert link.read_text() == name
+        states.append(file_state(link))
+    assert states[0] == states[2] != states[1]
+    with pytest.raises(ConfigError, match="is a file"):
+        update.point(tmp_path / "a", tmp_path / "b")
+
+
+def test_replay_trains_on_new_events_and_some_old_ones(made: Path, tmp_path: Path) -> None:
+    h = Histories.load(made / "data/shop")
+    _, p = grown(made / "data/shop", log_of([(own, "?", 1) for own in h.ids[:1]] + new_rows(made)), newest=Newest(0.1))
+    with locked(tmp_path / "x.002"):
+        write(tmp_path / "x.002", p, {"text": None, "cf": [{}], "inputs": ""})
+    counts = {}
+    for replay in (None, 0.0, 0.3, 1.0):
+        data = SETRecDataModule(name="x.002", root=str(tmp_path), prepared_only=True, replay=replay, max_history=500)
+        data.setup()
+        counts[replay] = int(sum(data.train_dataloader().rows.prefixes))
+    assert counts[0.0] == int((p.train.lengths - p.since).sum())
+    assert counts[0.0] < counts[0.3] < counts[1.0] == counts[None] == len(p.train.items)
+
+
+def new_rows(made: Path) -> list[tuple[str, str, int]]:
+    ids = Catalogue.load(made / "data/shop").ids
+    return [("new", ids[n], 1_700_000_000 + n) for n in range(20)]

@@ -53,7 +53,7 @@ REPORT = "update.json"  # in the folder of a version whose update came to its en
 REFUSED = 3  # exit status: the updated model is worse, and the one before stays
 TOKEN = "SETREC_TOKEN"
 
-DEFAULTS = [  # of the fit; measured in docs/ledger.md, flags override them
+DEFAULTS = [  # of the fit: the rate of refit, and a few epochs (docs/results.md); flags override them
     *("--model.lr", "5.0e-4", "--model.warmup_steps", "5", "--trainer.max_epochs", "3"),
     *("--trainer.num_sanity_val_steps", "0"),
 ]
