@@ -50,6 +50,25 @@ def count_transitions(sequences: Ragged, n_items: int, window: int, decay: float
     return counts.tocsr()
 
 
+def rotated(new: np.ndarray, old: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Rotate new CF vectors onto old ones, so that what a model has learned from the old ones holds for the new.
+
+    An SVD of more events has other axes, and inner products between its vectors are all that it means. The rotation is the
+    orthogonal Procrustes solution over the items that both have.
+
+    Args:
+        new: (N', E) float32.
+        old: (n, E) float32, of the items `shared`, in this order.
+        shared: (n,) int64, rows of `new`.
+
+    Returns:
+        (N', E) float32, with the same inner products as `new`.
+    """
+    left, _, right = np.linalg.svd(new[shared].T.astype(np.float64) @ old.astype(np.float64))  # (E, E) each
+    turned: np.ndarray = new.astype(np.float64) @ (left @ right)  # (N', E)
+    return turned.astype(np.float32)
+
+
 class CFVectors(ABC):
     """A way to get collaborative vectors. A subclass keeps its arguments in attributes of the same names."""
 

@@ -123,6 +123,8 @@ class SETRecModule(RankingModule):
                     f"--model.start_from {self.start_from} is {kind}: give one file that a fit of SETRec wrote."
                 )
             checkpoint = torch.load(self.start_from, weights_only=True, map_location="cpu")
+            if checkpoint["catalogue"]["fingerprint"] in self.data.catalogue.grown_from:
+                checkpoint["catalogue"] = self.data.catalogue.plain_identity()
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"])
 

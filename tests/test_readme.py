@@ -17,6 +17,7 @@ from setrec.class_names import CLASSES
 from setrec.commands import COMMANDS
 from setrec.commands.estimate import Workload
 from setrec.commands.predict_file import PredictFileOptions, predict_file
+from setrec.commands.update import Options as UpdateOptions
 from setrec.data.datamodule import SETRecDataModule
 from setrec.model import Recipe
 from setrec.module import SETRecModule
@@ -69,6 +70,8 @@ def options_of(command: str) -> Mapping[str, Set[str]]:
         return TOP | (
             dict.fromkeys(arguments(predict_file) | fields(PredictFileOptions), NOTHING) if command == "predict" else {}
         )
+    if command == "update":  # its own options, and flags of the training
+        return TOP | dict.fromkeys(fields(UpdateOptions), NESTED)
     module = importlib.import_module(COMMANDS[command].module)
     own = arguments(getattr(module, command.replace("-", "_"))) | (
         fields(ServeOptions) if command == "serve" else set()

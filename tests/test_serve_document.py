@@ -11,23 +11,34 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from setrec.serve.app import create_app
 from setrec.serve.options import ServeOptions
+from setrec.shop.events import EventStore
 from tests.serve_fake import TOKEN, holder_of, listening
 
 pytestmark = pytest.mark.slow
 
 OPERATIONS = [
     ("POST", "/v1/recommend"), ("GET", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload"),
+    ("POST", "/v1/events"), ("POST", "/v1/feedback"), ("GET", "/v1/users/{id}"), ("DELETE", "/v1/users/{id}"),
+    ("GET", "/v1/users/{id}/recommendations"), ("POST", "/v1/users/recommendations"),
     ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/health/live"), ("GET", "/v1/health/ready"), ("GET", "/v1/metrics"),
     ("PATCH", "/v1/items"), ("GET", "/v1/items/{id}"),
     ("GET", "/v1/items/{id}/similar"), ("GET", "/v1/popular"), ("GET", "/v1/latest"), ("GET", "/v1/changes"),
 ]  # fmt: skip
-GUARDED = {("PATCH", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload")}
+GUARDED = {one for one in OPERATIONS if "users" in one[1]} | {
+    ("POST", "/v1/events"),
+    ("POST", "/v1/feedback"),
+    ("PATCH", "/v1/items"),
+    ("POST", "/v1/items"),
+    ("DELETE", "/v1/items"),
+    ("POST", "/v1/model/reload"),
+}
 
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    holder = holder_of(tmp_path_factory.mktemp("served"))
-    with listening(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0))) as url:
+    folder = tmp_path_factory.mktemp("served")
+    holder, store = holder_of(folder), EventStore(folder / "shop.db")
+    with listening(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0), store)) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

@@ -54,6 +54,7 @@ def test_the_document_describes_what_is_there(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     paths = {"recommend", "items", "model/reload", "model", "health", "health/live", "health/ready", "metrics"}
     paths |= {"popular", "latest", "changes", "items/{id}", "items/{id}/similar"}
+    paths |= {"events", "users/{id}", "users/{id}/recommendations", "users/recommendations", "feedback"}
     assert set(document["paths"]) == {f"/v1/{path}" for path in paths}
     histories = document["components"]["schemas"]["RecommendBody"]["properties"]["histories"]
     assert histories["maxItems"] == messages.MAX_HISTORIES

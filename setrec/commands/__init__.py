@@ -28,6 +28,8 @@ COMMANDS = {
     "publish": Command("setrec.commands.publish", "write a model as a folder for the Hugging Face hub", "publish"),
     "export": Command("setrec.commands.export", "write a model as files that other programs serve", "export"),
     "merge": Command("setrec.commands.merge", "merge LoRA adapters into their language model and write it", "merge"),
+    "update": Command("setrec.commands.update", "bring a served model up to date with new events and items"),
+    "forget": Command("setrec.commands.forget", "erase users from prepared data and runs", "forget"),
     "serve": Command("setrec.commands.serve", "serve recommendations over HTTP, with a page at /", "serve"),
     "report": Command("setrec.commands.report", "compare runs, with confidence intervals and tests", "report"),
     "ablate": Command(

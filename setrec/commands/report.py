@@ -5,6 +5,7 @@ from typing import Literal
 
 from setrec.errors import ConfigError
 from setrec.evaluation.results import write_results
+from setrec.report.answers import answers_report, print_answers
 from setrec.report.figure import draw_report
 from setrec.report.runs import load_runs
 from setrec.report.study import ReportSettings, make_report
@@ -12,7 +13,7 @@ from setrec.report.table import print_report
 
 
 def report(
-    runs: dict[str, list[str] | str],
+    runs: dict[str, list[str] | str] | None = None,
     output: str = "report",
     split: Literal["test", "validation"] = "test",
     filter_seen: bool = True,
@@ -25,6 +26,7 @@ def report(
     resamples: int = 10_000,
     permutations: int = 100_000,
     seed: int = 2023,
+    log: str | None = None,
 ) -> Path:
     """Compare runs: means over seeds, intervals over users, paired tests, breakdowns, ablations.
 
@@ -48,6 +50,7 @@ def report(
         resamples: Resamples of the bootstrap.
         permutations: Random sign flips in a paired test; p is never below 1 / (permutations + 1), before Holm.
         seed: Seed of all random draws.
+        log: Report how the answers of a server did, instead of runs: its --database, a file or a URL.
 
     Returns:
         The path of report.json.
@@ -56,6 +59,10 @@ def report(
         ConfigError: an option is not valid, or the runs were not evaluated on the same users and targets.
         DataError: a file is missing or damaged.
     """
+    if log is not None:
+        return report_log(log, Path(output), seed)
+    if not runs:
+        raise ConfigError("report needs runs: --runs.NAME FOLDER, or --log DATABASE.")
     if not 0 < confidence < 1 or min(resamples, permutations) < 100:
         raise ConfigError(
             f"confidence is {confidence}, resamples {resamples}, permutations {permutations}: give a confidence between 0 "
@@ -86,3 +93,28 @@ def report(
     path = write_results(folder / "report.json", content)
     print(f"report: {path}, {folder / 'report.png'}")
     return path
+
+
+def report_log(database: str, folder: Path, seed: int) -> Path:
+    """Print how the logged answers of a server did, and write it as answers.json.
+
+    Raises:
+        ConfigError: there is no such database, or the extra is not installed.
+    """
+    try:
+        from setrec.shop.answers import AnswerStore  # here: the extra may be missing
+        from setrec.shop.database import Database
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"report --log needs {error.name}: pip install 'setrec[shop]'.") from None
+    if "://" not in database and not Path(database).is_file():
+        raise ConfigError(f"--log {database}: no such file; give the --database of the server.")
+    opened = Database(database)
+    try:
+        answers, feedback = AnswerStore(opened).read()
+    finally:
+        opened.close()
+    if not len(answers):
+        raise ConfigError(f"--log {opened.shown}: no answer is logged there.")
+    content = answers_report(answers, feedback, seed)
+    print_answers(content)
+    return write_results(folder / "answers.json", content)

@@ -11,15 +11,15 @@ from setrec.errors import ConfigError
 from setrec.files.yaml_size import check_yaml
 
 
-def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> None:
-    """Call a function with the options of a command line.
+def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> Any:
+    """Call a function with the options of a command line, and return what it returns.
 
     Args:
         function: does the work; its parameters are the options, its docstring is the help.
         name: the name of the command.
         words: the words after the name.
     """
-    auto_cli(function, args=list(words), as_positional=False, prog=f"setrec {name}")
+    return auto_cli(function, args=list(words), as_positional=False, prog=f"setrec {name}")
 
 
 def check_configurations(words: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def values_of(words: Sequence[str], *options: str) -> list[str]:
 def with_value(words: Sequence[str], flag: str) -> list[str]:
     """Give the value true to a flag that has none."""
     after = [*words[1:], ""]
-    alone = [word == flag and follows not in ("true", "false") for word, follows in zip(words, after, strict=True)]
+    alone = [word == flag and follows not in ("true", "false") for word, follows in zip(words, after, strict=False)]
     return [f"{word}=true" if bare else word for word, bare in zip(words, alone, strict=True)]
 
 

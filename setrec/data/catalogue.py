@@ -18,11 +18,12 @@ from torch import Tensor
 from setrec.data.identity import Identity, identify, known_identity
 from setrec.errors import DataError
 from setrec.files.hashes import ids_hash, stamp
-from setrec.files.ragged import Ragged
+from setrec.files.ragged import Ragged, Splits
 
 ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
 TEXT, CF, ENCODER = "text.safetensors", "cf.safetensors", "encoder.safetensors"
 HISTORIES = "histories.safetensors"
+KINDS = "kinds"  # in its metadata: the table of kinds
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Catalogue:
         fingerprint: sha256 of the ids, the counts and the vectors. A checkpoint accepts no other.
         texts: N texts, "" where none is known; None: they were not kept.
         identity: how checkpoints know the catalogue again; None: it did not come from prepared data.
+        grown_from: fingerprints of the catalogues that `update` made this one from: weights for them are a start for this one.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Catalogue:
     fingerprint: str
     texts: list[str] | None = None
     identity: Identity | None = None
+    grown_from: tuple[str, ...] = ()
 
     @property
     def n_items(self) -> int:
@@ -127,6 +130,7 @@ class Catalogue:
             fingerprint=identity.fingerprint,
             texts=items["text"].to_list(),
             identity=identity,
+            grown_from=tuple(manifest.get("grown_from", ())),
         )
 
 
@@ -139,12 +143,20 @@ class Histories:
         train: item ids of the training split, oldest first.
         validation: item ids of the validation split, oldest first.
         test: item ids of the test split, oldest first.
+        times: the time of every event, int64 microseconds since 1970, UTC; `UNKNOWN` where it is not known. None: none is.
+        kinds: the kind of every event, uint8, its place in `kind_names`; None: the raw data has no kinds.
+        kind_names: view, cart, buy and so on; "" for events without a kind.
+        since: (users,) int64, of data that `update` made: the place in `train` of each user's first new event, or its length.
     """
 
     ids: list[str]
     train: Ragged
     validation: Ragged
     test: Ragged
+    times: Splits | None = None
+    kinds: Splits | None = None
+    kind_names: tuple[str, ...] = ()
+    since: np.ndarray | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> "Histories":
@@ -160,14 +172,21 @@ class Histories:
         except (OSError, pl.exceptions.PolarsError) as error:
             raise _damaged(Path(folder) / USERS, error) from None
         ids = users["id"].to_list()
-        tensors = _load_tensors(flat, ids, USERS)
-        rows = [
-            Ragged(tensors[f"{split}_offsets"].numpy(), tensors[f"{split}_items"].numpy())
-            if mapped
-            else Ragged.from_series(users[split])
-            for split in ("train", "validation", "test")
-        ]
-        return cls(ids, *rows)
+        if not mapped:
+            return cls(ids, *Splits(*(Ragged.from_series(users[split]) for split in Splits._fields)))
+        tensors, about = _load_file(flat, ids, USERS)
+
+        def rows(what: str) -> Splits | None:
+            if f"train_{what}" not in tensors:
+                return None
+            parts = ((tensors[f"{split}_offsets"], tensors[f"{split}_{what}"]) for split in Splits._fields)
+            return Splits(*(Ragged(offsets.numpy(), flat.numpy()) for offsets, flat in parts))
+
+        items = rows("items")
+        if items is None:
+            raise _damaged(flat, KeyError("train_items"))
+        names, since = tuple(json.loads(about.get(KINDS, "[]"))), tensors.get("train_since")
+        return cls(ids, *items, rows("times"), rows("kinds"), names, None if since is None else since.numpy())
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -179,19 +198,22 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def _load_tensors(path: Path, ids: list[str], beside: str = ITEMS) -> dict[str, Tensor]:
-    """Map all tensors of a file that was made for `ids`, those of the file `beside` it; {}: there is no file."""
-    if not path.exists():
-        return {}
+def _load_tensors(path: Path, ids: list[str]) -> dict[str, Tensor]:
+    """Map all tensors of a file that was made for the items `ids`; {}: there is no file."""
+    return _load_file(path, ids, ITEMS)[0] if path.exists() else {}
+
+
+def _load_file(path: Path, ids: list[str], beside: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map all tensors of a file that was made for `ids`, those of the file `beside` it. Returns its metadata too."""
     try:
         with safe_open(path, framework="pt") as file:
-            made_for = (file.metadata() or {}).get("ids_sha256")
-            if made_for != ids_hash(ids):
+            about = file.metadata() or {}
+            if about.get("ids_sha256") != ids_hash(ids):
                 rows = "items" if beside == ITEMS else "users"
                 raise DataError(
                     f"{path} was made for other {rows} than {beside} beside it; delete the folder, prepare again."
                 )
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from None
 

@@ -59,6 +59,8 @@ class SETRecDataModule(LightningDataModule):
             prefix, as in the paper. The loss of a prefix is always the same (docs/scaling.md).
         fit_on: what a model is fitted to. train: the training items; validation: the validation items, each after the user's
             training items, for a model that was fitted to train before (see the command `refit`).
+        replay: with data that `update` made, train on the new events and on all events of this share of the other users, so that
+            what was learned before is not forgotten; null: on all events.
         seed: of the order of training batches.
         num_workers: processes that make batches ahead; 0: the main process makes them, which is fast enough.
         pin_memory: page-locked batches, which go to a GPU without waiting; null: if there is a GPU.
@@ -87,6 +89,7 @@ class SETRecDataModule(LightningDataModule):
         eval_batch_size: int = 128,
         prefix_parallel: bool | int = True,
         fit_on: FitOn = "train",
+        replay: float | None = None,
         seed: int = 2023,
         num_workers: int = 0,
         pin_memory: bool | None = None,
@@ -105,7 +108,7 @@ class SETRecDataModule(LightningDataModule):
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
             "paper_ids": paper_ids, "vector_dtype": vector_dtype, "raw": raw, "root": root, "prepared_only": prepared_only,
             "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
-            "prefix_parallel": prefix_parallel, "fit_on": fit_on, "seed": seed, "num_workers": num_workers,
+            "prefix_parallel": prefix_parallel, "fit_on": fit_on, "replay": replay, "seed": seed, "num_workers": num_workers,
             "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
@@ -115,6 +118,7 @@ class SETRecDataModule(LightningDataModule):
         self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
         self.prefix_parallel, self.fit_on, self.seed = prefix_parallel, fit_on, seed
+        self.replay = replay
         self.num_workers = num_workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
 
@@ -156,13 +160,21 @@ class SETRecDataModule(LightningDataModule):
         """Batches that hold every training prefix once per epoch. `fit_on` says which prefixes those are."""
         h = self.histories
         if self.fit_on == "train":
-            rows = TrainRows(h.train, self.max_history, self.prefix_parallel)
+            rows = TrainRows(h.train, self.max_history, self.prefix_parallel, self._since())
         else:
             rows = TrainRows(
                 h.train.joined(h.validation), self.max_history, self.prefix_parallel, since=h.train.lengths
             )
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
+
+    def _since(self) -> np.ndarray | None:
+        """The first item of each user that is a target in training, (users,) int64; None: all are."""
+        since = self.histories.since
+        if self.replay is None or since is None:
+            return None
+        replayed = np.random.default_rng(self.seed).random(len(since)) < self.replay  # (users,)
+        return np.where(replayed, 0, since)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Users with validation items: the history is train, the targets are validation. One loader for each pass."""

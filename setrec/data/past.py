@@ -21,8 +21,7 @@ class PastEvents(NamedTuple):
 def past_events(histories: Histories, n_items: int, split: EvalSplit) -> PastEvents:
     """Return the events before a split: training for validation; training and validation for test.
 
-    Prepared data keeps the order of a user's items but not their times. So the recent items are those at the end of the
-    users' histories.
+    Not all prepared data has times. So the recent items are those at the end of the users' histories.
 
     Args:
         histories: all users.

@@ -25,7 +25,8 @@ from setrec.data.store import FORMAT, Prepared, files_match, locked, update_mani
 from setrec.data.ties import share_of_ties, tie_keys
 from setrec.errors import DataError
 from setrec.files.hashes import file_hash, stamp
-from setrec.files.ragged import Ragged
+from setrec.files.ragged import Ragged, Splits
+from setrec.files.times import TICKS, UNKNOWN
 from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
 
@@ -287,7 +288,9 @@ def _add_vectors(
         cf.append((_stored(vectors, preparation.vector_dtype, ids), np.ascontiguousarray(present, bool)))
         about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
     learned = preparation.text.learned() if preparation.text is not None else None
-    prepared = Prepared(name, log.items, log.user_ids, log.train, log.validation, log.test, text, cf, learned)
+    splits = (log.train, log.validation, log.test)
+    facts = (log.times, log.kinds, log.kind_names)
+    prepared = Prepared(name, log.items, log.user_ids, *splits, text, cf, learned, *facts)
     about = {"text": about_text, "cf": about_cf}
     return prepared, about | {"inputs": inputs_hash(log.items, log.train, about)}
 
@@ -312,12 +315,13 @@ def _stored(vectors: np.ndarray, dtype: VectorType, ids: list[str]) -> np.ndarra
 class _NumberedLog(NamedTuple):
     """A log of events with numbers in place of ids, so that 20 million events fit in memory."""
 
-    events: pl.DataFrame  # user u32, item u32, time i64, optionally rating, in file order
+    events: pl.DataFrame  # user u32, item u32, time i64, optionally rating and kind, in file order
     users: pl.DataFrame  # user u32 (by first appearance), id str
     items: pl.DataFrame  # item u32, id str
     table: pl.DataFrame  # the reader's table of items
     ticks: int
     extra: list[str]  # own ids of items without any event that enter the catalogue
+    timed: bool
 
 
 def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _NumberedLog, dict[str, Any], dict[str, int]]:
@@ -343,7 +347,7 @@ def _number_ids(log: EventLog) -> _NumberedLog:
         numbers[column], tables[column] = numbered[column], ids.with_columns(pl.col("id").cast(pl.String))
     events = log.events.select(pl.exclude("user", "item")).with_columns(**numbers)
     never = log.items.join(tables["item"], "id", how="anti")["id"].to_list() if log.keep_unreviewed else []
-    return _NumberedLog(events, tables["user"], tables["item"], log.items, log.ticks, never)
+    return _NumberedLog(events, tables["user"], tables["item"], log.items, log.ticks, never, log.timed)
 
 
 def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, Any]) -> SplitLog:
@@ -362,6 +366,8 @@ def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, An
         events = events.with_columns(tie=pl.Series(keys)).sort("time", "tie").drop("tie")
     elif log.ticks > 1:
         events = events.sort("time", maintain_order=True)
+    if log.timed:
+        events = events.with_columns(when=microseconds(log.ticks))
     if log.ticks > 1:  # from here on whole seconds; the order of the rows keeps what is finer
         events = events.with_columns(pl.col("time") // log.ticks)
     report["cleaning"] = []
@@ -375,6 +381,7 @@ def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, An
         "users": cleaned["user"].n_unique() - events["user"].n_unique(),
     }  # fmt: skip
 
+    events, names = numbered_kinds(events)
     kept = events.select("item").unique().join(log.items, "item").sort("id")
     order = sorted(kept["id"].to_list() + log.extra)
     order = paper_item_ids(order) if preparation.paper_ids else order
@@ -385,11 +392,10 @@ def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, An
     people = people.sort("user" if preparation.paper_ids else "id").with_row_index("user_id")
 
     events = events.join(new.select("item", "item_id"), "item").join(people.select("user", "user_id"), "user")
-    events = events.sort("user_id", "time", "row").select("user_id", "item_id", "part")
-    train, validation, test = (
-        _ragged(events.filter(pl.col("part") == part), len(people)) for part in (TRAIN, VALIDATION, TEST)
-    )
-    return SplitLog(people["id"].to_list(), table, train, validation, test)
+    events = events.sort("user_id", "time", "row")
+    splits = splits_of(events, len(people))
+    times, kinds = splits.get("times"), splits.get("kinds")
+    return SplitLog(people["id"].to_list(), table, *splits["items"], None, times, kinds, names)
 
 
 def _finish_report(report: dict[str, Any], log: SplitLog, prepared: Prepared) -> None:
@@ -404,11 +410,47 @@ def _finish_report(report: dict[str, Any], log: SplitLog, prepared: Prepared) ->
     report["warnings"] = warnings(report, log)
 
 
-def _ragged(events: pl.DataFrame, n_users: int) -> Ragged:
-    count = events.group_by("user_id").len().sort("user_id")
-    everyone = pl.DataFrame({"user_id": pl.Series(range(n_users), dtype=pl.UInt32)})
-    lengths = everyone.join(count, "user_id", how="left", maintain_order="left")["len"].fill_null(0)
-    return Ragged.from_lengths(lengths.to_numpy(), events["item_id"].to_numpy())
+def microseconds(ticks: int) -> pl.Expr:
+    """The column `time`, int64 ticks, in microseconds; `UNKNOWN` where that is beyond what int64 holds."""
+    factor = TICKS // ticks
+    return pl.when(pl.col("time").abs() < (1 << 62) // factor).then(pl.col("time") * factor).otherwise(UNKNOWN)
+
+
+def numbered_kinds(events: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Make numbers, uint8, of the column `kind`, if there is one. Returns the names of the numbers too.
+
+    Raises:
+        DataError: there are more than 256 kinds.
+    """
+    if "kind" not in events.columns:
+        return events, ()
+    names = sorted(events["kind"].cast(pl.String).unique().to_list())
+    if len(names) > 256:
+        raise DataError(
+            f"the column of kinds holds {len(names):,} different values, such as {names[1]!r}, and at most 256 are kept; name "
+            "another column, or none, with --data.reader.kind."
+        )
+    table = pl.DataFrame({"kind": names, "number": pl.Series(range(len(names)), dtype=pl.UInt8)})
+    number = events.select(pl.col("kind").cast(pl.String)).join(table, "kind", how="left", maintain_order="left")
+    return events.with_columns(kind=number["number"]), tuple(names)
+
+
+def splits_of(events: pl.DataFrame, n_users: int) -> dict[str, Splits]:
+    """Make rows of users from events in their order: `items`, and `times` and `kinds` where the events have them.
+
+    Args:
+        events: user_id, item_id, part; optionally when (int64) and kind (uint8). Those of a user stand together, users ascending.
+        n_users: the number of rows.
+    """
+    columns = {"items": "item_id", "times": "when", "kinds": "kind"}
+    found: dict[str, list[Ragged]] = {name: [] for name, column in columns.items() if column in events.columns}
+    for part in (TRAIN, VALIDATION, TEST):
+        some = events.filter(pl.col("part") == part)
+        lengths = np.bincount(some["user_id"].to_numpy(), minlength=n_users)  # (users,)
+        items = Ragged.from_lengths(lengths, some["item_id"].to_numpy())
+        for name, rows in found.items():
+            rows.append(items if name == "items" else Ragged(items.offsets, some[columns[name]].to_numpy()))
+    return {name: Splits(*rows) for name, rows in found.items()}
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 <root>/<name>/items.parquet       row i is item id i: item_id, id, title, text, ..., count, warm
               users.parquet       row u is user u: user_id, id, train, validation, test (lists of item ids)
-              histories.safetensors  the same lists, to be memory-mapped: train_offsets (users + 1,), train_items, ...
+              histories.safetensors  the same lists, to be memory-mapped: train_offsets (users + 1,), train_items, ...;
+                                  where the raw data has them, train_times int64 (microseconds since 1970, UTC; the least int64:
+                                  not known) and train_kinds uint8, places in the table of kinds that the metadata holds;
+                                  train_since (users,), with data that `update` made
               text.safetensors    vectors (N, F) float32 or float16; absent without text
               cf.safetensors      vectors_0 (N, E) float32 or float16, present_0 (N,) bool, vectors_1, ...; absent without CF
               encoder.safetensors what the text encoder learned from the texts; absent if it learns nothing
@@ -22,11 +25,11 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, MANIFEST, TEXT, USERS, read_manifest
+from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, KINDS, MANIFEST, TEXT, USERS, read_manifest
 from setrec.data.identity import identify
 from setrec.errors import DataError
 from setrec.files.hashes import changed_file, file_hash, ids_hash, stamp
-from setrec.files.ragged import Ragged
+from setrec.files.ragged import Ragged, Splits
 from setrec.files.whole import clear_leftovers, whole_file, whole_folder
 
 FORMAT = 1
@@ -44,6 +47,10 @@ class Prepared(NamedTuple):
     text: np.ndarray | None  # (N, F) float32 or float16
     cf: list[tuple[np.ndarray, np.ndarray]]  # for each slot, vectors (N, E) float32 or float16 and present (N,) bool
     encoder: dict[str, np.ndarray] | None = None  # see `TextVectors.learned`
+    times: Splits | None = None  # see `SplitLog`, as the next two
+    kinds: Splits | None = None
+    kind_names: tuple[str, ...] = ()
+    since: np.ndarray | None = None  # see `Histories`
 
     def counts(self) -> np.ndarray:
         """How often each item occurs in training, (N,) int64."""
@@ -160,7 +167,15 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
     users.write_parquet(folder / USERS)
     splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
     flat = {f"{name}_{part}": array for name, rows in splits.items() for part, array in rows._asdict().items()}
-    save_file(flat, folder / HISTORIES, {"ids_sha256": ids_hash(prepared.user_ids)})
+    if prepared.since is not None:
+        flat["train_since"] = np.ascontiguousarray(prepared.since, np.int64)
+    about = {"ids_sha256": ids_hash(prepared.user_ids)}
+    for name, facts in (("times", prepared.times), ("kinds", prepared.kinds)):
+        if facts is not None:
+            flat |= {f"{split}_{name}": np.ascontiguousarray(rows.items) for split, rows in facts._asdict().items()}
+    if prepared.kinds is not None:
+        about[KINDS] = json.dumps(prepared.kind_names)
+    save_file(flat, folder / HISTORIES, about)
     made_for = {"ids_sha256": ids_hash(ids)}
     if prepared.text is not None:
         save_file({"vectors": np.ascontiguousarray(prepared.text)}, folder / TEXT, made_for)

@@ -11,13 +11,13 @@ class Ragged(NamedTuple):
     """Rows of different lengths in one flat array. Row i is items[offsets[i]:offsets[i + 1]]. len() is the number of rows."""
 
     offsets: np.ndarray  # (rows + 1,) int64
-    items: np.ndarray  # (all,) int32
+    items: np.ndarray  # (all,) int32; of what stands beside items, such as times, any type
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def row(self, i: int) -> np.ndarray:
-        """Return row i, (length,) int32."""
+        """Return row i, (length,)."""
         return self.items[self.offsets[i] : self.offsets[i + 1]]
 
     @property
@@ -39,9 +39,14 @@ class Ragged(NamedTuple):
         flat = np.fromiter((item for row in rows for item in row), np.int32, int(lengths.sum()))
         return cls.from_lengths(lengths, flat)
 
+    def only(self, keep: np.ndarray) -> "Ragged":
+        """The rows where `keep`, (rows,) bool, and empty ones in place of the others."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths * keep)])
+        return Ragged(offsets.astype(np.int64), self.items[np.repeat(keep, self.lengths)])
+
     def joined(self, other: "Ragged") -> "Ragged":
         """Append rows: row i of the result is row i of this one, then row i of `other`."""
-        items = np.empty(len(self.items) + len(other.items), np.int32)
+        items = np.empty(len(self.items) + len(other.items), self.items.dtype)
         offsets = self.offsets + other.offsets
         for part, first in ((self, offsets[:-1]), (other, offsets[:-1] + self.lengths)):
             shift = np.repeat(first - part.offsets[:-1], part.lengths)  # how far each element moves
@@ -57,3 +62,11 @@ class Ragged(NamedTuple):
         """Make it from a polars column of lists."""
         lengths = series.list.len().to_numpy().astype(np.int64)
         return cls.from_lengths(lengths, series.explode().drop_nulls().to_numpy())
+
+
+class Splits(NamedTuple):
+    """Something of every event, in rows beside those of the items of each split."""
+
+    train: Ragged
+    validation: Ragged
+    test: Ragged

@@ -12,6 +12,7 @@ from setrec.errors import DataError
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 TICKS = 1_000_000  # in a second: `times` gives microseconds
+UNKNOWN = -(1 << 63)  # int64, where a time is not known: before all times
 _PER_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _COMPACT = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}  # digits -> form
 _DAY, _MONTH = "day first", "month first"

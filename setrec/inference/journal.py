@@ -98,8 +98,12 @@ def _plus(total: Sum, change: Change) -> Sum:
 
 
 def journal_path(model: Path) -> Path:
-    """The journal of a checkpoint or a published folder: a file beside it."""
-    return model.resolve().with_name(model.resolve().name + ".items.jsonl")
+    """The journal of a checkpoint or a published folder: a file beside it; that of a link beside the link.
+
+    So the changes stay when the link that `update` keeps leads to another checkpoint.
+    """
+    path = Path(os.path.abspath(model))
+    return path.with_name(path.name + ".items.jsonl")
 
 
 class Journal:

@@ -149,7 +149,7 @@ def _fingerprint(base: str, changes: Changes) -> str:
 # ----------------------------------------------------------------------------------------------------------- on the disk
 def stem_of(path: Path) -> Path:
     """The path that version names begin with: of a checkpoint without .ckpt, of a published folder, of a version's model."""
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))  # a link, such as `update` keeps, stands for what it leads to
     if (path / VERSION).is_file():
         return path.with_name(re.sub(r"\.items-\d+$", "", path.name))
     return path.with_suffix("") if path.suffix == ".ckpt" else path
@@ -227,7 +227,7 @@ def write_version(
 
 def _relative(path: Path, folder: Path) -> str:
     """The path relative to the version's folder, so that both can be moved together."""
-    return os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
 
 class Version(NamedTuple):

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 
 from setrec.evaluation.results import package_versions
 from setrec.serve.errors import add_error_handlers
+from setrec.serve.events_routes import events_routes
+from setrec.serve.feedback_routes import feedback_routes
 from setrec.serve.file_watcher import watch
 from setrec.serve.freshness import Freshness
 from setrec.serve.guard import TOKEN
@@ -22,11 +24,15 @@ from setrec.serve.recommend_routes import recommend_routes
 from setrec.serve.request_ids import RequestIds
 from setrec.serve.service import Service
 from setrec.serve.tracing import Tracing
+from setrec.serve.users_routes import UserPaths, users_routes
+from setrec.shop.events import EventStore
 
 VERSION = "/v1"  # before every path; a change that breaks callers gets another one
 
 
-def create_app(holder: ModelHolder, token: str | None, options: ServeOptions, provider: Any = None) -> FastAPI:
+def create_app(
+    holder: ModelHolder, token: str | None, options: ServeOptions, provider: Any = None, store: EventStore | None = None
+) -> FastAPI:
     """Make the application.
 
     Args:
@@ -34,15 +40,18 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions, pr
         token: the bearer token for changes; None or "": nothing can be changed.
         options: see `ServeOptions`.
         provider: of traces, see tracing.py; None: none.
+        store: users and events; None: there is no database.
 
     Returns:
         The application; its `state.service` holds what the routes share.
     """
-    service = Service(holder, token, options, provider)
+    service = Service(holder, token, options, provider, store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
+        if service.shop is not None:
+            service.shop.start()
         watcher = asyncio.create_task(watch(holder, options.watch, service.metrics)) if options.watch else None
         sampler = asyncio.create_task(sample())
         yield
@@ -50,6 +59,8 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions, pr
             watcher.cancel()
         sampler.cancel()
         await service.batcher.close()
+        if service.shop is not None:
+            await service.shop.close()
 
     async def sample() -> None:
         while True:
@@ -62,12 +73,13 @@ def create_app(holder: ModelHolder, token: str | None, options: ServeOptions, pr
     )  # fmt: skip
     app.state.service = service
     app.add_middleware(Freshness, holder=holder)
+    app.add_middleware(UserPaths)
     app.add_middleware(RequestLimits, metrics=service.metrics)
     if provider is not None:
         app.add_middleware(Tracing, provider=provider)
     app.add_middleware(RequestIds)
     add_error_handlers(app)
-    for make in (recommend_routes, items_routes, operations_routes):
+    for make in (recommend_routes, items_routes, users_routes, events_routes, feedback_routes, operations_routes):
         routes = make(service)
         app.include_router(routes, prefix=VERSION)
         app.include_router(routes, include_in_schema=False)  # the paths of version 0.2.0

@@ -16,6 +16,7 @@ from setrec.serve.connections import NOSNIFF
 from setrec.serve.guard import TOKEN
 from setrec.serve.prometheus import route_label
 from setrec.serve.request_ids import REQUEST_ID, request_id
+from setrec.shop.database import StoreError
 
 log = logging.getLogger("uvicorn.error")
 
@@ -66,7 +67,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ModelError)
     async def sick(request: Request, error: ModelError) -> JSONResponse:
-        log.error("%s %s: %s", request.method, route_label(request.scope), error)
+        log.error("%s %s: %s", request.method, route_label(request.scope), error)  # a path may hold the id of a user
         return sentence(503, str(error))
 
     @app.exception_handler(BusyError)
@@ -77,6 +78,11 @@ def add_error_handlers(app: FastAPI) -> None:
     async def disk(request: Request, error: JournalWriteError) -> JSONResponse:
         log.error("%s %s: %s", request.method, route_label(request.scope), error)
         return sentence(507, f"The change could not be written to the disk and was not made ({error}).")
+
+    @app.exception_handler(StoreError)
+    async def database(request: Request, error: StoreError) -> JSONResponse:
+        log.error("%s %s: %s", request.method, route_label(request.scope), error)
+        return sentence(503, f"The database failed ({error}); send the request again.", {"retry-after": "1"})
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:

@@ -16,6 +16,7 @@ MAX_ANSWERS = 20_000  # histories x k of a request
 MAX_EXPLAINED = 2_000  # the same with explain, which makes answers larger, or diversity, which takes time
 MAX_CANDIDATES = 100_000
 MAX_NEW_ITEMS = 1_000  # in a request
+MAX_EVENTS = 5_000  # in a request
 MAX_FOUND = 100  # items of a search
 MAX_BODY = 8 << 20  # bytes
 MAX_BODIES = 16 * MAX_BODY  # of all requests in progress
@@ -202,6 +203,7 @@ class RankedOut(BaseModel):
 class RecommendationOut(BaseModel):
     """The answer to one history, best first."""
 
+    id: Annotated[str, Field(description="Of this answer; events and feedback may name it.")]
     items: list[RankedOut]
     unknown: Annotated[
         list[str], Field(description="Ids of the history that are not in the catalogue; they were skipped.")
@@ -317,6 +319,93 @@ class ErrorOut(BaseModel):
     error: str
 
 
+Text = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+
+
+class EventIn(Body):
+    """Something that a user did with an item."""
+
+    user: Text
+    item: Text
+    time: Annotated[
+        str | int | float | None,
+        Field(
+            description="ISO 8601, without a zone in UTC; or seconds, milliseconds or microseconds since 1970; null: now."
+        ),
+    ] = None
+    kind: Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")] = ""
+    id: Annotated[Text | None, Field(description="Your id of the event: the same id again changes nothing.")] = None
+    answer: Annotated[Text | None, Field(description="The id of the recommendation that it follows.")] = None
+
+
+class EventsBody(Body):
+    """Events to store."""
+
+    events: Annotated[list[EventIn], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+class EventsOut(BaseModel):
+    """What became of the events. They are on the disk."""
+
+    stored: int
+    duplicates: Annotated[int, Field(description="Were there already.")]
+    unknown_items: Annotated[int, Field(description="Events of items that are not in the catalogue; they are kept.")]
+
+
+class UsersBody(AnswerOptions):
+    """Users to recommend items for."""
+
+    users: Annotated[list[Text], Field(min_length=1, max_length=MAX_HISTORIES)]
+
+
+class UserAnswersOut(BaseModel):
+    """One answer for each user, in order."""
+
+    recommendations: list[RecommendationOut]
+    variants: Annotated[list[str], Field(description="Which model answered each: main or challenger.")]
+
+
+class EventOut(BaseModel):
+    """An event as it is kept."""
+
+    item: str
+    time: Annotated[int, Field(description="Microseconds since 1970.")]
+    kind: str
+    id: str | None
+    answer: str | None
+
+
+class UserOut(BaseModel):
+    """All that is kept of a user."""
+
+    id: str
+    events: Annotated[list[EventOut], Field(description="Oldest first.")]
+    answers: list[dict[str, Any]]
+    feedback: list[dict[str, Any]]
+
+
+class ErasedOut(BaseModel):
+    """What was erased."""
+
+    deleted: Annotated[
+        int, Field(description="Rows of the database: the user, events, answers, feedback; 0: none were there.")
+    ]
+
+
+class FeedbackBody(Body):
+    """An item of an answer was taken."""
+
+    answer: Text
+    item: Text
+    kind: Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")] = "click"
+
+
+class FeedbackOut(BaseModel):
+    """Whether it is new."""
+
+    stored: Annotated[bool, Field(description="false: it was known already.")]
+
+
 LIMITS = {
     "histories": MAX_HISTORIES,
     "history": MAX_HISTORY,
@@ -329,6 +418,7 @@ LIMITS = {
     "filter": MAX_LENGTH,
     "boosts": MAX_BOOSTS,
     "caps": MAX_CAPS,
+    "events": MAX_EVENTS,
     "body_bytes": MAX_BODY,
 }
 

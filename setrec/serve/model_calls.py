@@ -17,6 +17,8 @@ class RequestResult(NamedTuple):
 
     recommendations: list[Recommendation]  # one for each history
     generation: int  # of the model
+    model: str = ""  # its file and what it holds
+    ids: list[str] | None = None  # of the answers
 
 
 async def answer_in_pieces(batcher: Batcher[RecommendBody, RequestResult], body: RecommendBody) -> RequestResult:
@@ -37,7 +39,7 @@ async def answer_in_pieces(batcher: Batcher[RecommendBody, RequestResult], body:
             if pieces[-1].generation != pieces[0].generation:
                 break
         else:
-            return RequestResult([one for piece in pieces for one in piece.recommendations], pieces[0].generation)
+            return RequestResult([one for piece in pieces for one in piece.recommendations], *pieces[0][1:])
 
 
 def refuse_unknown(recommender: Recommender, body: RecommendBody) -> None:
@@ -68,7 +70,9 @@ def answer_batch(served: ServedModel, requests: Sequence[RecommendBody]) -> list
     for options, members in groups.items():
         found = _answer_group(served.recommender, options, [requests[i] for i in members])
         for i, answer in zip(members, found, strict=True):
-            answers[i] = answer if isinstance(answer, Exception) else RequestResult(answer, served.generation)
+            answers[i] = (
+                answer if isinstance(answer, Exception) else RequestResult(answer, served.generation, served.name)
+            )
     return answers
 
 

@@ -1,5 +1,6 @@
 """The model in service, and the takeover: another checkpoint takes its place while requests go on."""
 
+import hashlib
 import logging
 import math
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setrec.errors import ConfigError, DataError, ModelError, SETRecError
+from setrec.files.hashes import file_hash
 from setrec.hparams import to_plain
 from setrec.inference.journal import Change, Journal, apply_journal, rows_of
 from setrec.recommend import Recommender
@@ -26,6 +28,12 @@ class ServedModel(NamedTuple):
     path: Path
     generation: int  # 0 at the start, one more after every takeover
     since: datetime
+    fingerprint: str  # of its files
+
+    @property
+    def name(self) -> str:
+        """The model in the log of answers."""
+        return f"{self.path.name}#{self.fingerprint}"
 
 
 class _Followed:
@@ -54,6 +62,7 @@ class ModelHolder:
         taken_over: the models that have served since the start, the last hundred: path, generation, since.
         answered: when the model last answered well, by `time.monotonic`.
         fault: why the journal cannot be followed; "" as long as it can.
+        followers: other models beside this one, by variant; each follows a `Journal` of its own on the same file.
 
     Args:
         path: the first checkpoint.
@@ -77,6 +86,7 @@ class ModelHolder:
         generation: int = 0,
     ) -> None:
         self._load = load
+        self.followers: dict[str, ModelHolder] = {}
         self._encoder = encoder
         self.journal = journal
         self.folder = folder.resolve()
@@ -84,9 +94,10 @@ class ModelHolder:
         self._taking_over = threading.Lock()
         self.fault = ""
         self._failed: list[int] = []  # lines of the journals when `fault` was seen
+        mark = _fingerprint(path)  # before it is loaded: it must not be that of a later file
         recommender = self._load_and_try(path)
         self._followed = self._follow(recommender)
-        self.current = ServedModel(recommender, path, generation, datetime.now(UTC))
+        self.current = ServedModel(recommender, path, generation, datetime.now(UTC), mark)
         self.taken_over = deque([(path, generation, self.current.since)], maxlen=100)
         self.answered = time.monotonic()
 
@@ -124,17 +135,20 @@ class ModelHolder:
 
     def behind(self) -> bool:
         """Whether another process has changed the catalogue; this costs a look at the size of a file or two."""
-        return any(one.behind() for one in self._followed) and self._failed != self._sizes()
+        own = any(one.behind() for one in self._followed) and self._failed != self._sizes()
+        return own or any(other.behind() for other in self.followers.values())
 
     def catch_up(self) -> None:
-        """Apply what other processes wrote to the journal. If it cannot be applied, `fault` says so, and the catalogue stays."""
+        """Apply what is new in the journal. If it cannot be applied, `fault` says so, and the catalogue stays."""
         with self._changing:
-            if self.behind():
+            if any(one.behind() for one in self._followed) and self._failed != self._sizes():
                 try:
                     self._catch_up()
                 except DataError as error:
                     self.fault, self._failed = str(error), self._sizes()
                     log.error("%s", error)
+        for other in self.followers.values():
+            other.catch_up()
 
     def _sizes(self) -> list[int]:
         return [one.journal.size_now() for one in self._followed]
@@ -194,11 +208,13 @@ class ModelHolder:
         if not self._taking_over.acquire(blocking=False):
             raise TakeoverRunningError
         try:
+            mark = _fingerprint(path)
+            mark = _fingerprint(path)
             recommender = self._load_and_try(path)
             with self._changing:
                 self._followed = self._follow(recommender)
                 self.fault, self._failed = "", []
-                self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC))
+                self.current = ServedModel(recommender, path, self.current.generation + 1, datetime.now(UTC), mark)
                 self.taken_over.append((path, self.current.generation, self.current.since))
             return self.current
         finally:
@@ -244,3 +260,13 @@ class ModelHolder:
             apply_journal(recommender, one.journal.path, one.journal.changes[one.lines :], self._encoder)
             one.lines = len(one.journal.changes)
         return followed
+
+
+def _fingerprint(path: Path) -> str:
+    """12 letters that differ where the files of a model differ; those of nothing, if they cannot be read."""
+    try:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        hashes = [file_hash(file) for file in files]
+    except OSError:  # loading says why
+        hashes = []
+    return (hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest())[:12]

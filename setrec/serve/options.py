@@ -37,6 +37,14 @@ class ServeOptions:
         encoder: Text encoder for new items, such as SentenceTransformerText, if the data holds ready vectors and names no encoder.
             It must make the vectors that the model was trained on.
         log_format: text; or json: one object a line, with time, level, message, request_id.
+        database: Users, events and the log of answers: a file (SQLite) or postgresql://USER@HOST/NAME; default: a file beside
+            ckpt_path. Without SETREC_TOKEN there is none, unless it is named here.
+        log_answers: Share of the answers that are written to the log, 0 to 1.
+        log_days: Days that an answer stays in the log.
+        explore: Share of the answers in which one place is left to chance, 0 to 1.
+        challenger: A second model that answers a part of the users.
+        challenger_share: Share of the users that the challenger answers, 0 to 1.
+        shadow: A model that answers in the background, for the log only.
 
     Raises:
         ConfigError: a value is out of range.
@@ -61,6 +69,14 @@ class ServeOptions:
     encoder: TextVectors | None = None
     log_format: Literal["text", "json"] = "text"
 
+    database: str | None = None
+    log_answers: float = 1.0
+    log_days: float = 90.0
+    explore: float = 0.0
+    challenger: Path | None = None
+    challenger_share: float = 0.5
+    shadow: Path | None = None
+
     def for_worker(self) -> "ServeOptions":
         """The options of one of several workers: the supervisor watches the file."""
         return replace(self, watch=0.0)
@@ -75,12 +91,15 @@ class ServeOptions:
         """Check the numbers and names."""
         smallest = {
             "workers": 1, "prefix_cache": 0, "max_batch": 1, "max_wait_ms": 0, "max_waiting": 1, "watch": 0, "drain": 0,
-            "client_timeout": 0.1, "max_connections": 1,
+            "client_timeout": 0.1, "max_connections": 1, "log_days": 0,
         }  # fmt: skip
         for option, least in smallest.items():
             value = getattr(self, option)
             if not value >= least:  # this way round it refuses NaN, too
                 raise ConfigError(f"--{option} is {value}; it must be {least} or more.")
+        for option in ("log_answers", "explore", "challenger_share"):
+            if not 0 <= getattr(self, option) <= 1:
+                raise ConfigError(f"--{option} is {getattr(self, option)}; it must be between 0 and 1.")
         for name in self.allowed_names:
             if not re.fullmatch(r"\*|(\*\.)?[^*:/\s]+", name):
                 raise ConfigError(f"--allowed_hosts {name!r} is no name, such as shop.example or *.shop.example.")

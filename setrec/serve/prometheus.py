@@ -67,6 +67,23 @@ class ServerMetrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.logged = Counter(
+            "setrec_logged_answers", "Answers for the log: written, or dropped.", ["outcome"], registry=self.registry
+        )
+        self.shadow = Counter(
+            "setrec_shadow_answers",
+            "Answers of the shadow: answered, dropped, failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.events = Counter("setrec_events", "Events: stored, or known already.", ["outcome"], registry=self.registry)
+        for counter, outcomes in (
+            (self.logged, ("written", "dropped")),
+            (self.shadow, ("answered", "dropped", "failed")),
+            (self.events, ("stored", "duplicate")),
+        ):
+            for outcome in outcomes:
+                counter.labels(outcome)
         for how in ("kept", "read"):
             self.history_items.labels(how)
         for outcome in ("done", "refused"):

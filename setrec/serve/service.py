@@ -14,7 +14,9 @@ from setrec.serve.model_calls import RequestResult, answer_batch
 from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
+from setrec.serve.shop import MAIN, Shop
 from setrec.serve.tracing import spans_of_batch
+from setrec.shop.events import EventStore
 
 
 class Service:
@@ -31,9 +33,17 @@ class Service:
         token: the bearer token for changes; None or "": nothing can be changed.
         options: see `ServeOptions`.
         provider: of traces; None: none.
+        store: users and events; None: there is no database.
     """
 
-    def __init__(self, holder: ModelHolder, token: str | None, options: ServeOptions, provider: Any = None) -> None:
+    def __init__(
+        self,
+        holder: ModelHolder,
+        token: str | None,
+        options: ServeOptions,
+        provider: Any = None,
+        store: EventStore | None = None,
+    ) -> None:
         self.holder = holder
         self.options = options
         self.metrics = ServerMetrics()
@@ -46,6 +56,11 @@ class Service:
             options.max_batch, options.max_wait_ms / 1000, options.max_waiting, self.metrics.batch.observe,
             None if provider is None else spans_of_batch(provider),
         )  # fmt: skip
+        self.shop = (
+            None
+            if store is None
+            else Shop(store, {MAIN: holder} | holder.followers, self.batcher, options, self.metrics)
+        )
 
     def sample(self) -> None:
         """Set the gauges."""

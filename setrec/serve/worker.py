@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import uvicorn
 
-from setrec.errors import DataError, SETRecError
+from setrec.errors import ConfigError, DataError, SETRecError
 from setrec.inference.answers import index_sentence
 from setrec.inference.journal import Journal, journal_path
 from setrec.recommend import Recommender
@@ -35,7 +35,9 @@ from setrec.serve.guard import TOKEN, token_of_environment
 from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
 from setrec.serve.options import ServeOptions
 from setrec.serve.request_ids import log_as
+from setrec.serve.shop import CHALLENGER, SHADOW
 from setrec.serve.tracing import start_tracing
+from setrec.shop.events import EventStore
 
 log = logging.getLogger("uvicorn.error")
 
@@ -63,9 +65,14 @@ class Worker:
 
         token = token_of_environment()
         journal = Journal(options.items or journal_path(ckpt_path), writable=bool(token))
+        store = _open_store(ckpt_path, options, token)
         self.holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder, generation)
+        for variant, path in ((CHALLENGER, options.challenger), (SHADOW, options.shadow)):
+            if path is not None:
+                own = Journal(journal.path, writable=False)
+                self.holder.followers[variant] = ModelHolder(path, load, own, options.models, options.encoder)
         self._provider = start_tracing()
-        app = create_app(self.holder, token, options, self._provider)
+        app = create_app(self.holder, token, options, self._provider, store)
         self.service = app.state.service
         app.add_middleware(HostCheck, names=own_names(options.host) | options.allowed_names)
         self.config = uvicorn.Config(
@@ -77,6 +84,7 @@ class Worker:
         self.said = [f"{ckpt_path}: {info['n_items']:,} items, {len(journal.added)} of them added ({journal.path})"]
         if options.index is not None:
             self.said.append(index_sentence(options.index, info["index_recall@10"]))
+        self.said.append(f"users and events: {'none are kept' if store is None else store.database.shown}")
         self.said.append(f"changes: {'with the token in ' + TOKEN if token else 'refused, ' + TOKEN + ' is not set'}")
 
     def run(self, listening: socket.socket) -> None:
@@ -107,6 +115,20 @@ class Worker:
 
     def _begin_to_end(self) -> None:
         self.service.draining = True
+
+
+def _open_store(ckpt_path: Path, options: ServeOptions, token: str) -> EventStore | None:
+    """Open the database; without a token and a name there is none.
+
+    Raises:
+        ConfigError: see `Database`; or an option needs it.
+    """
+    if options.database is None and not token:
+        for option in ("challenger", "shadow", "explore"):
+            if getattr(options, option):
+                raise ConfigError(f"--{option} needs the database: set {TOKEN}, or name one with --database.")
+        return None
+    return EventStore(options.database or ckpt_path.absolute().with_name(ckpt_path.name + ".shop.db"))
 
 
 class _Server(uvicorn.Server):

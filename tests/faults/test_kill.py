@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -194,3 +195,35 @@ def address(log: Path) -> str:
                 return line.split()[2]
         time.sleep(0.01)
     raise AssertionError(lines)
+
+
+def test_update(kills: Kills, run: TrainedRun, tmp_path: Path, tally: Tally) -> None:
+    """The link names a whole model at any moment, and the events of an update are there once, in the end."""
+    link, ids = tmp_path / "current.ckpt", Catalogue.load(run.data).ids
+    kills.zygote.run("command", kills.log, words=["update", "--current", str(link), "--publish", str(run.checkpoint)])
+    words = ["update", "--current", str(link), "--events", str(tmp_path / "new.csv"), "--tolerance", "9"]
+    words += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+    def new_file(number: int) -> None:
+        times = [2_000_000_000 + number * 1000 + row for row in range(40)]
+        users = [f"n{number}-{row % 20}" for row in range(40)]
+        table = pl.DataFrame({"user": users, "item": [ids[(row + number) % len(ids)] for row in range(40)]})
+        table.with_columns(timestamp=pl.Series(times)).write_csv(tmp_path / "new.csv")
+
+    new_file(-1)
+    kills.whole("command", words=words)
+    expected = 40
+    for number in range(TRIES):
+        before = link.resolve()
+        new_file(number)
+        done = kills.one("command", words=words)
+        assert Recommender.load(link).recommend([[]], k=3)[0].items
+        if done.code == -9 and link.resolve() == before:  # what cron does the next night
+            kills.whole("command", words=words)
+        expected += 40
+        data = sorted(run.data.parent.glob("tiny.*"))[-1]
+        histories = Histories.load(data)
+        fresh = np.array([own.startswith("n") for own in histories.ids])
+        kept = sum(int(rows.lengths[fresh].sum()) for rows in (histories.train, histories.validation))
+        assert kept == expected
+        tally(tries=1, killed=done.code == -9, survived=1, published=link.resolve() != before)

@@ -113,6 +113,7 @@ def _main() -> None:
     import setrec.commands.predict_file
     import setrec.commands.publish
     import setrec.commands.serve
+    import setrec.commands.update
     import setrec.serve.server  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")

@@ -7,18 +7,21 @@ from typing import Any, ClassVar, NamedTuple
 import polars as pl
 
 from setrec.data.readers.download import Source
-from setrec.files.ragged import Ragged
+from setrec.files.ragged import Ragged, Splits
 
 
 class EventLog(NamedTuple):
     """Events in the order of the raw file. They are not yet cleaned or split, and have no item and user numbers."""
 
-    events: pl.DataFrame  # user str or categorical, item likewise, time int64 (ticks), optionally rating float
+    events: (
+        pl.DataFrame
+    )  # user str or categorical, item likewise, time int64 (ticks), optionally rating float, kind likewise
     items: pl.DataFrame  # id str (each once), title str, text str, further columns are kept
     ticks: int = 1  # of `time` in a second; events are put in order by ticks, and split by whole seconds
     keep_unreviewed: bool = False  # items without any raw event enter the catalogue too
     skipped: dict[str, int] | None = None  # malformed lines of each raw file, for the manifest
     files: dict[str, dict[str, Any]] | None = None  # what else there is to say about each file, see `LineCounter.about`
+    timed: bool = True  # False: `time` is the place in the file, and nothing to keep
 
 
 class SplitLog(NamedTuple):
@@ -30,6 +33,9 @@ class SplitLog(NamedTuple):
     validation: Ragged
     test: Ragged
     files: dict[str, dict[str, Any]] | None = None  # as in `EventLog`
+    times: Splits | None = None  # int64 microseconds since 1970, UTC, `UNKNOWN` where not known; None: there are none
+    kinds: Splits | None = None  # uint8, places in `kind_names`; None: the raw data has no kinds
+    kind_names: tuple[str, ...] = ()  # "" where an event has none
 
 
 class Reader(ABC):

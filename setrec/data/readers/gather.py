@@ -33,6 +33,8 @@ class Events:
         self.users: dict[str, int] = {}  # own id -> number, in order of first appearance
         self.items: dict[str, int] = {}
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._kinds: dict[str, int] = {}  # kind -> number
+        self._kind_parts: list[np.ndarray] = []  # of the events, where there are kinds
         self._clear_buffer()
 
     def _clear_buffer(self) -> None:
@@ -70,8 +72,20 @@ class Events:
             self._flush()
         return None
 
-    def add_many(self, user: pl.Series, item: pl.Series, time: pl.Series, rating: pl.Series | None = None) -> None:
-        """Add many events, already checked: users and items as text, times int64, ratings any float or None."""
+    def add_many(
+        self,
+        user: pl.Series,
+        item: pl.Series,
+        time: pl.Series,
+        rating: pl.Series | None = None,
+        kind: pl.Series | None = None,
+    ) -> None:
+        """Add many events, already checked: users, items and kinds as text, times int64, ratings any float or None.
+
+        A log has kinds if every call gives them.
+        """
+        if kind is not None:
+            self._kind_parts.append(_number_ids(kind, self._kinds))
         stars = np.full(len(user), np.nan, np.float32) if rating is None else rating.cast(pl.Float32).to_numpy()
         numbers = (_number_ids(user, self.users), _number_ids(item, self.items))
         self._parts.append((*numbers, time.to_numpy(), stars))
@@ -86,7 +100,7 @@ class Events:
         """Close the count of lines and return all events.
 
         Returns:
-            user and item (categorical), time int64; rating float32 where any event has one.
+            user and item (categorical), time int64; rating float32 where any event has one; kind (categorical) where given.
 
         Raises:
             DataError: there is no event, or too many lines were malformed.
@@ -115,6 +129,8 @@ class Events:
         columns = {"user": _categories(user, self.users), "item": _categories(item, self.items), "time": time}
         if not np.isnan(rating).all():
             columns["rating"] = rating
+        if self._kind_parts:
+            columns["kind"] = _categories(np.concatenate(self._kind_parts), self._kinds)
         return pl.DataFrame(columns).with_columns(pl.col(pl.Float32).fill_nan(None))
 
 

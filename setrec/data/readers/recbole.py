@@ -17,7 +17,7 @@ from setrec.files.columns import Table, TableForm
 from setrec.files.ids import NULL_WORDS
 from setrec.files.lines import LineCounter
 from setrec.files.packed import RawFile
-from setrec.files.ragged import Ragged
+from setrec.files.ragged import Ragged, Splits
 from setrec.files.times import TICKS, TimeUnit
 
 _PARTS = ("train", "valid", "test")  # of a data set that comes split: X.train.inter, X.valid.inter, X.test.inter
@@ -96,8 +96,10 @@ class RecBoleFiles(Reader):
         if about is not None:
             files[about.name] = self._read_items(about, items) | items.about(about.name, inter[0].name)
         if len(logs) == 1:
-            return EventLog(logs[0], items.frame(), TICKS, self.keep_unreviewed, files=files)
-        return _split_log(logs, items.frame(), files)
+            timed = self.timestamp is not None
+            return EventLog(logs[0], items.frame(), TICKS, self.keep_unreviewed, files=files, timed=timed)
+        log = _split_log(logs, items.frame(), files)
+        return log if self.timestamp is not None else log._replace(times=None)
 
     def _read_events(self, file: RawFile, files: dict[str, dict[str, Any]]) -> pl.DataFrame:
         table = self._table(file)
@@ -195,7 +197,7 @@ def _split_log(logs: list[pl.DataFrame], items: pl.DataFrame, files: dict[str, d
         return {own: number for number, own in enumerate(sorted(used | set(more)))}
 
     users, ids = numbers("user"), numbers("item", items["id"])
-    parts = []
+    parts, times = [], []
     for log in logs:
         events = log.select(
             pl.col("user").cast(pl.String).replace_strict(users, return_dtype=pl.Int64),
@@ -204,10 +206,11 @@ def _split_log(logs: list[pl.DataFrame], items: pl.DataFrame, files: dict[str, d
         ).sort("user", "time", maintain_order=True)
         lengths = np.bincount(events["user"].to_numpy(), minlength=len(users))  # (users,)
         parts.append(Ragged.from_lengths(lengths, events["item"].to_numpy()))
+        times.append(Ragged(parts[-1].offsets, events["time"].to_numpy()))
     table = pl.DataFrame({"id": list(ids)}, {"id": pl.String}).join(items, "id", how="left", maintain_order="left")
     table = table.with_columns(pl.col("title", "text").fill_null(""))
     train, validation, test = parts
-    return SplitLog(list(users), table, train, validation, test, files)
+    return SplitLog(list(users), table, train, validation, test, files, Splits(*times))
 
 
 def _members(path: Path) -> list[RawFile]:

@@ -1,9 +1,9 @@
 """Your own tables: events and items as CSV, parquet or JSON lines. You name the columns."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import polars as pl
 
@@ -40,6 +40,7 @@ class TableFiles(Reader):
         timestamp: column of the time: numbers since 1970, ISO dates such as 2014-07-23 or 2014-07-23T10:00:00Z, and other common
             forms; null: there are no times, and the order of the rows is the order of the events.
         rating: column of the rating, for cleaning.min_rating; null: none.
+        kind: column of the kind of an event, such as view, cart or buy, which is kept; null: none.
         item_id: column of the item's id in the file of items; null: the same name as in the events.
         title: column of the item's title; null: none.
         text_fields: columns that an item's text is made from: "title: ...; brand: ..."; null: all except the id.
@@ -84,6 +85,7 @@ class TableFiles(Reader):
         max_text: int = 2000,
         max_bad_lines: int | float = 0.01,
         download: list[Source] | None = None,
+        kind: str | None = None,
     ) -> None:
         check_time_unit(time_unit)
         self._events_form = TableForm(separator, encoding, columns)
@@ -94,7 +96,7 @@ class TableFiles(Reader):
         self.item_columns, self.item_separator, self.item_encoding = item_columns, item_separator, item_encoding
         self.time_unit, self.time_format, self.null_words = time_unit, time_format, null_words
         self.keep_unreviewed, self.max_text, self.max_bad_lines = keep_unreviewed, max_text, max_bad_lines
-        self.download = download
+        self.download, self.kind = download, kind
 
     def sources(self, raw: Path | None) -> list[Path]:
         """See `Reader.sources`."""
@@ -108,7 +110,14 @@ class TableFiles(Reader):
         counter = LineCounter(file.name, self.max_bad_lines)
         events = Events(counter)
         columns = EventColumns(
-            self.user, self.item, self.timestamp, self.rating, self.time_unit, self.time_format, self.null_words
+            self.user,
+            self.item,
+            self.timestamp,
+            self.rating,
+            self.time_unit,
+            self.time_format,
+            self.null_words,
+            self.kind,
         )
         table = Table(file, self._events_form, columns.wanted)
         table.require([self.user, self.item], _CALL_IT + _NO_HEADER.format("columns"))
@@ -119,15 +128,30 @@ class TableFiles(Reader):
         items = Items((), (), 0).frame()
         if self.items is not None:
             about = inside(raw_file(self.items, raw))
-            items = self._read_items(about, file, events, files)
-        return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files)
+            found, counter = self._read_items(about, about == file, events.items, self.keep_unreviewed)
+            key = about.name if about.name not in files else f"{about.name} (items)"
+            files[key] = counter.about() | found.about(about.name, file.name)
+            items = found.frame()
+        return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files, timed=self.timestamp is not None)
+
+    def read_items(self, file: Path, known: Collection[str]) -> pl.DataFrame:
+        """Read a file of items alone, with the columns of `items`: id, text, title and a column for each field.
+
+        Args:
+            file: the file.
+            known: ids that items have so far; in a column of whole numbers, 1.0 is 1.
+
+        Raises:
+            DataError: see `Reader.read`.
+        """
+        return self._read_items(inside(raw_file(str(file), None)), False, known, keep_all=True)[0].frame()
 
     def _read_items(
-        self, file: RawFile, of_events: RawFile, events: Events, files: dict[str, dict[str, Any]]
-    ) -> pl.DataFrame:
+        self, file: RawFile, in_events: bool, known: Collection[str], keep_all: bool
+    ) -> tuple[Items, LineCounter]:
         key = self.item_id or self.item
         form = self._items_form
-        if file == of_events:  # the items stand in the events
+        if in_events:  # the items stand in the events
             form = self._events_form
         counter = LineCounter(file.name, self.max_bad_lines, encoding_option="--data.reader.item_encoding")
         required = [key, *([self.title] if self.title else []), *(self.text_fields or [])]
@@ -137,7 +161,7 @@ class TableFiles(Reader):
             fields = [name for name in table.named if name != key] if table.names else _json_fields(table, key)
         wanted = list(dict.fromkeys([key, *([self.title] if self.title else []), *fields]))
         table.require(wanted, _CALL_IT + _NO_HEADER.format("item_columns"))
-        items = Items(fields, events.items, self.max_text, keep_all=self.keep_unreviewed, null_words=self.null_words)
+        items = Items(fields, known, self.max_text, keep_all=keep_all, null_words=self.null_words)
         for line, record in table.records(counter, wanted):
             own = own_id(record[key]) if key in record else None
             own = own.strip() if own else own
@@ -149,9 +173,7 @@ class TableFiles(Reader):
         nameless = len(table.names) - len(table.named)
         if nameless and self.text_fields is None:
             counter.notes[f"{nameless} column{'s' * (nameless > 1)} without a name left out"] = Count(counter.lines)
-        key_of = file.name if file.name not in files else f"{file.name} (items)"
-        files[key_of] = counter.about() | items.about(file.name, of_events.name)
-        return items.frame()
+        return items, counter
 
 
 def check_time_unit(unit: str) -> None:
@@ -176,6 +198,7 @@ class EventColumns:
         time_unit: of times that are numbers.
         time_format: form of the times for strptime; None: seen from the times.
         null_words: ids that are none.
+        kind: the kind of the event; None: there is none.
     """
 
     user: str
@@ -185,11 +208,13 @@ class EventColumns:
     time_unit: TimeUnit = "auto"
     time_format: str | None = None
     null_words: Sequence[str] = ()
+    kind: str | None = None
 
     @property
     def wanted(self) -> list[str]:
         """The columns to read."""
-        return list(dict.fromkeys(name for name in (self.user, self.item, self.timestamp, self.rating) if name))
+        named = (self.user, self.item, self.timestamp, self.rating, self.kind)
+        return list(dict.fromkeys(name for name in named if name))
 
 
 def add_events(events: Events, counter: LineCounter, table: Table, columns: EventColumns) -> None:
@@ -233,13 +258,16 @@ def _add_batch(
         empty = text.is_in(["", *columns.null_words]) | text.is_null()
         read["rating"] = text.cast(pl.Float32, strict=False).fill_nan(None)
         odd = ~pl.lit(empty) & pl.col("rating").is_null()
+    if columns.kind is not None:
+        read["kind"] = as_text(batch[columns.kind], columns.null_words).fill_null("")
     rows = pl.DataFrame({name: column.alias(name) for name, column in read.items()}).with_columns(batch[LINE])
     multiline = pl.col("user", "item").str.contains("\n", literal=True)  # a quote left open swallows lines
     bad = rows.select(bad=pl.any_horizontal(pl.col("user", "item", "time").is_null(), multiline, odd))["bad"]
     if bad.any():
         _count_bad(counter, rows.filter(bad), batch.filter(bad), columns)
         rows = rows.filter(~bad)
-    events.add_many(rows["user"], rows["item"], rows["time"], rows["rating"] if rating is not None else None)
+    more = {name: rows[name] for name in ("rating", "kind") if name in rows.columns}
+    events.add_many(rows["user"], rows["item"], rows["time"], **more)
 
 
 def _count_bad(counter: LineCounter, rows: pl.DataFrame, batch: pl.DataFrame, columns: EventColumns) -> None:

@@ -1,0 +1,1 @@
+"""The shop's database: users, their events, and what was answered."""
