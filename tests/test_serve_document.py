@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 OPERATIONS = [
     ("POST", "/v1/recommend"), ("GET", "/v1/items"), ("POST", "/v1/items"), ("DELETE", "/v1/items"), ("POST", "/v1/model/reload"),
     ("POST", "/v1/events"), ("POST", "/v1/feedback"), ("GET", "/v1/users/{id}"), ("DELETE", "/v1/users/{id}"),
-    ("GET", "/v1/users/{id}/recommendations"), ("POST", "/v1/users/recommendations"), ("GET", "/v1/model"), ("GET", "/v1/health"), ("GET", "/v1/metrics"),
+    ("GET", "/v1/users/{id}/recommendations"), ("POST", "/v1/users/recommendations"), ("GET", "/v1/model"),
+    ("GET", "/v1/health"), ("GET", "/v1/metrics"),
 ]  # fmt: skip
 GUARDED = {one for one in OPERATIONS if "users" in one[1]} | {
     ("POST", "/v1/events"),
