@@ -163,9 +163,8 @@ def main() -> None:
     for name in ("reads", "events"):
         p50, p99 = np.percentile(1000 * np.array(tally[name]), (50, 99))
         print(f"{name}: {len(tally[name]):,}, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-    print(
-        f"{len(tally['acknowledged']):,} events acknowledged, {tally['lost']} lost; RSS {tally['rss'][0]:.0f} to {max(tally['rss']):.0f} MiB"
-    )
+    print(f"{len(tally['acknowledged']):,} events acknowledged, {tally['lost']} lost")
+    print(f"memory {tally['rss'][0]:.0f} to {max(tally['rss']):.0f} MiB")
     sys.exit(1 if tally["lost"] or tally["refused"] else 0)
 
 
