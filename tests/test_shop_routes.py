@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,14 +21,18 @@ from tests.serve_fake import TOKEN, WITH_TOKEN, FakeRecommender, holder_of, writ
 LINES = {"content-type": "application/x-ndjson"}
 
 
-def serving(folder: Path, **options: Any) -> TestClient:
+@contextmanager
+def serving(folder: Path, **options: Any) -> Iterator[TestClient]:
     holder = holder_of(folder)
     for variant in ("challenger", "shadow"):
         if options.get(variant):
             path = write_checkpoint(folder / f"{variant}.ckpt", shift=100.0)
             holder.followers[variant] = ModelHolder(path, FakeRecommender.load, holder.journal, folder)  # type: ignore[arg-type]
     store = EventStore(folder / "shop.db")
-    return TestClient(create_app(holder, TOKEN, ServeOptions(max_wait_ms=0, **options), store), headers=WITH_TOKEN)
+    app = create_app(holder, TOKEN, ServeOptions(max_wait_ms=0, **options), store)
+    with TestClient(app, headers=WITH_TOKEN) as client:
+        yield client
+    holder.journal.close()
 
 
 @pytest.fixture
@@ -131,7 +136,9 @@ def test_erased_from_answers_log_and_files(tmp_path: Path, caplog: pytest.LogCap
     content += b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"other-person" in content
     assert b"secret-person" not in content
-    assert "secret-person" not in "".join(one.getMessage() for one in caplog.records if one.name != "httpx")
+    assert "secret-person" not in "".join(
+        one.getMessage() for one in caplog.records if not one.name.startswith("httpx")
+    )
     assert not [thread for thread in threading.enumerate() if thread.name == "answer log"]
 
 

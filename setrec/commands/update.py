@@ -315,7 +315,7 @@ def make(options: Options, flags: Sequence[str]) -> dict[str, Any]:
     log, last = (
         (read_events(options, made.reader), taken) if options.database is None else stored(options.database, taken)
     )
-    changes, items = new_items(options, served, base, log, made)
+    changes, items = new_items(options, base, log, made)
     limits, fingerprint = Newest(options.share, options.days), checkpoint.catalogue["fingerprint"]
     grown = grow(base, name, log, items, made.cf, made.cleaning, limits, fingerprint)
     with locked(new):
@@ -398,7 +398,7 @@ def reader_of(options: Options, own: Reader) -> TableFiles:
     return options.reader or (own if isinstance(own, TableFiles) else TableFiles(user="user", item="item"))
 
 
-def new_items(options: Options, served: Path, base: Path, log: EventLog, made: Preparation) -> tuple[Changes, NewItems]:
+def new_items(options: Options, base: Path, log: EventLog, made: Preparation) -> tuple[Changes, NewItems]:
     """The items that `base` lacks: of the file, and of the served catalogue (`add-items`, POST /items).
 
     Returns:

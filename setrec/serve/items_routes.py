@@ -1,5 +1,6 @@
 """/items, /popular, /latest, /changes: find items, what is similar to one, and change the catalogue."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -17,6 +18,9 @@ Id = Annotated[messages.ItemId, Path(description="The id of an item.")]
 Limit = Annotated[int, Query(ge=1, le=messages.MAX_FOUND)]
 FilterQuery = Annotated[messages.Filter | None, Query()]
 FOUND: dict[int | str, dict[str, Any]] = {422: ERRORS[422], 404: CHANGE_ERRORS[404]}
+
+
+MOST_COUNTED = 10_000  # items whose events are counted for /popular
 
 
 def items_routes(service: Service) -> APIRouter:
@@ -39,9 +43,16 @@ def items_routes(service: Service) -> APIRouter:
         return _items_out(holder.current.recommender.search(search, limit=limit, filter=filter))
 
     @routes.get("/popular", responses={422: ERRORS[422]})
-    def popular_items(limit: Limit = 20, filter: FilterQuery = None) -> messages.ItemsOut:
-        """The items that were bought most, by the counts of the training."""
-        counts = None  # of recent events, where they are known: own id -> number
+    def popular_items(
+        limit: Limit = 20,
+        filter: FilterQuery = None,
+        days: Annotated[int, Query(ge=1, le=3650, description="Count the events of the last days.")] = 30,
+    ) -> messages.ItemsOut:
+        """The items with the most events of late; without a database, or events in it, by the counts of the training."""
+        counts: dict[str, int] | None = None
+        if service.shop is not None:
+            since = time.time_ns() // 1000 - days * 86_400_000_000
+            counts = dict(service.shop.store.popular(since, MOST_COUNTED)) or None
         return _items_out(holder.current.recommender.popular(limit, filter, counts))
 
     @routes.get("/latest", responses={422: ERRORS[422]})

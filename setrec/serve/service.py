@@ -1,5 +1,6 @@
 """What the routes share: the model in service, the batches of requests, the metrics and the options."""
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +17,7 @@ from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
 from setrec.serve.shop import MAIN, Shop
 from setrec.serve.tracing import spans_of_batch
+from setrec.shop.database import StoreError
 from setrec.shop.events import EventStore
 
 
@@ -61,6 +63,8 @@ class Service:
             if store is None
             else Shop(store, {MAIN: holder} | holder.followers, self.batcher, options, self.metrics)
         )
+        if self.shop is not None:
+            self.checks.append(self._database_state)
 
     def sample(self) -> None:
         """Set the gauges."""
@@ -69,6 +73,14 @@ class Service:
         self.metrics.generation.set(current.generation)
         self.metrics.cache_bytes.set(current.recommender.prefix_cache_bytes)
         self.metrics.items.set(current.recommender.info()["n_items"])
+
+    async def _database_state(self) -> str:
+        assert self.shop is not None
+        try:
+            await asyncio.to_thread(self.shop.store.last)
+        except StoreError as error:
+            return str(error)
+        return ""
 
     async def _own_state(self) -> str:
         return "The server is ending." if self.draining else self.holder.fault

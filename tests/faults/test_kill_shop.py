@@ -1,0 +1,45 @@
+"""kill -9 of the server in a stream of events: what was acknowledged is there after the restart, and in the next answer."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import TrainedRun
+from tests.faults.conftest import TRIES
+from tests.serve_fake import WITH_TOKEN
+from tests.test_serve_process import served
+
+pytestmark = [pytest.mark.fault, pytest.mark.process]
+
+
+def test_acknowledged_events_survive(run: TrainedRun, tmp_path: Path, tally: Callable[..., None]) -> None:
+    shutil.copy(run.checkpoint, tmp_path / "model.ckpt")
+    acknowledged: list[int] = []
+    for number in range(TRIES):
+        with (
+            served(tmp_path) as (process, url),
+            httpx.Client(base_url=f"{url}/v1", headers=WITH_TOKEN, timeout=60) as web,
+        ):
+            kept = web.get("/users/u").json().get("events", [])
+            assert {int(event["id"]) for event in kept} >= set(acknowledged)
+            if acknowledged:
+                answer = web.get("/users/u/recommendations", params={"k": 1}).json()["recommendations"][0]
+                assert f"last-{acknowledged[-1]}" in answer["unknown"]  # the model was given the newest event
+            timer = threading.Timer(0.2 + 0.15 * (number % 4), process.kill)
+            timer.start()
+            try:
+                while True:
+                    own = len(acknowledged) + 1000 * (number + 1)
+                    event = {"user": "u", "item": f"last-{own}", "time": own, "id": str(own)}
+                    if web.post("/events", json={"events": [event]}).status_code == 201:
+                        acknowledged.append(own)
+            except httpx.HTTPError:
+                pass
+            timer.join()
+        tally(tries=1, killed=1, survived=1)
+    tally(acknowledged=len(acknowledged))
+    assert acknowledged
