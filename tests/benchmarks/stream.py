@@ -125,7 +125,7 @@ def figures(folder: Path, step: int, first: Path, models: dict[str, Path]) -> di
     checkpoint = read_checkpoint(first)
     made = data_of(checkpoint).preparation
     log = update.read_events(options, made.reader)
-    _, items = update.new_items(options, first, before, log, made)
+    _, items = update.new_items(options, before, log, made)
     grown = grow(before, f"asked_{step}", log, items, made.cf, made.cleaning, Newest(share=1.0), "")
     asked = folder / "data" / f"asked_{step}"
     with locked(asked):
