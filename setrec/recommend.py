@@ -161,7 +161,7 @@ class Recommender(HubModel):
         model = path if version is None else version.model
         folder = Path(data) if data is not None else version.data if version is not None else None
         trained = read_published(model) if is_published(model) else read_trained(model, folder)
-        journal, lines, found = None, 0, path if version is not None else None
+        journal, lines, found = None, 0, path.resolve() if version is not None else None
         if version is None:
             journal = Journal(journal_path(path), writable=False)
             found, version, lines = current(path, trained.catalogue, journal)
@@ -386,7 +386,7 @@ class Recommender(HubModel):
                     folder = write(next_path(trained.path), lambda: self._write_unsaved(journal))
             except JournalWriteError as error:
                 raise DataError(f"the version cannot be written ({error}); nothing was changed.") from None
-            self.journal, self.lines, self._version, self._unsaved = journal, journal.mark.lines, folder, []
+            self.journal, self.lines, self._version, self._unsaved = journal, journal.mark.lines, folder.resolve(), []
             return folder
 
     def export(self, folder: str | Path, formats: Sequence[Format] = ("onnx",)) -> Exported:

@@ -86,6 +86,8 @@ def check(answers: list, expected: list[dict[str, Any]], within: float = 1e-5) -
 @pytest.mark.parametrize("name", list(EXPECTED["recommend"]))
 def test_recommendations(name: str) -> None:
     expected = EXPECTED["recommend"][name]
+    if "items-" not in name:
+        without_versions()
     recommender = Recommender.load(name)
     info = recommender.info()
     for key, value in expected["info"].items():
@@ -98,7 +100,14 @@ def test_recommendations(name: str) -> None:
     check(recommender.recommend(EXPECTED["after"], k=EXPECTED["k"], explain=True), expected["after"], within)
 
 
+def without_versions() -> None:
+    """A checkpoint starts from the newest version beside it; 0.2.0 loaded it as it was trained."""
+    for folder in Path().glob("*.items-*"):
+        shutil.rmtree(folder)
+
+
 def test_the_data_may_lie_elsewhere() -> None:
+    without_versions()
     Path("data").rename("moved")
     recommender = Recommender.load("t5.ckpt", data="moved/shop")
     Path("moved").rename("data")

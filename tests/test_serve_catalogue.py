@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
-from setrec.serve.journal import Journal
 
 from setrec.errors import DataError
+from setrec.inference.journal import Journal
 from setrec.serve.model_holder import ModelHolder
 from tests.serve_fake import WITH_TOKEN, holder_of, ids, write_checkpoint
 

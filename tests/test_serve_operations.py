@@ -74,7 +74,7 @@ def test_a_request_has_spans_without_its_body_and_path(holder: ModelHolder) -> N
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    with TestClient(create_app(holder, None, ServeOptions(), provider)) as client:
+    with TestClient(create_app(holder, None, ServeOptions(), provider=provider)) as client:
         client.post("/v1/recommend", json={"histories": [["SECRET"]]}, headers={"traceparent": parent})
         client.get("/SECRET?user=SECRET")
     wait, model, request, nowhere = spans.get_finished_spans()

@@ -172,7 +172,8 @@ def test_wrong_options_end_with_one_sentence(
     (folder / "broken.ckpt").write_text("no checkpoint")
     assert "broken.ckpt" in error_of(["--ckpt_path", str(folder / "broken.ckpt"), "--port", "0"], capsys)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "setrec.serve.server", raising=False)
+    for module in ("server", "supervisor", "worker"):
+        monkeypatch.delitem(sys.modules, f"setrec.serve.{module}", raising=False)
     assert "pip install 'setrec[serve]'" in error_of(path, capsys)
 
 

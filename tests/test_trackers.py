@@ -56,6 +56,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package = pytest.importorskip("wandb", reason="pip install wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    package.teardown()  # what another test has left
     yield
     package.finish()
 

@@ -67,7 +67,11 @@ REFUSED = {  # flag -> value -> what the sentence says
     "strategy": {"x": "invalid strategy", "fsdp": "requires a GPU", "ddp_spawn": "use ddp", "deepspeed": "DeepSpeed"},
     "devices": {"0": "--trainer.devices", "-1": "should be an int > 0", "x": "should be an int > 0"},
     "precision": {"bf16-true": "stay in float32", "64-true": "stay in float32", "x": "--trainer.precision"},
-    "logger": {"WandbLogger": "wandb", "NoLogger": "--trainer.logger: ", "CometLogger": "comet"},
+    "logger": {
+        "WandbLogger --trainer.logger.save_dir=w": "wandb",
+        "NoLogger": "--trainer.logger: ",
+        "CometLogger": "comet",
+    },
     "callbacks": {"NoCallback": "--trainer.callbacks: "},
     "fast_dev_run": {"-1": "fast_dev_run=-1"},
     "max_epochs": {"-2": "max_epochs"},

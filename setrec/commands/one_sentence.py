@@ -58,10 +58,10 @@ def of_construction(what: str) -> Iterator[None]:
 
 @contextmanager
 def of_run() -> Iterator[None]:
-    """What Lightning refuses when a run begins becomes one sentence.
+    """What Lightning or a tracker refuses when a run begins becomes one sentence.
 
     Raises:
-        ConfigError: Lightning refuses an option.
+        ConfigError: Lightning refuses an option, or a tracker has no login.
     """
     try:
         yield
@@ -69,6 +69,11 @@ def of_run() -> Iterator[None]:
         if isinstance(error, SETRecError) or not _place(error).is_relative_to(_LIGHTNING):
             raise
         raise ConfigError(_short(error)) from error
+    except Exception as error:
+        tracker = type(error).__module__.partition(".")[0]
+        if tracker not in ("wandb", "mlflow"):
+            raise
+        raise ConfigError(f"--trainer.logger: {tracker} says: {_short(error)}") from error
 
 
 def _first(error: BaseException) -> BaseException:

@@ -31,7 +31,7 @@ VERSION = "/v1"  # before every path; a change that breaks callers gets another 
 
 
 def create_app(
-    holder: ModelHolder, token: str | None, options: ServeOptions, provider: Any = None, store: EventStore | None = None
+    holder: ModelHolder, token: str | None, options: ServeOptions, store: EventStore | None = None, provider: Any = None
 ) -> FastAPI:
     """Make the application.
 
@@ -45,7 +45,7 @@ def create_app(
     Returns:
         The application; its `state.service` holds what the routes share.
     """
-    service = Service(holder, token, options, provider, store)
+    service = Service(holder, token, options, store, provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -41,7 +41,8 @@ def make_guard(token: str | None) -> Callable[..., None]:
         """Refuse a request without the token."""
         if not token:
             raise HTTPException(
-                403, f"This server accepts no changes: it was started without {TOKEN} in its environment."
+                403,
+                f"This server accepts no changes and shows no users: it was started without {TOKEN} in its environment.",
             )
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(

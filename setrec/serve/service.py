@@ -43,8 +43,8 @@ class Service:
         holder: ModelHolder,
         token: str | None,
         options: ServeOptions,
-        provider: Any = None,
         store: EventStore | None = None,
+        provider: Any = None,
     ) -> None:
         self.holder = holder
         self.options = options

@@ -72,7 +72,7 @@ class Worker:
                 own = Journal(journal.path, writable=False)
                 self.holder.followers[variant] = ModelHolder(path, load, own, options.models, options.encoder)
         self._provider = start_tracing()
-        app = create_app(self.holder, token, options, self._provider, store)
+        app = create_app(self.holder, token, options, store, self._provider)
         self.service = app.state.service
         app.add_middleware(HostCheck, names=own_names(options.host) | options.allowed_names)
         self.config = uvicorn.Config(

@@ -21,10 +21,9 @@ from playwright.sync_api import Page, Route, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from setrec.serve.journal import Journal
-
 from setrec import Recommender
 from setrec.data import Histories
+from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
