@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from setrec.errors import DataError
-from setrec.inference.journal import Journal
+from setrec.inference.journal import Journal, sum_of
 from setrec.serve.model_holder import ModelHolder
 from tests.serve_fake import WITH_TOKEN, holder_of, ids, write_checkpoint
 
@@ -111,18 +111,20 @@ def test_patches_are_served_and_survive_restart_and_takeover(
     )
     assert holder.journal.path.read_bytes() == before
     holder.take_over(write_checkpoint(tmp_path / "next.ckpt"))
-    holder.journal.close()
     for one in (holder, holder_of(tmp_path)):
         recommender = one.current.recommender
         assert recommender.item("A001").title == "cheap"
         assert recommender.item("A001").attributes["sale"] is True
         assert recommender.item("N").attributes["price"] == 3
-        assert "A002" not in one.journal.patched
+        assert "A002" not in sum_of(one.journal.changes).patched
 
 
 def test_a_patch_that_fits_no_more_stops_a_takeover(holder: ModelHolder, tmp_path: Path) -> None:
-    holder.journal.patch({"A001": {"price": "dear"}})
-    with pytest.raises(DataError, match="changed attributes in .*items.jsonl do not fit .*'dear' is not a number"):
+    with holder.journal.locked():
+        holder.journal.append([{"patch": [{"id": "A001", "fields": {"price": "dear"}}]}])
+    with pytest.raises(
+        DataError, match="items in .*items.jsonl cannot be added to this model .*'price': the column holds numbers"
+    ):
         holder.take_over(write_checkpoint(tmp_path / "next.ckpt"))
     assert holder.current.generation == 0
 
@@ -153,11 +155,10 @@ def test_lines_without_a_time_are_read(tmp_path: Path) -> None:
     lines: list[Any] = [{"add": [{"id": "N1", "title": "one"}]}, {"patch": [{"id": "N1", "fields": {"price": 1}}]}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     journal = Journal(path)
-    assert journal.patched == {"N1": {"price": 1}}
+    assert sum_of(journal.changes).patched == {"N1": {"price": 1}}
     assert [change.time for change in journal.recent] == [None, None]
     journal.remove(["N1"])
-    assert journal.patched == {}
-    journal.close()
+    assert sum_of(journal.changes).patched == {}
     assert [change.kind for change in Journal(path, writable=False).recent] == ["added", "patched", "removed"]
     for wrong in (
         {"patch": [{"id": "N1"}]},

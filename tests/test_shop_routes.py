@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from fastapi.testclient import TestClient
 
+from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
@@ -27,12 +28,13 @@ def serving(folder: Path, **options: Any) -> Iterator[TestClient]:
     for variant in ("challenger", "shadow"):
         if options.get(variant):
             path = write_checkpoint(folder / f"{variant}.ckpt", shift=100.0)
-            holder.followers[variant] = ModelHolder(path, FakeRecommender.load, holder.journal, folder)  # type: ignore[arg-type]
+            holder.followers[variant] = ModelHolder(
+                path, FakeRecommender.load, Journal(holder.journal.path, writable=False), folder
+            )  # type: ignore[arg-type]
     store = EventStore(folder / "shop.db")
     app = create_app(holder, TOKEN, ServeOptions(max_wait_ms=0, **options), store)
     with TestClient(app, headers=WITH_TOKEN) as client:
         yield client
-    holder.journal.close()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -148,7 +147,9 @@ def run_worker(
     pipe: Connection, listening: socket.socket, ckpt_path: Path, generation: int, options: ServeOptions
 ) -> None:
     """Be one of several workers; runs in a process of its own."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before the start, and after uvicorn has ended
+    signal.signal(
+        signal.SIGTERM, lambda *_: os._exit(0)
+    )  # before the start, and after uvicorn has ended: all is closed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log_as(options.log_format)
