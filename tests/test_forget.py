@@ -61,7 +61,9 @@ def test_no_byte_of_a_user_stays(run: TrainedRun) -> None:
     assert Recommender.load(run.checkpoint, data=run.data).recommend([[]], k=3) == expected
     for path in run.folder.rglob("*results.json"):
         read_sealed(path)
-    main(["report", f"--runs.a={run.checkpoint.parent.parent}"])  # the hashes of the tables are right
+    main(
+        ["report", f"--runs.a={run.checkpoint.parent.parent}", f"--output={run.folder / 'report'}"]
+    )  # the hashes of the tables are right
 
 
 def test_unknown_users_and_wrong_folders_are_one_sentence(run: TrainedRun) -> None:

@@ -127,7 +127,7 @@ def test_a_worker_killed_while_items_are_added_loses_nothing_acknowledged(folder
         for thread in threads:
             thread.start()
         for number in range(min(tries, 4)):  # not more than the limit in a minute
-            time.sleep(1.0)
+            until(lambda number=number: len(acknowledged) > 2 * number)  # type: ignore[misc]
             os.kill(workers_of(process.pid)[number % 2], signal.SIGKILL)
             until(lambda: len(workers_of(process.pid)) == 2)
         stop.set()
