@@ -123,7 +123,8 @@ def test_a_patch_that_fits_no_more_stops_a_takeover(holder: ModelHolder, tmp_pat
     with holder.journal.locked():
         holder.journal.append([{"patch": [{"id": "A001", "fields": {"price": "dear"}}]}])
     with pytest.raises(
-        DataError, match="items in .*items.jsonl cannot be added to this model .*'price': the column holds numbers"
+        DataError,
+        match="items in .*items.jsonl cannot be added to this model .*'price': the column holds number values",
     ):
         holder.take_over(write_checkpoint(tmp_path / "next.ckpt"))
     assert holder.current.generation == 0
