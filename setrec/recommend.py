@@ -454,6 +454,10 @@ class Recommender(HubModel):
         return ItemEncoder(text, learned, trained.catalogue.text, trained.items)
 
     # ------------------------------------------------------------------------------------------------------- the model
+    def __len__(self) -> int:
+        """Count the items of the catalogue."""
+        return len(self._snapshot.row)
+
     def __contains__(self, own: object) -> bool:
         """Say whether an item id is in the catalogue."""
         return own in self._snapshot.row

@@ -108,6 +108,9 @@ class FakeRecommender:
             answers.append(Recommendation(ranked, missing))
         return answers
 
+    def __len__(self) -> int:
+        return len(self.titles)
+
     def __contains__(self, own: object) -> bool:
         return own in self.titles
 

@@ -10,13 +10,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jsonargparse import ArgumentParser
-
 from setrec.backbones.t5 import T5Backbone
 from setrec.commands.configurations import find_configuration
 from setrec.commands.fit import SETRecCLI, prepared, run, say
 from setrec.commands.report import report
-from setrec.commands.words import values_of, without
+from setrec.commands.words import call_around_fit
 from setrec.errors import ConfigError
 from setrec.evaluation.results import RESULTS, write_results
 from setrec.module import SETRecModule
@@ -119,15 +117,9 @@ def ablate(
 
 
 def from_words(words: list[str]) -> Path:
-    """Run `ablate`; auto_cli would read --config as a file with arguments of ablate."""
-    cut = words.index("--") if "--" in words else len(words)
-    parser = ArgumentParser(prog="setrec ablate", description=(ablate.__doc__ or "").split("\n", 1)[0])
-    parser.add_function_arguments(ablate, as_group=False)
-    own = words[:cut]
-    if configs := values_of(own, "--config"):  # given once or more, it is one list
-        own = [*without(own, "--config"), f"--config={json.dumps(configs)}"]
-    given = parser.parse_args([*own, f"--fit={json.dumps(words[cut + 1 :])}"])
-    return ablate(**given.as_dict())
+    """Run `ablate`."""
+    made: Path = call_around_fit(ablate, "ablate", words)
+    return made
 
 
 def check_plan(folder: Path, config: str, words: list[str], wanted: dict[str, list[str]]) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from setrec.commands.configurations import find_configuration, find_space
 from setrec.commands.fit import SETRecCLI, command_line, say
 from setrec.commands.space import Choices, Range, Space, as_word, read_space
-from setrec.commands.words import values_of, without
+from setrec.commands.words import call_around_fit
 from setrec.errors import ConfigError, SETRecError
 from setrec.evaluation.results import write_results
 from setrec.files.whole import whole_file
@@ -96,15 +95,9 @@ def tune(
 
 
 def from_words(words: list[str]) -> Path:
-    """Run `tune`; auto_cli would read --config as a file with arguments of tune."""
-    cut = words.index("--") if "--" in words else len(words)
-    parser = ArgumentParser(prog="setrec tune", description=(tune.__doc__ or "").split("\n", 1)[0])
-    parser.add_function_arguments(tune, as_group=False)
-    own = words[:cut]
-    if configs := values_of(own, "--config"):  # given once or more, it is one list
-        own = [*without(own, "--config"), f"--config={json.dumps(configs)}"]
-    given = parser.parse_args([*own, f"--fit={json.dumps(words[cut + 1 :])}"])
-    return tune(**given.as_dict())
+    """Run `tune`."""
+    made: Path = call_around_fit(tune, "tune", words)
+    return made
 
 
 def options_of(words: Sequence[str], space: Space) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The words of a command line: functions that read or change them before a parser does."""
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 
 from setrec.errors import ConfigError
 from setrec.files.yaml_size import check_yaml
@@ -20,6 +21,21 @@ def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> Any:
         words: the words after the name.
     """
     return auto_cli(function, args=list(words), as_positional=False, prog=f"setrec {name}")
+
+
+def call_around_fit(function: Callable[..., Any], name: str, words: Sequence[str]) -> Any:
+    """Run a command that fits: what follows `--` are flags of fit, its argument `fit`.
+
+    auto_cli, which `call` uses, would read --config as a file with arguments of the command itself.
+    """
+    cut = words.index("--") if "--" in words else len(words)
+    parser = ArgumentParser(prog=f"setrec {name}", description=(function.__doc__ or "").split("\n", 1)[0])
+    parser.add_function_arguments(function, as_group=False)
+    own = words[:cut]
+    if configs := values_of(own, "--config"):  # given once or more, it is one list
+        own = [*without(own, "--config"), f"--config={json.dumps(configs)}"]
+    given = parser.parse_args([*own, f"--fit={json.dumps(words[cut + 1 :])}"])
+    return function(**given.as_dict())
 
 
 def check_configurations(words: Sequence[str]) -> None:

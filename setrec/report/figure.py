@@ -73,6 +73,15 @@ def draw_report(content: dict[str, Any], path: Path) -> Path:
     figure.suptitle(
         f"{content['dataset']}, {settings['split']}, seen items {seen}; bars: {settings['confidence']:.0%} over users"
     )
+    return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a picture, whole or not at all; returns its path.
+
+    Raises:
+        SETRecError: it cannot be written.
+    """
     try:
         with whole_file(path) as hidden:
             figure.savefig(hidden, format="png")

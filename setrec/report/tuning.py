@@ -7,8 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from setrec.errors import SETRecError
-from setrec.files.whole import whole_file
+from setrec.report.figure import save
 
 
 def print_tuning(content: dict[str, Any]) -> None:
@@ -65,12 +64,7 @@ def draw_tuning(content: dict[str, Any], path: Path) -> Path:
     names = list(content["importance"])[::-1]
     right.barh(names, [content["importance"][name] for name in names])
     right.set(title="what mattered: share of the variance", xlim=(0, 1))
-    try:
-        with whole_file(path) as hidden:
-            figure.savefig(hidden, format="png")
-    except OSError as error:
-        raise SETRecError(f"{path} can't be written ({error.strerror or error}): choose another --output.") from None
-    return path
+    return save(figure, path)
 
 
 def _short(value: Any) -> str:

@@ -52,7 +52,7 @@ def create_app(
         service.batcher.start()
         if service.shop is not None:
             service.shop.start()
-        watcher = asyncio.create_task(watch(holder, options.watch, service.metrics)) if options.watch else None
+        watcher = asyncio.create_task(watch(holder, options.watch, service.take_over)) if options.watch else None
         sampler = asyncio.create_task(sample())
         yield
         if watcher is not None:

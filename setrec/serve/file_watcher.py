@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
-from setrec.serve.prometheus import ServerMetrics
+from setrec.serve.model_holder import ModelHolder, ServedModel, TakeoverRunningError
 
 log = logging.getLogger("uvicorn.error")
 
@@ -52,7 +52,7 @@ class FileWatch:
         self._tried = None
 
 
-async def watch(holder: ModelHolder, every: float, metrics: ServerMetrics) -> None:
+async def watch(holder: ModelHolder, every: float, take_over: Callable[[Path], ServedModel]) -> None:
     """Take over the served path again whenever its file changes; runs until cancelled.
 
     A broken file is logged and counted once, and the old model stays in service.
@@ -60,18 +60,16 @@ async def watch(holder: ModelHolder, every: float, metrics: ServerMetrics) -> No
     Args:
         holder: the model in service.
         every: seconds between two looks.
-        metrics: counts the takeovers.
+        take_over: takes over a checkpoint, and counts how that ended.
     """
     file = FileWatch(holder.current.path)
     while True:
         await asyncio.sleep(every)
         if file.changed(holder.current.path):
             try:
-                served = await asyncio.to_thread(holder.take_over, file.path)
-                metrics.takeovers.labels("done").inc()
+                served = await asyncio.to_thread(take_over, file.path)
                 log.info("took over %s, generation %d", file.path, served.generation)
             except TakeoverRunningError:
                 file.look_again()
             except Exception as error:
-                metrics.takeovers.labels("refused").inc()
                 log.error("refused %s: %s", file.path, error)

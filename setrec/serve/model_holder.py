@@ -128,7 +128,7 @@ class ModelHolder:
             for own in ids:
                 if own not in recommender:
                     raise DataError(f"{own!a} is not in the catalogue; nothing was removed.")
-            if len(set(ids)) == recommender.info()["n_items"]:
+            if len(set(ids)) == len(recommender):
                 raise DataError("These are all items of the catalogue: nothing would be left to recommend.")
             recommender.remove_items(ids, keep=lambda: self._write({"remove": list(ids)}))
             return list(ids)

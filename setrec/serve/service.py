@@ -12,7 +12,7 @@ from setrec.serve import messages
 from setrec.serve.batching import Batcher
 from setrec.serve.guard import make_guard
 from setrec.serve.model_calls import RequestResult, answer_batch
-from setrec.serve.model_holder import ModelHolder, TakeoverRunningError
+from setrec.serve.model_holder import ModelHolder, ServedModel, TakeoverRunningError
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
 from setrec.serve.shop import MAIN, Shop
@@ -50,7 +50,7 @@ class Service:
         self.options = options
         self.metrics = ServerMetrics()
         self.draining = False
-        self.reload: Callable[[Path], None] = self._reload
+        self.reload: Callable[[Path], object] = self.take_over
         self.checks: list[Callable[[], Awaitable[str]]] = [self._own_state]
         self.guard: Callable[..., Any] = make_guard(token)
         self.batcher: Batcher[messages.RecommendBody, RequestResult] = Batcher(
@@ -72,7 +72,7 @@ class Service:
         self.metrics.waiting.set(self.batcher.size)
         self.metrics.generation.set(current.generation)
         self.metrics.cache_bytes.set(current.recommender.prefix_cache_bytes)
-        self.metrics.items.set(current.recommender.info()["n_items"])
+        self.metrics.items.set(len(current.recommender))
 
     async def _database_state(self) -> str:
         assert self.shop is not None
@@ -85,17 +85,17 @@ class Service:
     async def _own_state(self) -> str:
         return "The server is ending." if self.draining else self.holder.fault
 
-    def _reload(self, path: Path) -> None:
-        outcome = "refused"
+    def take_over(self, path: Path) -> ServedModel:
+        """Take over a checkpoint in this process, and count how that ended; see `ModelHolder.take_over`."""
         try:
-            self.holder.take_over(path)
-            outcome = "done"
+            served = self.holder.take_over(path)
         except TakeoverRunningError:
-            outcome = ""
             raise
-        finally:
-            if outcome:
-                self.metrics.takeovers.labels(outcome).inc()
+        except Exception:
+            self.metrics.takeovers.labels("refused").inc()
+            raise
+        self.metrics.takeovers.labels("done").inc()
+        return served
 
     def _answer(self, requests: Sequence[messages.RecommendBody]) -> list[RequestResult | Exception]:
         answers = answer_batch(self.holder.current, requests)

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
+from setrec.recommend import RankedItem
 from setrec.serve import messages
 from setrec.serve.answer_log import AnswerLog
 from setrec.serve.batching import Batcher, BusyError
@@ -105,22 +106,28 @@ class Shop:
             explore(one.items, k, share, _CHANCE) if share else (one.items, None) for one in result.recommendations
         ]
         ids = [new_id() for _ in drawn]
-        n_items = self.holders[variant].current.recommender.info()["n_items"]
         logged = []
         for own, key, (items, propensities) in zip(ids, keys, drawn, strict=True):
             sampled = _CHANCE.random() < self.options.log_answers
             logged.append(sampled)
             if sampled:
-                self.log.put(
-                    Answer(
-                        own, variant, key, time.time_ns() // 1000, result.generation, result.model, k,
-                        n_items, [one.id for one in items], [one.score for one in items], propensities,
-                    )
-                )  # fmt: skip
+                self._log(own, variant, key, result, k, items, propensities)
         if SHADOW in self.holders and any(logged):
             self._shadow(body, ids, keys, logged)
         lists = [one._replace(items=items) for one, (items, _) in zip(result.recommendations, drawn, strict=True)]
         return result._replace(recommendations=lists, ids=ids)
+
+    def _log(
+        self, own: str, variant: str, key: int | None, result: RequestResult, k: int, items: Sequence[RankedItem],
+        propensities: list[float] | None = None,
+    ) -> None:  # fmt: skip
+        """Put one list into the log of answers."""
+        n_items = len(self.holders[variant].current.recommender)
+        ids, scores = [one.id for one in items], [one.score for one in items]
+        now = time.time_ns() // 1000
+        self.log.put(
+            Answer(own, variant, key, now, result.generation, result.model, k, n_items, ids, scores, propensities)
+        )
 
     def _shadow(
         self, body: messages.RecommendBody, ids: Sequence[str], keys: Sequence[int | None], logged: Sequence[bool]
@@ -139,15 +146,9 @@ class Shop:
             except Exception:  # counted: it must not harm the answer that is shown
                 self.metrics.shadow.labels("failed").inc(sum(logged))
                 return
-            n_items = self.holders[SHADOW].current.recommender.info()["n_items"]
             for own, key, one, wanted in zip(ids, keys, result.recommendations, logged, strict=True):
                 if wanted:
-                    self.log.put(
-                        Answer(
-                            own, SHADOW, key, time.time_ns() // 1000, result.generation, result.model, body.k,
-                            n_items, [item.id for item in one.items], [item.score for item in one.items],
-                        )
-                    )  # fmt: skip
+                    self._log(own, SHADOW, key, result, body.k, one.items)
             self.metrics.shadow.labels("answered").inc(sum(logged))
 
         task = asyncio.get_running_loop().create_task(answer())
