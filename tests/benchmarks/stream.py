@@ -121,7 +121,7 @@ def figures(folder: Path, step: int, first: Path, models: dict[str, Path]) -> di
     base = list(versions_of(folder / "data/stream").values())
     before = base[-1] if base else folder / "data/stream"
     files = {"events": folder / f"events_{step}.csv", "items": folder / f"items_{step}.csv"}
-    options = update.Options(**files)
+    options = update.Options(current=folder / "current.ckpt", **files)
     checkpoint = read_checkpoint(first)
     made = data_of(checkpoint).preparation
     log = update.read_events(options, made.reader)
