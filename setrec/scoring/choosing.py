@@ -130,8 +130,9 @@ def hits_of_weightings(
                 kept.append((above < k).any(dim=1))  # (t,)
                 continue
             unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
-            for t, v in unsure.nonzero().tolist():
-                above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
+            for t in unsure.any(dim=1).nonzero().flatten().tolist():
+                for v in unsure[t].nonzero().flatten().split(max(1, CHUNK // n_items)):  # (v,)
+                    above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
             hits.index_add_(0, u, (above < k).long())
         if not kept:
             break
@@ -218,8 +219,9 @@ def _count_above(scores: Tensor, mine: Tensor, ids: Tensor, item: Tensor) -> Ten
 
 
 def _above(parts: Tensor, by_text: Tensor, factors: Tensor, seen: Tensor, item: Tensor) -> Tensor:
-    """How many items stand above one in the whole catalogue: (P, N), (N,), (2 P,), (any,), () -> ()."""
+    """How many items stand above one in the whole catalogue: (P, N), (N,), (v, 2 P), (any,), () -> (v,) int32."""
     everything = torch.arange(parts.shape[1], device=parts.device)  # (N,)
-    scores = factors @ _by_group(parts[None], by_text[None])[0]  # (N,)
-    scores = mask_seen(scores[None], seen[None])[0]  # (N,)
-    return ((scores > scores[item]) | ((scores == scores[item]) & (everything < item))).sum()
+    scores = factors @ _by_group(parts[None], by_text[None])[0]  # (v, N)
+    scores = mask_seen(scores, seen.expand(len(scores), -1))  # (v, N)
+    mine = scores[:, item, None]  # (v, 1)
+    return ((scores > mine) | ((scores == mine) & (everything < item))).sum(dim=1, dtype=torch.int32)
