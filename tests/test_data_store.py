@@ -70,7 +70,8 @@ def _prepare_with_little_space(raw: Path, folder: Path, queue) -> None:
 
 @pytest.mark.process
 def test_a_really_full_disk(tiny_release, tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports once for both
+    context.set_forkserver_preload([__name__])
     queue = context.Queue()
     process = context.Process(target=_prepare_with_little_space, args=(tiny_release, tmp_path / "tiny", queue))
     process.start()

@@ -60,7 +60,7 @@ def histories(recommender: Recommender, users: int) -> list[list[str]]:
     return [[own[i] for i in rng.integers(0, len(own), rng.integers(0, 70))] for _ in range(users)]
 
 
-def check_equal(checkpoint: Path, folder: Path, users: int = 1_000) -> None:
+def check_equal(checkpoint: Path, folder: Path, users: int = 300) -> None:
     recommender, example = Recommender.load(checkpoint), loaded(folder)
     asked = histories(recommender, users)
     for history, answer in zip(asked, recommender.recommend(asked), strict=True):
@@ -90,7 +90,7 @@ def test_a_decoder_with_item_graphs_gives_equal_lists(graph_run: TrainedRun, tmp
     assert found.formats == ["onnx"]
     example = loaded(folder)
     assert {"cooccurrence", "transitions", "text", "cold_text"} == set(example.graphs)
-    asked = [*histories(recommender, 1_000), ["NEW"], []]
+    asked = [*histories(recommender, 300), ["NEW"], []]
     for history, answer in zip(asked, recommender.recommend(asked), strict=True):
         assert [item.id for item in answer.items] == [own for own, *_ in example.recommend(history)]
 

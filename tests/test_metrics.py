@@ -1,6 +1,7 @@
 """Ranking and metrics against tables worked out by hand, naive sorting, random orders, and several processes."""
 
 import math
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -248,7 +249,8 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.process
 def test_one_two_and_three_processes_agree(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=3)
+    multiprocessing.set_forkserver_preload([__name__])  # imported once for the three
+    torch.multiprocessing.start_processes(process, (str(tmp_path),), nprocs=3, start_method="forkserver")
     for kind in (RankingMetrics, RandomTieMetrics):
         metric = kind(cutoffs=(3, 5))
         add_users(metric, list(range(37)))
