@@ -15,12 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 TINY_USERS, TINY_ITEMS, TINY_COLD = 60, 40, 8  # the last 8 items of tiny_release are cold
 
-# Modules that take longest, about 60 down to 10 seconds of one core. On two cores they begin first, so that none is left to the end.
-LONG = """
-    test_processes test_kill test_configs test_export test_cli test_fuzz test_full_disk test_notebooks test_accelerator
-    test_interruption test_learning test_decoder test_predictfile test_data_store test_metrics test_golden test_tune
-    test_serve_document test_ablate test_old test_data_properties test_update test_resume
-""".split()
+# Modules that take longest, about 60 down to 10 seconds of one core: they begin first, so that no core waits at the end.
+LONG = (
+    "test_processes", "test_kill", "test_configs", "test_export", "test_cli", "test_fuzz", "test_full_disk",
+    "test_notebooks", "test_accelerator", "test_interruption", "test_learning", "test_decoder", "test_predictfile",
+    "test_data_store", "test_metrics", "test_golden", "test_tune", "test_serve_document", "test_ablate", "test_old",
+    "test_data_properties", "test_update", "test_resume",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
