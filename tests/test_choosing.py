@@ -66,7 +66,7 @@ def test_hits_are_those_of_ranking_everything(seed: int, n_items: int, m: int, t
 def test_every_weighting_lies_between_the_corners() -> None:
     grid = weightings(tuple(b / 10 for b in range(11)), graphs=True, text=True)
     at = corners(grid)
-    assert len(at.weights) == 3 * 2 * 2 * 2 * 2 * 2
+    assert len(at.weights) == 3 * 2 * 2 * 2 * 2
     torch.testing.assert_close(at.share.sum(dim=1), torch.ones(len(grid)))
     assert (at.share >= 0).all()
     for factor in (f for row in FACTORS.values() for f in row):  # every factor is linear in each weight

@@ -79,7 +79,7 @@ def test_a_decoder_with_item_graphs_gives_equal_lists(graph_run: TrainedRun, tmp
     """With weights that let every part count, warm and cold items apart; and items that were added later."""
     recommender = Recommender.load(graph_run.checkpoint)
     weights = recommender._snapshot.restored.weights._replace(
-        beta=0.4, neighbours=6.0, recency=0.5, cold_text=9.0, transitions=2.0, inferred=5.0
+        beta=0.4, neighbours=6.0, recency=0.5, cold_text=9.0, transitions=2.0, inferred=1.0
     )
     restored = recommender._snapshot.restored._replace(weights=weights)
     recommender._snapshot = recommender._snapshot._replace(restored=restored)

@@ -5,7 +5,7 @@ The score of an item is a sum of parts, each times a factor that depends on the 
     part           what it is                                              factor, warm     factor, cold
     cf             collaborative slots and their memories                  1 - beta         0
     semantic       semantic slots and the memory of text                   beta             beta
-    cooccurrence   neighbours of the last items by co-occurrence           (1 - beta) g     (1 - beta) i
+    cooccurrence   neighbours of the last items by co-occurrence           (1 - beta) g     (1 - beta) c i
     transitions    what comes next after the last items                    (1 - beta) g t   0
     text           neighbours of the last items by text and char n-grams   beta g           beta c
     recency        how often an item was the newest of a history           r                0
@@ -43,7 +43,7 @@ GRID = {  # what validation tries beside beta, in units of log odds, like the sl
     "recency": (0.0, 0.5, 1.0, 1.5),
     "cold_text": (0.0, 10.0, 20.0),
     "transitions": (0.0, 2.0, 4.0),  # in units of `neighbours`
-    "inferred": (0.0, 20.0),
+    "inferred": (1.0,),  # in units of `cold_text`; models of before have 0
 }
 
 
@@ -57,7 +57,7 @@ class Factors(NamedTuple):
 FACTORS = {
     "cf": Factors(lambda w: 1 - w.beta, lambda w: 0.0),
     "semantic": Factors(lambda w: w.beta, lambda w: w.beta),
-    "cooccurrence": Factors(lambda w: (1 - w.beta) * w.neighbours, lambda w: (1 - w.beta) * w.inferred),
+    "cooccurrence": Factors(lambda w: (1 - w.beta) * w.neighbours, lambda w: (1 - w.beta) * w.cold_text * w.inferred),
     "transitions": Factors(lambda w: (1 - w.beta) * w.neighbours * w.transitions, lambda w: 0.0),
     "text": Factors(lambda w: w.beta * w.neighbours, lambda w: w.beta * w.cold_text),
     "recency": Factors(lambda w: w.recency, lambda w: 0.0),
@@ -77,7 +77,7 @@ def weightings(betas: tuple[float, ...], graphs: bool, text: bool) -> list[Weigh
     """
     if not graphs:
         return [Weights(beta) for beta in betas]
-    tried = GRID if text else GRID | {"cold_text": (0.0,), "inferred": (0.0,)}
+    tried = GRID if text else GRID | {"cold_text": (0.0,)}
     every = [
         Weights(beta, **dict(zip(tried, others, strict=True)))
         for *others, beta in itertools.product(*tried.values(), betas)
