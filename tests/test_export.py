@@ -79,7 +79,7 @@ def test_a_decoder_with_item_graphs_gives_equal_lists(graph_run: TrainedRun, tmp
     """With weights that let every part count, warm and cold items apart; and items that were added later."""
     recommender = Recommender.load(graph_run.checkpoint)
     weights = recommender._snapshot.restored.weights._replace(
-        beta=0.4, neighbours=6.0, recency=0.5, cold_text=9.0, transitions=2.0
+        beta=0.4, neighbours=6.0, recency=0.5, cold_text=9.0, transitions=2.0, inferred=1.0
     )
     restored = recommender._snapshot.restored._replace(weights=weights)
     recommender._snapshot = recommender._snapshot._replace(restored=restored)
@@ -89,7 +89,7 @@ def test_a_decoder_with_item_graphs_gives_equal_lists(graph_run: TrainedRun, tmp
     found = recommender.export(folder)
     assert found.formats == ["onnx"]
     example = loaded(folder)
-    assert {"cooccurrence", "transitions", "text", "cold_text"} == set(example.graphs)
+    assert {"cooccurrence", "transitions", "inferred", "text", "cold_text"} == set(example.graphs)
     asked = [*histories(recommender, 300), ["NEW"], []]
     for history, answer in zip(asked, recommender.recommend(asked), strict=True):
         assert [item.id for item in answer.items] == [own for own, *_ in example.recommend(history)]

@@ -22,11 +22,12 @@ from setrec.scoring.graphs import (
     graph_parts,
     graph_scores,
     history_statistics,
+    inferred_cooccurrence,
     item_graphs,
 )
 from setrec.scoring.neighbours import Graph
 from setrec.scoring.similarity import TextCosine, faded_items
-from setrec.scoring.text_graphs import TextNeighbours
+from setrec.scoring.text_graphs import TextGraphs, TextNeighbours
 
 N = 6
 TEXTS = ["red car", "blue car", "red bus", "a doll", "dolls", ""]
@@ -156,3 +157,25 @@ def test_items_known_by_their_text_alone() -> None:
         for item in set(range(N)) - set(own):
             whole = faded_cosine(cosine, ngrams, history, TEXT if warm[item] else COLD_TEXT)
             assert scores[user, item] == pytest.approx(float(whole[user, item]), abs=1e-6)
+
+
+def test_the_cooccurrence_of_a_cold_item_is_that_of_warm_items_with_similar_texts() -> None:
+    warm = torch.tensor([True, True, True, False, False, True])
+    # item 3 has the texts of 1 (three quarters) and 2 (a quarter); 4 is a cold one and counts for nothing; item 4 has nobody
+    text = Graph(torch.tensor([[0, 0, 0]] * 3 + [[4, 1, 2], [0, 0, 0], [0, 0, 0]]),
+                 torch.tensor([[0.0, 0.0, 0.0]] * 3 + [[0.9, 0.6, 0.2], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))  # fmt: skip
+    pairs = Graph(torch.tensor([[1, 2], [0, 2], [0, 0], [0, 0], [0, 0], [2, 0]]),
+                  torch.tensor([[0.8, 0.4], [0.8, 0.1], [0.4, 0.0], [0.0, 0.0], [0.0, 0.0], [0.2, 0.0]]))  # fmt: skip
+    found = inferred_cooccurrence(pairs, text, warm)
+    whole = torch.zeros(N, N).scatter_add_(1, found.item.long(), found.weight)
+    expected = torch.zeros(N, N)
+    expected[0, 3] = 0.75 * 0.8 + 0.25 * 0.4  # item 0 stands beside 1 (.8) and beside 2 (.4)
+    expected[1, 3] = 0.25 * 0.1
+    expected[5, 3] = 0.25 * 0.2
+    torch.testing.assert_close(whole, expected)
+    graphs = item_graphs(
+        HistoryStatistics(pairs, pairs, torch.zeros(N)), TextGraphs(text, text), warm, torch.device("cpu")
+    )
+    parts = graph_parts(graphs, torch.tensor([[5, 0]]))  # 0 is the newest, 5 a step older
+    assert parts["cooccurrence"][0, 3] == pytest.approx(0.7 + 0.9 * 0.05)
+    assert parts["cooccurrence"][0, 1] == pytest.approx(0.8)

@@ -141,13 +141,13 @@ def made_up_graphs(seed: int, text: bool) -> ItemGraphs:
     texts = (
         TextGraphs(graph(4), Graph(cold[torch.randint(5, (N, 3), generator=draw)], torch.rand(N, 3))) if text else None
     )
-    return ItemGraphs(graph(3), graph(2), texts, torch.rand(N, generator=draw), cold)
+    return ItemGraphs(graph(3), graph(2), graph(2), texts, torch.rand(N, generator=draw), cold)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10**6), st.booleans(), st.booleans(), st.sampled_from([3, 10, 40]), st.booleans(),
-    st.tuples(*[st.sampled_from([0.0, 0.4, 1.0]), *[st.sampled_from([0.0, 2.0, 8.0])] * 4]),
+    st.tuples(*[st.sampled_from([0.0, 0.4, 1.0]), *[st.sampled_from([0.0, 2.0, 8.0])] * 5]),
 )  # fmt: skip
 def test_with_item_graphs_the_lists_are_those_of_scoring_everything(
     module: SETRecModule, seed: int, text: bool, masked: bool, k: int, few: bool, numbers: tuple[float, ...]

@@ -6,12 +6,10 @@ The score of item i for a user is then   <user, items[i]>  +  what the item grap
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
 from setrec.errors import DataError
 from setrec.inference.answers import Snapshot, chosen_beta
-from setrec.scoring.graphs import COLD_TEXT, COOCCURRENCE, TEXT, TRANSITIONS, ItemGraphs, Reach
-from setrec.scoring.neighbours import Graph
+from setrec.scoring.graphs import ItemGraphs, Reach
 from setrec.scoring.weights import FACTORS, Weights
 
 SEPARATOR = "\0"  # between texts
@@ -54,24 +52,15 @@ def item_table(snapshot: Snapshot) -> dict[str, np.ndarray]:
 
 def folded_graphs(graphs: ItemGraphs, weights: Weights) -> dict[str, tuple[sp.csr_matrix, Reach]]:
     """The rows of every graph, each entry times the factor of the item that it adds to, and how far the graph reaches."""
-    cold = torch.zeros(len(graphs.recency), dtype=torch.bool)  # (N,)
-    cold[graphs.cold.cpu()] = True
-
-    def folded(graph: Graph, name: str, of: Tensor | None = None) -> sp.csr_matrix:
-        factor = torch.where(cold, FACTORS[name].cold(weights), FACTORS[name].warm(weights))  # (N,)
-        item = graph.item.cpu().long()  # (N, S)
-        entries = graph.weight.cpu() * (factor if of is None else factor * of)[item]  # (N, S)
+    cold = graphs.is_cold().cpu()  # (N,)
+    found = {}
+    for one in graphs.lists():
+        factor = FACTORS[one.part].cold(weights) if one.of_cold else FACTORS[one.part].warm(weights)
+        item = one.graph.item.cpu().long()  # (N, S)
+        entries = one.graph.weight.cpu() * (cold[item] == one.of_cold) * factor  # (N, S)
         row, place = entries.nonzero(as_tuple=True)  # (entries,), (entries,)
-        found = (entries[row, place].numpy(), (row.numpy(), item[row, place].numpy()))
-        return sp.csr_matrix(found, shape=(len(cold), len(cold)), dtype=np.float32)
-
-    found = {
-        "cooccurrence": (folded(graphs.cooccurrence, "cooccurrence"), COOCCURRENCE),
-        "transitions": (folded(graphs.transitions, "transitions"), TRANSITIONS),
-    }
-    if graphs.text is not None:  # each item from one of the two graphs
-        found["text"] = folded(graphs.text.all, "text", ~cold), TEXT
-        found["cold_text"] = folded(graphs.text.cold, "text", cold), COLD_TEXT
+        triples = (entries[row, place].numpy(), (row.numpy(), item[row, place].numpy()))
+        found[one.name] = sp.csr_matrix(triples, shape=(len(cold), len(cold)), dtype=np.float32), one.reach
     return found
 
 

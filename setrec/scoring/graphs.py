@@ -9,6 +9,8 @@ sparse, so it costs almost nothing:
     text           sharpened cosine of the text vectors + similarity of character n-grams / 2 (char_ngrams.py)
     recency        log(1 + users whose newest item it is), the same for every user
 
+Nobody has bought a cold item yet. Its co-occurrence is inferred: the mean row of the warm items with the most similar texts.
+
 A user's score from a graph is the sum over the last items of the history of decay^age times the row of the item. Every item keeps
 its most similar neighbours only, and its most similar cold ones apart: with nothing but text to go by, more of the text counts for
 a cold item, so it has more neighbours and a longer memory.
@@ -18,6 +20,7 @@ What may be counted is what the histories hold before the split that is answered
 
 from typing import NamedTuple
 
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -42,6 +45,8 @@ TRANSITIONS = Reach(neighbours=100, last=3, decay=0.7)  # docs/ledger.md
 STEPS, FADING = 3, 0.7  # of a transition: the most steps, and what a step further counts
 TEXT = Reach(neighbours=NEIGHBOURS, last=10, decay=0.85)
 COLD_TEXT = Reach(neighbours=COLD_NEIGHBOURS, last=20, decay=0.9)
+SIMILAR = 10  # warm items with similar texts that the co-occurrence of a cold item is inferred from; docs/ledger.md
+INFERRED = 100  # cold items that an item keeps
 
 
 class HistoryStatistics(NamedTuple):
@@ -67,14 +72,42 @@ class HistoryStatistics(NamedTuple):
         return HistoryStatistics(moved(self.cooccurrence), moved(self.transitions), self.recency[rows] * (rows >= 0))
 
 
+class PartGraph(NamedTuple):
+    """A graph, and what it adds to."""
+
+    name: str
+    part: str  # of the score, see weights.py
+    graph: Graph
+    reach: Reach
+    of_cold: bool  # it adds to the items that are scored by their text alone; False: to all others
+
+
 class ItemGraphs(NamedTuple):
     """What is counted about the items of a catalogue, on the device where it is needed."""
 
     cooccurrence: Graph
     transitions: Graph
+    inferred: Graph | None  # co-occurrence with cold items; None without text vectors
     text: TextGraphs | None  # None without text vectors
     recency: Tensor  # (N,) float32
     cold: Tensor  # (cold,) int64, the items that are scored by their text alone; none without text
+
+    def lists(self) -> list[PartGraph]:
+        """Every graph; of two for one part, the one of cold items comes second."""
+        found = [
+            PartGraph("cooccurrence", "cooccurrence", self.cooccurrence, COOCCURRENCE, False),
+            PartGraph("transitions", "transitions", self.transitions, TRANSITIONS, False),
+        ]
+        if self.inferred is not None:
+            found.append(PartGraph("inferred", "cooccurrence", self.inferred, COOCCURRENCE, True))
+        if self.text is not None:
+            found.append(PartGraph("text", "text", self.text.all, TEXT, False))
+            found.append(PartGraph("cold_text", "text", self.text.cold, COLD_TEXT, True))
+        return found
+
+    def is_cold(self) -> Tensor:
+        """(N,) bool: which items are scored by their text alone."""
+        return torch.zeros_like(self.recency, dtype=torch.bool).index_fill_(0, self.cold, True)
 
 
 def item_graphs(
@@ -85,6 +118,7 @@ def item_graphs(
     return ItemGraphs(
         statistics.cooccurrence.to(device),
         statistics.transitions.to(device),
+        None if text is None else inferred_cooccurrence(statistics.cooccurrence, text.all, warm).to(device),
         None if text is None else TextGraphs(text.all.to(device), text.cold.to(device)),
         statistics.recency.to(device),
         by_text.nonzero().squeeze(1).to(device),
@@ -98,6 +132,33 @@ def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
     return HistoryStatistics(
         strongest(together, COOCCURRENCE.neighbours), strongest(after, TRANSITIONS.neighbours), torch.log1p(past.newest)
     )
+
+
+def inferred_cooccurrence(cooccurrence: Graph, text: Graph, warm: Tensor) -> Graph:
+    """Which cold items stand beside an item, if each cold one stands where the warm ones with similar texts do: (N, S).
+
+    The row of a cold item is the mean of the rows of the `SIMILAR` warm items with the most similar texts, weighed by similarity.
+
+    Args:
+        cooccurrence: of the warm items.
+        text: neighbours among all items, the most similar first.
+        warm: (N,) bool.
+    """
+    cold = (~warm).nonzero().squeeze(1)  # (cold,)
+    item, weight = text.item[cold].long(), text.weight[cold]  # (cold, S), (cold, S)
+    weight = weight * warm[item]  # (cold, S)
+    weight, place = weight.topk(min(SIMILAR, weight.shape[1]), dim=1)  # (cold, SIMILAR)
+    share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (cold, SIMILAR)
+    similar = _sparse(cold, Graph(item.gather(1, place), share), len(warm))  # (N, N) sparse: cold item, warm item
+    return strongest(_sparse(torch.arange(len(warm)), cooccurrence, len(warm)) @ similar.T, INFERRED)  # (N, S)
+
+
+def _sparse(rows: Tensor, lists: Graph, n_items: int) -> sp.csr_matrix:
+    """Lists of some items, (n, S) each, as rows of a table of all items, (N, N) sparse float32. rows: (n,) int64."""
+    where = (rows[:, None].expand_as(lists.item).flatten().numpy(), lists.item.flatten().numpy())
+    table = sp.csr_matrix((lists.weight.flatten().numpy(), where), shape=(n_items, n_items))
+    table.eliminate_zeros()
+    return table
 
 
 def graph_entries(graph: Graph, history: Tensor, reach: Reach) -> Graph:
@@ -118,14 +179,13 @@ def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
 
     history: (B, L) int64, padded at the end.
     """
-    parts = {
-        "cooccurrence": graph_scores(graphs.cooccurrence, history, COOCCURRENCE),  # (B, N)
-        "transitions": graph_scores(graphs.transitions, history, TRANSITIONS),  # (B, N)
-    }
-    if graphs.text is not None:
-        text = graph_scores(graphs.text.all, history, TEXT)  # (B, N)
-        text[:, graphs.cold] = graph_scores(graphs.text.cold, history, COLD_TEXT)[:, graphs.cold]  # (B, cold)
-        parts["text"] = text
+    parts: dict[str, Tensor] = {}
+    for one in graphs.lists():
+        scores = graph_scores(one.graph, history, one.reach)  # (B, N)
+        if one.of_cold:
+            parts[one.part][:, graphs.cold] = scores[:, graphs.cold]  # (B, cold)
+        else:
+            parts[one.part] = scores
     return parts | {"recency": graphs.recency}  # (N,)
 
 
@@ -134,22 +194,16 @@ def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Grap
 
     history: (B, L) int64, padded at the end; returns (B, U) int64 and (B, U) float32, 0 where nothing is added.
     """
-    cold = torch.zeros_like(graphs.recency, dtype=torch.bool).index_fill_(0, graphs.cold, True)  # (N,)
-    found = {
-        "cooccurrence": [graph_entries(graphs.cooccurrence, history, COOCCURRENCE)],
-        "transitions": [graph_entries(graphs.transitions, history, TRANSITIONS)],
-        "text": [],
-    }
-    if graphs.text is not None:  # each item from one of the two graphs
-        for graph, reach, of in ((graphs.text.all, TEXT, ~cold), (graphs.text.cold, COLD_TEXT, cold)):
-            entries = graph_entries(graph, history, reach)  # (B, last * S)
-            found["text"].append(entries._replace(weight=entries.weight * of[entries.item]))
+    cold = graphs.is_cold()  # (N,)
     items, added = [], []
-    for name, some in found.items():
-        warm_factor, cold_factor = FACTORS[name].warm(weights), FACTORS[name].cold(weights)
-        for entries in some:
+    for one in graphs.lists():
+        factor = FACTORS[one.part].cold(weights) if one.of_cold else FACTORS[one.part].warm(weights)
+        if factor:
+            entries = graph_entries(one.graph, history, one.reach)  # (B, last * S)
             items.append(entries.item)
-            added.append(entries.weight * torch.where(cold[entries.item], cold_factor, warm_factor))
+            added.append(entries.weight * (cold[entries.item] == one.of_cold) * factor)  # (B, last * S)
+    if not items:
+        return Graph(history.new_empty(len(history), 0), graphs.recency.new_empty(len(history), 0))
     return Graph(torch.cat(items, dim=1), torch.cat(added, dim=1))
 
 

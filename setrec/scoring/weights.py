@@ -5,15 +5,15 @@ The score of an item is a sum of parts, each times a factor that depends on the 
     part           what it is                                              factor, warm     factor, cold
     cf             collaborative slots and their memories                  1 - beta         0
     semantic       semantic slots and the memory of text                   beta             beta
-    cooccurrence   neighbours of the last items by co-occurrence           (1 - beta) g     0
+    cooccurrence   neighbours of the last items by co-occurrence           (1 - beta) g     (1 - beta) c i
     transitions    what comes next after the last items                    (1 - beta) g t   0
     text           neighbours of the last items by text and char n-grams   beta g           beta c
     recency        how often an item was the newest of a history           r                0
 
-g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`. A model without item graphs has the first two parts only,
-and the factors of warm items for all. Where there are graphs, a cold item (absent from training) is scored by its text alone:
-validation holds no cold
-item with co-occurrence or recency, so it can't say what these are worth there.
+g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`, i is `inferred`. A model without item graphs has the first
+two parts only, and the factors of warm items for all. Where there are graphs, a cold item (absent from training) is scored by its
+text, and by the co-occurrence that its text lets expect (graphs.py). Validation holds no cold item with co-occurrence or recency of
+its own, so it can't say what these are worth there.
 
 Not in the paper, which has beta only.
 """
@@ -34,6 +34,7 @@ class Weights(NamedTuple):
     recency: float = 0.0
     cold_text: float = 0.0
     transitions: float = 0.0
+    inferred: float = 0.0
 
 
 BETAS = tuple(b / 10 for b in range(11))
@@ -42,6 +43,7 @@ GRID = {  # what validation tries beside beta, in units of log odds, like the sl
     "recency": (0.0, 0.5, 1.0, 1.5),
     "cold_text": (0.0, 10.0, 20.0),
     "transitions": (0.0, 2.0, 4.0),  # in units of `neighbours`
+    "inferred": (1.0,),  # in units of `cold_text`; models of before have 0
 }
 
 
@@ -55,7 +57,7 @@ class Factors(NamedTuple):
 FACTORS = {
     "cf": Factors(lambda w: 1 - w.beta, lambda w: 0.0),
     "semantic": Factors(lambda w: w.beta, lambda w: w.beta),
-    "cooccurrence": Factors(lambda w: (1 - w.beta) * w.neighbours, lambda w: 0.0),
+    "cooccurrence": Factors(lambda w: (1 - w.beta) * w.neighbours, lambda w: (1 - w.beta) * w.cold_text * w.inferred),
     "transitions": Factors(lambda w: (1 - w.beta) * w.neighbours * w.transitions, lambda w: 0.0),
     "text": Factors(lambda w: w.beta * w.neighbours, lambda w: w.beta * w.cold_text),
     "recency": Factors(lambda w: w.recency, lambda w: 0.0),
