@@ -40,7 +40,10 @@ from setrec.inference.attributes import Attributes, Value
 from setrec.inference.explain import Why
 from setrec.inference.exported import Exported, Format, write_exported
 from setrec.inference.hub import HubModel, summary
-from setrec.inference.journal import Change, Journal, JournalWriteError, Mark, apply_journal, items_of, journal_path
+from setrec.inference.journal import Journal, JournalWriteError, Mark
+from setrec.inference.journal_applied import apply_journal, items_of
+from setrec.inference.journal_lines import Change
+from setrec.inference.journal_place import journal_path
 from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
 from setrec.inference.options import Boost, RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published

@@ -95,6 +95,40 @@ def test_a_wrong_event_is_refused_with_its_place(shop: TestClient, event: dict[s
     assert shop.get("/v1/users/u").status_code == 404  # nothing of it was stored
 
 
+def test_an_event_needs_no_list_around_it(shop: TestClient) -> None:
+    event = {"user": "u", "item": "A000", "time": 5}
+    assert shop.post("/v1/events", json=event).json()["stored"] == 1
+    answer = shop.post("/v1/events", json=[event, event | {"time": 6}])
+    assert (answer.status_code, answer.json()["stored"], answer.json()["duplicates"]) == (201, 1, 1)
+    for wrong, sentence in (
+        ({"user": "u"}, "events[0].item: Field required."),
+        ([event, {"item": "A000"}], "events[1].user: Field required."),
+        ([], "events: List should have at least 1 item"),
+        ({"event": [event]}, "events: Field required"),
+        ({}, "events: Field required."),
+        ("u", "should be a valid dictionary"),
+    ):
+        answer = shop.post("/v1/events", json=wrong)
+        assert (answer.status_code, sentence in answer.json()["error"]) == (422, True), answer.text
+    forms = shop.get("/openapi.json").json()["components"]["schemas"]["EventsBody"]["anyOf"]
+    assert [form.get("type", form.get("$ref")) for form in forms] == ["object", "array", "#/components/schemas/EventIn"]
+
+
+def test_models_that_served_are_known_after_a_restart(tmp_path: Path) -> None:
+    def models(client: TestClient) -> list[tuple[str, int]]:
+        return [(Path(one["checkpoint"]).name, one["generation"]) for one in client.get("/v1/changes").json()["models"]]
+
+    with serving(tmp_path) as client:
+        write_checkpoint(tmp_path / "other.ckpt", shift=3.0)
+        for path in ("other.ckpt", "other.ckpt"):  # the same files again are no news
+            assert client.post("/v1/model/reload", json={"path": str(tmp_path / path)}).status_code == 200
+        assert models(client) == [("other.ckpt", 1), ("model.ckpt", 0)]
+    with serving(tmp_path) as client, serving(tmp_path) as worker:
+        assert models(client) == models(worker) == [("model.ckpt", 0), ("other.ckpt", 1), ("model.ckpt", 0)]
+        later = client.get("/v1/changes?since=2999-01-01").json()
+        assert later["models"] == []
+
+
 def test_json_lines(shop: TestClient) -> None:
     lines = [f'{{"user": "u{i % 7}", "item": "A000", "time": {i}}}\n' for i in range(5_000)]
     answer = shop.post("/v1/events", content=iter(line.encode() for line in lines), headers=LINES)

@@ -26,7 +26,8 @@ import uvicorn
 
 from setrec.errors import ConfigError, DataError, SETRecError
 from setrec.inference.answers import index_sentence
-from setrec.inference.journal import Journal, journal_path
+from setrec.inference.journal import Journal
+from setrec.inference.journal_place import journal_path, share_journal
 from setrec.recommend import Recommender
 from setrec.serve.app import create_app
 from setrec.serve.connections import HostCheck, limited, own_names
@@ -63,13 +64,17 @@ class Worker:
             )
 
         token = token_of_environment()
+        taken = (
+            share_journal(ckpt_path, ckpt_path) if token and ckpt_path.is_symlink() and options.items is None else ""
+        )
         journal = Journal(options.items or journal_path(ckpt_path), writable=bool(token))
         store = _open_store(ckpt_path, options, token)
-        self.holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder, generation)
+        named = store is not None
+        self.holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder, generation, named)
         for variant, path in ((CHALLENGER, options.challenger), (SHADOW, options.shadow)):
             if path is not None:
                 own = Journal(journal.path, writable=False)
-                self.holder.followers[variant] = ModelHolder(path, load, own, options.models, options.encoder)
+                self.holder.followers[variant] = ModelHolder(path, load, own, options.models, options.encoder, 0, named)
         self._provider = start_tracing()
         app = create_app(self.holder, token, options, store, self._provider)
         self.service = app.state.service
@@ -81,6 +86,7 @@ class Worker:
         )  # fmt: skip
         info = self.holder.current.recommender.info()
         self.said = [f"{ckpt_path}: {info['n_items']:,} items, {len(journal.added)} of them added ({journal.path})"]
+        self.said += [taken] if taken else []
         if options.index is not None:
             self.said.append(index_sentence(options.index, info["index_recall@10"]))
         self.said.append(f"users and events: {'none are kept' if store is None else store.database.shown}")
