@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ class Changeable(Protocol):
 
     def patch_items(self, patches: Any, keep: Any = None) -> None:
         """Change attributes."""
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Make the changes of a block one."""
 
     def __contains__(self, own: object) -> bool:
         """Say whether an item is there."""
@@ -60,20 +64,24 @@ def apply_journal(to: Changeable, path: Path, changes: Sequence[Change], encoder
         DataError: an item of the journal does not fit the model.
     """
     total = sum_of(changes)
-    gone = [own for own in total.removed if own in to]
+    gone = {own for own in total.removed if own in to}
+    new = [item for own, item in total.added.items() if own in gone or own not in to]
+    names = {item["id"] for item in new}
+    patches = {own: fields for own, fields in total.patched.items() if own in names or (own in to and own not in gone)}
+    if not (gone or new or patches):
+        return
     try:
-        if gone:
-            to.remove_items(gone)
         if encoder is None and total.encoder is not None:
             encoder = instantiate(current_names(total.encoder), TextVectors)
-        new = [item for own, item in total.added.items() if own not in to]
-        for with_vector in (False, True):
-            some = [item for item in new if (item.get("vector") is not None) == with_vector]
-            if some:
-                to.add_items(rows_of(some), encoder=encoder)
-        patches = {own: fields for own, fields in total.patched.items() if own in to}
-        if patches:
-            to.patch_items(patches)
+        with to.at_once():
+            if gone:
+                to.remove_items(gone)
+            for with_vector in (False, True):
+                some = [item for item in new if (item.get("vector") is not None) == with_vector]
+                if some:
+                    to.add_items(rows_of(some), encoder=encoder)
+            if patches:
+                to.patch_items(patches)
     except (SETRecError, TypeError) as error:
         raise DataError(
             f"the items in {path} cannot be added to this model ({error}); correct that file, or name another with --items, or the "
