@@ -15,8 +15,9 @@ from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
+from setrec.serve.worker import _database_beside
 from setrec.shop.answers import AnswerStore
-from setrec.shop.events import EventStore
+from setrec.shop.events import Event, EventStore
 from tests.serve_fake import TOKEN, WITH_TOKEN, FakeRecommender, holder_of, write_checkpoint
 
 LINES = {"content-type": "application/x-ndjson"}
@@ -257,3 +258,23 @@ def test_a_full_log_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shop.post("/v1/recommend", json={"histories": [[]] * 30})
         assert 'setrec_logged_answers_total{outcome="dropped"} 28.0' in shop.get("/v1/metrics").text
     assert len(log_of(tmp_path)) == 2
+
+
+def test_a_link_goes_on_with_the_users_of_its_checkpoint(tmp_path: Path) -> None:
+    own, link = tmp_path / "runs" / "a.ckpt", tmp_path / "current.ckpt"
+    own.parent.mkdir()
+    own.touch()
+    link.symlink_to(own)
+    assert _database_beside(link) == tmp_path / "current.ckpt.shop.db"
+    assert not _database_beside(link).exists()
+    store = EventStore(_database_beside(own))
+    store.add([Event("u", "a", 1)])
+    by_link = EventStore(_database_beside(link))  # while the other is open, with a log that is not empty
+    by_link.add([Event("u", "b", 2)])
+    assert store.history("u") == by_link.history("u") == ["a", "b"]
+    for one in (store, by_link):
+        one.close()
+    link.unlink()
+    link.symlink_to(tmp_path / "b.ckpt")
+    (tmp_path / "b.ckpt").touch()
+    assert EventStore(_database_beside(link)).history("u") == ["a", "b"]

@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,17 @@ def _open_store(ckpt_path: Path, options: ServeOptions, token: str) -> EventStor
             if getattr(options, option):
                 raise ConfigError(f"--{option} needs the database: set {TOKEN}, or name one with --database.")
         return None
-    return EventStore(options.database or ckpt_path.absolute().with_name(ckpt_path.name + ".shop.db"))
+    return EventStore(options.database or _database_beside(ckpt_path))
+
+
+def _database_beside(ckpt_path: Path) -> Path:
+    """The file beside a checkpoint. A link goes on with that of the checkpoint, if it served under its own path before."""
+    own = ckpt_path.absolute().with_name(ckpt_path.name + ".shop.db")
+    named = ckpt_path.resolve().with_name(ckpt_path.resolve().name + ".shop.db")
+    if ckpt_path.is_symlink() and named.exists() and not (own.exists() or own.is_symlink()):
+        with suppress(FileExistsError):  # another worker was faster
+            own.symlink_to(os.path.relpath(named, own.parent))
+    return own
 
 
 class _Server(uvicorn.Server):
