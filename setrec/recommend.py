@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,10 @@ from setrec.inference.attributes import Attributes, Value
 from setrec.inference.explain import Why
 from setrec.inference.exported import Exported, Format, write_exported
 from setrec.inference.hub import HubModel, summary
-from setrec.inference.journal import Change, Journal, JournalWriteError, Mark, apply_journal, items_of, journal_path
+from setrec.inference.journal import Journal, JournalWriteError, Mark
+from setrec.inference.journal_applied import apply_journal, items_of
+from setrec.inference.journal_lines import Change
+from setrec.inference.journal_place import journal_path
 from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
 from setrec.inference.options import Boost, RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
@@ -105,7 +109,9 @@ class Recommender(HubModel):
     def __init__(self, trained: Trained, snapshot: Snapshot) -> None:
         self._trained = trained
         self._snapshot = snapshot
-        self._changing = threading.Lock()  # one change of the catalogue at a time
+        self._changing = threading.RLock()  # one change of the catalogue at a time
+        self._pending: Snapshot | None = None  # of `at_once`: its catalogue and attributes are new, its model is not
+        self._pending_new: list[str] = []
         self._encoder: ItemEncoder | None = None  # loaded when items are first added
         self._unsaved: list[Change] = []  # what `save` writes to the journal
         self.journal: Journal | None = None  # of the checkpoint; None: this is a version, which stays as it is
@@ -269,7 +275,7 @@ class Recommender(HubModel):
             ConfigError: the model has no semantic slots, or the encoder cannot be loaded.
         """
         with self._changing:
-            snapshot = self._snapshot
+            snapshot = self._pending or self._snapshot
             text = self._trained.catalogue.text
             if not snapshot.restored.model.n_sem or text is None:
                 raise ConfigError(
@@ -307,7 +313,7 @@ class Recommender(HubModel):
             DataError: an id is not in the catalogue, no item would be left, or scores would not be finite. Nothing is removed.
         """
         with self._changing:
-            snapshot = self._snapshot
+            snapshot = self._pending or self._snapshot
             gone = set(ids)
             unknown = sorted(gone - snapshot.row.keys())
             if unknown:
@@ -331,7 +337,7 @@ class Recommender(HubModel):
                 change. Nothing is changed.
         """
         with self._changing:
-            snapshot, settings = self._snapshot, self._trained.text
+            snapshot, settings = self._pending or self._snapshot, self._trained.text
             template = json.dumps((snapshot.changes.encoder or settings or {}).get("init_args", {}))
             fixed = set(re.findall(r"\{(\w+)\}", template))
             fitted = {}
@@ -351,7 +357,35 @@ class Recommender(HubModel):
                 keep()
             else:
                 self._unsaved.append({"patch": [{"id": own, "fields": fields} for own, fields in fitted.items()]})
-            self._snapshot = changed
+            if self._pending is not None:
+                self._pending = changed
+            else:
+                self._snapshot = changed
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Make several changes of the catalogue one: answers see all of them or none, and the model is made ready once.
+
+        Raises:
+            DataError: the changed catalogue gives scores that are not finite. Then, as after any other error in the block, nothing
+                is changed.
+        """
+        with self._changing:
+            before, unsaved = self._snapshot, len(self._unsaved)
+            self._pending, self._pending_new = before, []
+            try:
+                yield
+                made, new = self._pending, self._pending_new
+                self._pending = None
+                if made.catalogue.ids == before.catalogue.ids and not new:
+                    self._snapshot = made
+                else:
+                    self._change(made.changes, [own for own in new if own in made.row], None)
+            except BaseException:
+                del self._unsaved[unsaved:]
+                raise
+            finally:
+                self._pending = None
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write this version of the catalogue to a new folder, which `load` takes in place of the checkpoint.
@@ -425,6 +459,13 @@ class Recommender(HubModel):
         """
         snapshot = self._snapshot
         catalogue = apply_changes(self._trained.catalogue, changes)
+        if self._pending is not None:
+            self._pending = self._pending._replace(
+                changes=changes, catalogue=catalogue, row={own: i for i, own in enumerate(catalogue.ids)},
+                attributes=Attributes(table_of(self._trained.items, changes), changes.patched),
+            )  # fmt: skip
+            self._pending_new += new
+            return
         restored = rebuild(snapshot.restored, self._trained, catalogue, changes.ngrams_of_all)
         items = table_of(self._trained.items, changes)
         changed = make_snapshot(restored, catalogue, changes, items, snapshot.max_history, snapshot.search)

@@ -151,6 +151,10 @@ class FakeRecommender:
         found = self._items(others if by == "text" else reversed(others), k, filter)
         return [SimilarItem(*one, 1 / (place + 1)) for place, one in enumerate(found)]
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        yield
+
     def patch_items(self, patches: dict[str, dict[str, Any]], keep: Any = None) -> None:
         attributes = self.attributes
         fitted = {own: attributes.fitting(own, fields) for own, fields in patches.items()}

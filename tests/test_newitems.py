@@ -1,6 +1,7 @@
 """Items that come after training: their vectors are those they would have had, and nothing else changes."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -8,10 +9,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import setrec.recommend
 from setrec import Recommender
 from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
 from setrec.errors import ConfigError, DataError, ModelError
 from setrec.inference.answers import make_snapshot
+from setrec.inference.journal import Journal
+from setrec.inference.journal_place import journal_path
 from setrec.inference.restore import rebuild
 from setrec.inference.versions import NO_CHANGES, list_versions
 from setrec.text import TextFile, TfidfSVD
@@ -319,3 +323,39 @@ def test_a_sick_model_does_not_answer(recommender: Recommender) -> None:
         recommender._snapshot.restored.model.queries.fill_(float("nan"))
     with pytest.raises(ModelError, match="scores hold NaN"):
         recommender.recommend([[]])
+
+
+def test_a_journal_is_applied_as_one_change(
+    tiny_run: TrainedRun, recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many kinds of change it holds, the model is made ready once, and the catalogue is that of one after another."""
+    path = tmp_path / "model.ckpt"
+    shutil.copy(tiny_run.checkpoint, path)
+    first, second, third = (item.id for item in recommender.search("", limit=3))
+    new = [{"id": "N1", "title": "a lamp"}, {"id": first, "title": "another"}]
+    recommender.remove_items([first, second])
+    recommender.add_items(new)
+    recommender.patch_items({"N1": {"price": 2.0}, third: {"title": "patched", "price": 1.0}})
+    journal = Journal(journal_path(path))
+    with journal.locked():
+        journal.append(recommender._unsaved)
+    counted: list[int] = []
+    ready = setrec.recommend.rebuild
+    monkeypatch.setattr(setrec.recommend, "rebuild", lambda *given: (counted.append(1), ready(*given))[1])
+    loaded = Recommender.load(path)
+    assert len(counted) == 1
+    everyone = [[own] for own in loaded._snapshot.catalogue.ids]
+    assert loaded._snapshot.catalogue.ids == recommender._snapshot.catalogue.ids
+    assert loaded.recommend(everyone, k=20) == recommender.recommend(everyone, k=20)
+    assert loaded.item(third) == recommender.item(third)
+
+    before = loaded._snapshot
+    with pytest.raises(DataError, match="'nope'"), loaded.at_once():  # noqa: PT012
+        loaded.add_items([{"id": "N2", "title": "t"}])
+        loaded.remove_items(["nope"])
+    assert loaded._snapshot is before
+    assert loaded._unsaved == []
+    with loaded.at_once():
+        loaded.add_items([{"id": "N2", "title": "t"}])
+        assert "N2" not in loaded  # until the end
+    assert "N2" in loaded

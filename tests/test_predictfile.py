@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import gzip
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 
 from setrec import Recommender
 from setrec.cli import main
+from setrec.commands import predict
 from setrec.commands.predict_file import PredictFileOptions, read_candidates
 from setrec.errors import DataError
 from setrec.files.tables import read_table
 from setrec.inference.history_file import read_history_file
+from setrec.inference.journal import Journal
+from setrec.inference.journal_place import journal_path
 from setrec.recommend import Boost
 from setrec.serve.options import ServeOptions
 from tests.conftest import TrainedRun
@@ -324,3 +328,19 @@ def test_filter_caps_and_boosts_on_the_command_line(tiny_run: TrainedRun, tmp_pa
     )  # fmt: skip
     assert found["item_id"].to_list() == [item.id for item in expected.items]
     assert set(found["parts"][0]) >= {boosts[0].part, "diversity"}
+
+
+def test_predict_for_the_users_of_the_data_says_that_the_catalogue_has_changed(
+    tiny_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("setrec.commands.fit.run", asked.append)
+    path = tmp_path / "model.ckpt"
+    shutil.copy(tiny_run.checkpoint, path)
+    words = ["--ckpt_path", str(path)]
+    predict.from_words(words)
+    assert capsys.readouterr().err == ""
+    Journal(journal_path(path)).remove(["A1"])
+    predict.from_words(words)
+    assert "predict ranks the items of the training" in capsys.readouterr().err
+    assert asked == [["predict", *words]] * 2

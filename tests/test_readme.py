@@ -17,7 +17,7 @@ from setrec.class_names import CLASSES
 from setrec.commands import COMMANDS
 from setrec.commands.estimate import Workload
 from setrec.commands.predict_file import PredictFileOptions, predict_file
-from setrec.commands.update import Options as UpdateOptions
+from setrec.commands.update_options import UpdateOptions
 from setrec.data.datamodule import SETRecDataModule
 from setrec.model import Recipe
 from setrec.module import SETRecModule

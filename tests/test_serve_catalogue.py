@@ -1,6 +1,8 @@
 """What a shop's page asks a server with a fake model: filters, similar and popular items, changed attributes, what changed."""
 
 import json
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from setrec.errors import DataError
-from setrec.inference.journal import Journal, sum_of
+from setrec.inference.journal import Journal
+from setrec.inference.journal_lines import sum_of
+from setrec.serve import freshness
 from setrec.serve.model_holder import ModelHolder
 from tests.serve_fake import WITH_TOKEN, holder_of, ids, write_checkpoint
 
@@ -76,13 +80,41 @@ def test_lists_take_filters_and_limits(client: TestClient) -> None:
 
 
 def test_items_with_any_name_can_be_reached(client: TestClient) -> None:
-    odd = ["popular", "latest", "a/b", "similar", "x y?#%", "100% / z"]
+    odd = ["popular", "latest", "a/b", "similar", "x", "x/similar", "/", "ü", "50%", "50%25", "x y?#%", "100% / z"]
     new = {"items": [{"id": own, "title": f"odd {own}"} for own in odd]}
     assert client.post("/v1/items", json=new, headers=WITH_TOKEN).status_code == 201
     for own in odd:
         assert client.get(f"/v1/items/{quote(own, safe='')}").json()["title"] == f"odd {own}"
         assert names(client.get(f"/v1/items/{quote(own, safe='')}/similar?limit=1"))
+    assert client.get("/v1/items/a/b").json()["id"] == "a/b"  # where it is not ambiguous
+    assert "similarity" in client.get("/v1/items/x/similar").text
+    assert client.get("/v1/items/%ff").json()["error"].startswith("The id of the item must have")
     assert names(client.get("/v1/latest?limit=1")) == ["100% / z"]
+
+
+def test_a_request_that_names_an_item_waits_until_it_is_encoded(
+    client: TestClient, holder: ModelHolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has confirmed an item, and this one takes longer than a request waits in general."""
+    monkeypatch.setattr(freshness, "LONGEST", 0.02)
+    fake, slow = holder.current.recommender, threading.Event()
+    add = fake.add_items
+    monkeypatch.setattr(fake, "add_items", lambda *given, **more: (slow.wait(0.4), add(*given, **more))[1])
+    other = Journal(tmp_path / "items.jsonl")
+
+    def new(own: str) -> float:
+        other.add([{"id": own, "title": own}])
+        return time.monotonic()
+
+    new("N1")
+    assert client.get("/v1/items/N1").status_code == 200
+    new("N2")
+    asked = {"histories": [[]], "candidates": ["N2"], "unknown": "refuse"}
+    assert client.post("/v1/recommend", json=asked).json()["recommendations"][0]["items"][0]["id"] == "N2"
+    start = new("N3")
+    assert client.post("/v1/recommend", json={"histories": [["A000"]]}).status_code == 200
+    assert client.get("/v1/items/nope").status_code == 404 and time.monotonic() - start < 0.3  # noqa: PT018
+    assert client.get("/v1/items/N3").status_code == 200
 
 
 def test_patches_are_served_and_survive_restart_and_takeover(

@@ -14,6 +14,7 @@ import pytest
 from playwright import sync_api
 
 from setrec.inference.journal import Journal
+from setrec.inference.options import Boost
 from setrec.serve.app import create_app
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
@@ -147,7 +148,7 @@ def test_everything_by_keyboard(live: Live) -> None:
     with page.expect_response("**/recommend"):
         press("ArrowRight", "beta")
     sync_api.expect(page.locator("#beta-now")).to_have_text("0.55")
-    for name in ("beta-chosen", "k", "diversity", "filter", "Add toy train 0", "Show toy train 0"):
+    for name in ("beta-chosen", "k", "diversity", "filter", "caps", "boosts", "Add toy train 0", "Show toy train 0"):
         press("Tab", name)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # Why
@@ -158,7 +159,7 @@ def test_everything_by_keyboard(live: Live) -> None:
 
 def test_every_control_has_a_name(live: Live) -> None:
     nameless = live.page.evaluate(
-        """[...document.querySelectorAll('button, input, select')].filter((control) =>
+        """[...document.querySelectorAll('button, input, textarea, select')].filter((control) =>
             !control.textContent.trim() && !control.ariaLabel && !control.labels?.length).length"""
     )
     assert nameless == 0
@@ -224,6 +225,37 @@ def test_an_error_is_shown_and_goes_away(live: Live) -> None:
     live.page.get_by_label("How many").select_option("20")
     live.settled(20)
     sync_api.expect(live.page.locator("#answers-say")).to_have_text("20 recommended")
+
+
+def test_caps_and_boosts(live: Live) -> None:
+    page, fake = live.page, live.holder.current.recommender
+    page.set_viewport_size({"width": 390, "height": 800})  # a phone
+    page.get_by_label("Caps").focus()
+    with page.expect_response("**/recommend"):
+        page.keyboard.type("colour 2, price: 3")
+    page.keyboard.press("Tab")
+    with page.expect_response("**/recommend"):
+        page.keyboard.type("0.5 price < 20")
+    with page.expect_response("**/recommend"):
+        page.keyboard.press("Enter")
+        page.keyboard.type("-1 colour == 'red'")
+    live.settled(10)
+    assert fake.rules[-1][2] == {"colour": 2, "price": 3}
+    assert fake.rules[-1][3] == [Boost("price < 20", 0.5), Boost("colour == 'red'", -1.0)]
+    calls = len(fake.rules)
+    page.get_by_label("Caps").fill("colour")
+    sync_api.expect(page.locator("#answers-say")).to_have_text('caps: "colour" is not such as brand 2')
+    page.get_by_label("Caps").fill("")
+    page.get_by_label("Boosts").fill("price < 20")
+    sync_api.expect(page.locator("#answers-say")).to_have_text('boosts: "price < 20" is not such as 0.5 price < 20')
+    assert len(fake.rules) <= calls + 1
+    page.get_by_label("Boosts").fill("")
+    sync_api.expect(page.locator("#answers-say")).to_have_text("10 recommended")
+    assert fake.rules[-1][2:] == (None, None)
+    page.keyboard.press("2")  # it is typed into the field, and changes no view
+    assert page.locator("#view-try").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert live.faults == []
 
 
 def test_the_newest_question_wins(live: Live) -> None:

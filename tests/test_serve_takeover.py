@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from setrec.inference.journal import Journal
+from setrec.serve import model_holder
 from setrec.serve.app import create_app
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
-from tests.serve_fake import TOKEN, WITH_TOKEN, write_checkpoint
+from tests.serve_fake import TOKEN, WITH_TOKEN, FakeRecommender, write_checkpoint
 
 
 def test_a_takeover_keeps_added_items_and_drops_nothing(tmp_path: Path, holder: ModelHolder) -> None:
@@ -108,3 +110,13 @@ def test_a_watched_checkpoint_is_taken_over_when_it_changes(holder: ModelHolder)
         assert client.post("/recommend", json={"histories": [[]], "k": 1}).json()["generation"] == 1
         threading.Event().wait(0.1)  # refused once, not at every look
         assert 'setrec_takeovers_total{outcome="refused"} 1.0' in client.get("/metrics").text
+
+
+def test_a_model_is_hashed_only_where_the_database_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(model_holder, "file_hash", lambda path: (hashed.append(path), "0" * 64)[1])
+    path = write_checkpoint(tmp_path / "model.ckpt")
+    for named, times in ((False, 0), (True, 2)):
+        holder = ModelHolder(path, FakeRecommender.load, Journal(tmp_path / "i.jsonl"), tmp_path, named=named)
+        holder.take_over(path)
+        assert len(hashed) == times

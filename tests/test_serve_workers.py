@@ -65,10 +65,10 @@ def test_workers_share_a_catalogue_and_one_replaces_a_dead_one(folder: Path) -> 
         # what add-items writes reaches all of them, and it begins with what they have
         (folder / "new.csv").write_text("id,title\nFILE,a garden hose\n")
         main(["add-items", "--ckpt_path", str(folder / "model.ckpt"), "--items", str(folder / "new.csv")])
+        assert all(client.get("/items/FILE").status_code == 200 for client in clients)  # named, so waited for
         for client in clients:
-            assert [one["id"] for one in client.get("/items", params={"search": "garden hose"}).json()["items"]][
-                :1
-            ] == ["FILE"]
+            found = client.get("/items", params={"search": "garden hose"}).json()["items"]
+            assert [one["id"] for one in found][:1] == ["FILE"]
         assert Recommender.load(folder / "model.ckpt").info()["added"] == 7
         assert Recommender.load(folder / "model.items-001").info()["added"] == 7
 

@@ -15,8 +15,9 @@ from setrec.inference.journal import Journal
 from setrec.serve.app import create_app
 from setrec.serve.model_holder import ModelHolder
 from setrec.serve.options import ServeOptions
+from setrec.serve.worker import _database_beside
 from setrec.shop.answers import AnswerStore
-from setrec.shop.events import EventStore
+from setrec.shop.events import Event, EventStore
 from tests.serve_fake import TOKEN, WITH_TOKEN, FakeRecommender, holder_of, write_checkpoint
 
 LINES = {"content-type": "application/x-ndjson"}
@@ -93,6 +94,40 @@ def test_a_wrong_event_is_refused_with_its_place(shop: TestClient, event: dict[s
     assert answer.json()["error"].startswith("events[1].")
     assert sentence in answer.json()["error"]
     assert shop.get("/v1/users/u").status_code == 404  # nothing of it was stored
+
+
+def test_an_event_needs_no_list_around_it(shop: TestClient) -> None:
+    event = {"user": "u", "item": "A000", "time": 5}
+    assert shop.post("/v1/events", json=event).json()["stored"] == 1
+    answer = shop.post("/v1/events", json=[event, event | {"time": 6}])
+    assert (answer.status_code, answer.json()["stored"], answer.json()["duplicates"]) == (201, 1, 1)
+    for wrong, sentence in (
+        ({"user": "u"}, "events[0].item: Field required."),
+        ([event, {"item": "A000"}], "events[1].user: Field required."),
+        ([], "events: List should have at least 1 item"),
+        ({"event": [event]}, "events: Field required"),
+        ({}, "events: Field required."),
+        ("u", "should be a valid dictionary"),
+    ):
+        answer = shop.post("/v1/events", json=wrong)
+        assert (answer.status_code, sentence in answer.json()["error"]) == (422, True), answer.text
+    forms = shop.get("/openapi.json").json()["components"]["schemas"]["EventsBody"]["anyOf"]
+    assert [form.get("type", form.get("$ref")) for form in forms] == ["object", "array", "#/components/schemas/EventIn"]
+
+
+def test_models_that_served_are_known_after_a_restart(tmp_path: Path) -> None:
+    def models(client: TestClient) -> list[tuple[str, int]]:
+        return [(Path(one["checkpoint"]).name, one["generation"]) for one in client.get("/v1/changes").json()["models"]]
+
+    with serving(tmp_path) as client:
+        write_checkpoint(tmp_path / "other.ckpt", shift=3.0)
+        for path in ("other.ckpt", "other.ckpt"):  # the same files again are no news
+            assert client.post("/v1/model/reload", json={"path": str(tmp_path / path)}).status_code == 200
+        assert models(client) == [("other.ckpt", 1), ("model.ckpt", 0)]
+    with serving(tmp_path) as client, serving(tmp_path) as worker:
+        assert models(client) == models(worker) == [("model.ckpt", 0), ("other.ckpt", 1), ("model.ckpt", 0)]
+        later = client.get("/v1/changes?since=2999-01-01").json()
+        assert later["models"] == []
 
 
 def test_json_lines(shop: TestClient) -> None:
@@ -223,3 +258,23 @@ def test_a_full_log_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shop.post("/v1/recommend", json={"histories": [[]] * 30})
         assert 'setrec_logged_answers_total{outcome="dropped"} 28.0' in shop.get("/v1/metrics").text
     assert len(log_of(tmp_path)) == 2
+
+
+def test_a_link_goes_on_with_the_users_of_its_checkpoint(tmp_path: Path) -> None:
+    own, link = tmp_path / "runs" / "a.ckpt", tmp_path / "current.ckpt"
+    own.parent.mkdir()
+    own.touch()
+    link.symlink_to(own)
+    assert _database_beside(link) == tmp_path / "current.ckpt.shop.db"
+    assert not _database_beside(link).exists()
+    store = EventStore(_database_beside(own))
+    store.add([Event("u", "a", 1)])
+    by_link = EventStore(_database_beside(link))  # while the other is open, with a log that is not empty
+    by_link.add([Event("u", "b", 2)])
+    assert store.history("u") == by_link.history("u") == ["a", "b"]
+    for one in (store, by_link):
+        one.close()
+    link.unlink()
+    link.symlink_to(tmp_path / "b.ckpt")
+    (tmp_path / "b.ckpt").touch()
+    assert EventStore(_database_beside(link)).history("u") == ["a", "b"]

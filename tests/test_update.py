@@ -13,7 +13,7 @@ from filelock import FileLock
 from setrec import Recommender
 from setrec.cf import CooccurrenceSVD, rotated
 from setrec.cli import main, run
-from setrec.commands import update
+from setrec.commands import update, update_link, update_report, update_training
 from setrec.commands.gate import is_gate_user, judge
 from setrec.data import Cleaning, SETRecDataModule, SyntheticWorld
 from setrec.data.catalogue import Catalogue, Histories
@@ -24,6 +24,8 @@ from setrec.errors import ConfigError, DataError
 from setrec.evaluation.ranking_table import RankingTable
 from setrec.files.hashes import read_sealed
 from setrec.files.times import UNKNOWN
+from setrec.inference.journal import Journal
+from setrec.inference.journal_place import journal_path, share_journal
 from tests.conftest import model
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu",
@@ -63,6 +65,12 @@ def shop(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def checkpoint_of(version: str) -> Path:
+    path = update_report.path_of(Path(version), read_sealed(Path(version, "update.json")), "checkpoint")
+    assert path is not None
+    return path
+
+
 def words(number: int, *more: str) -> list[str]:
     items = ["--items", "items_1.csv"] if number == 1 else []
     return ["--events", f"events_{number}.csv", *items, "--trainer.max_epochs", "1", *QUIET, *more]
@@ -73,7 +81,7 @@ def test_an_update_is_published_and_can_be_taken_back(shop: Path, capsys: pytest
     report = update.from_words(words(1, "--tolerance", "9"))
     assert report is not None
     served = Path("current.ckpt").resolve()
-    assert str(served) == report["checkpoint"] != str(first)
+    assert served == checkpoint_of("data/shop.002") != first
     assert read_sealed(Path("data/shop.002/update.json")) == report
     after, histories = Catalogue.load("data/shop.002"), Histories.load("data/shop.002")
     assert after.ids[: before.n_items] == before.ids  # rows stay
@@ -107,7 +115,7 @@ def test_an_update_is_published_and_can_be_taken_back(shop: Path, capsys: pytest
 def test_a_worse_model_is_not_published(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     first = Path("current.ckpt").resolve()
     verdict = judge
-    monkeypatch.setattr(update, "judge", lambda *given: verdict(*given)._replace(worse=True))
+    monkeypatch.setattr(update_training, "judge", lambda *given: verdict(*given)._replace(worse=True))
     with pytest.raises(SystemExit) as stop:
         main(["update", *words(1)])
     assert stop.value.code == update.REFUSED
@@ -131,9 +139,112 @@ def test_items_of_a_version_of_the_catalogue_are_not_lost(shop: Path) -> None:
     recommender.save()
     report = update.from_words(words(1, "--tolerance", "9"))
     assert report is not None
-    now = Recommender.load(sorted(Path(report["checkpoint"]).parent.glob("*.items-*"))[-1])
-    assert "NEW" in now
-    assert gone not in now
+    assert not recommender.journal.path.is_relative_to(shop / "lightning_logs")  # it is the one beside the link
+    for path in ("current.ckpt", checkpoint_of("data/shop.002")):
+        now = Recommender.load(path)
+        assert "NEW" in now
+        assert gone not in now
+
+
+def test_a_moved_shop_finds_its_way_back(shop: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    update.from_words(words(1, "--tolerance", "9"))
+    moved = tmp_path_factory.mktemp("elsewhere") / "shop"
+    shutil.copytree(shop, moved, symlinks=True)
+    shutil.rmtree(shop / "data")
+    shutil.rmtree(shop / "lightning_logs")
+    monkeypatch.chdir(moved)
+    main(["update", "--publish", "shop.002"])
+    assert Path("current.ckpt").resolve() == checkpoint_of("data/shop.002")
+    main(["update", "--back"])
+    assert Path("current.ckpt").resolve() == (moved / "lightning_logs/version_0/checkpoints/last.ckpt").resolve()
+    assert str(shop) not in (moved / "data/shop.002/update.json").read_text()
+
+
+@pytest.mark.parametrize("moment", ["before the link", "after the link"])
+def test_a_kill_around_the_link_leaves_the_way_back(shop: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    first = Path("current.ckpt").resolve()
+
+    def killed(*given: Path) -> str:
+        if moment == "after the link":
+            update_link.point(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update, "point", killed)
+    with pytest.raises(KeyboardInterrupt):
+        update.from_words(words(1, "--tolerance", "9"))
+    monkeypatch.undo()
+    monkeypatch.chdir(shop)
+    if moment == "before the link":
+        assert Path("current.ckpt").resolve() == first
+        update.from_words(words(1, "--tolerance", "9"))  # as cron does
+        assert list(versions_of(Path("data/shop"))) == [2]
+    else:
+        assert Path("current.ckpt").resolve() != first
+        with pytest.raises(ConfigError, match=r"are in data/shop.002 already"):
+            update.from_words(words(1))
+    main(["update", "--back"])
+    assert Path("current.ckpt").resolve() == first
+
+
+def test_a_link_takes_over_the_changes_of_its_checkpoint(made: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(made / "data", tmp_path / "data")
+    shutil.copytree(made / "lightning_logs", tmp_path / "lightning_logs")
+    own, link = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt", tmp_path / "current.ckpt"
+
+    def change(path: Path, name: str, version: bool = False) -> None:
+        recommender = Recommender.load(path, data=tmp_path / "data/shop")
+        line = {"add": [{"id": name, "title": f"a lamp {name}"}]}
+        if version:
+            recommender.add_items(line["add"])
+            recommender.save()
+        else:
+            Journal(journal_path(path)).add(line["add"])
+
+    def there(path: Path) -> set[str]:
+        recommender = Recommender.load(path, data=tmp_path / "data/shop")
+        return {name for name in "ABCDE" if name in recommender}
+
+    change(own, "A", version=True)
+    change(own, "B")
+    assert str(update_link.point(link, own)).startswith("2 changes of the catalogue")
+    assert there(link) == there(own) == {"A", "B"}
+    change(own, "C")
+    change(link, "D")
+    assert there(link) == there(own) == {"A", "B", "C", "D"}
+    assert journal_path(link) == journal_path(own) == tmp_path / "current.ckpt.items.jsonl"
+    other = own.with_name("other.ckpt")
+    shutil.copy(own, other)
+    change(other, "E")
+    for _ in range(2):  # the second time nothing is to be done
+        update_link.point(link, other)
+        assert there(link) == there(own) == there(other) == set("ABCDE")
+    assert len(Journal(journal_path(link)).changes) == 5
+    hand_made = tmp_path / "mine.ckpt"
+    hand_made.symlink_to(own)
+    assert there(hand_made) == set("ABCDE")
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_kill_while_journals_are_joined_loses_nothing(tmp_path: Path, monkeypatch, moment: int) -> None:
+    own, link = tmp_path / "a.ckpt", tmp_path / "current.ckpt"
+    own.touch()
+    if moment:
+        Journal(journal_path(link)).add([{"id": "L", "title": "l"}])
+    Journal(journal_path(own)).add([{"id": "A", "title": "a"}])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "setrec.inference.journal_place.os.replace" if moment < 2 else "setrec.files.whole.os.replace", stop
+        )
+        with pytest.raises(KeyboardInterrupt):
+            share_journal(link, own)
+    share_journal(link, own)
+    journal = Journal(journal_path(own))
+    assert list(journal.added) == (["L", "A"] if moment else ["A"])
+    assert len(journal.changes) == 1 + bool(moment)
+
+
+def stop(*given: object, **more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_two_at_once_and_leftovers(shop: Path) -> None:
@@ -261,12 +372,12 @@ def test_a_watching_server_sees_that_the_link_names_another_file(tmp_path: Path)
         (tmp_path / name).write_text(name)
     link, states = tmp_path / "current.ckpt", []
     for name in "aba":
-        update.point(link, tmp_path / name)
+        update_link.point(link, tmp_path / name)
         assert link.read_text() == name
         states.append(file_state(link))
     assert states[0] == states[2] != states[1]
     with pytest.raises(ConfigError, match="is a file"):
-        update.point(tmp_path / "a", tmp_path / "b")
+        update_link.point(tmp_path / "a", tmp_path / "b")
 
 
 def test_replay_trains_on_new_events_and_some_old_ones(made: Path, tmp_path: Path) -> None:

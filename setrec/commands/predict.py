@@ -1,8 +1,12 @@
 """predict: recommend to the users of the data, with Lightning, or to the users of a file, without it."""
 
+import sys
 from collections.abc import Sequence
 
-from setrec.commands.words import call, values_of, with_value
+from setrec.commands.words import call, ckpt_path_of, values_of, with_value
+from setrec.inference.journal import Journal
+from setrec.inference.journal_place import journal_path
+from setrec.inference.versions import list_versions
 
 
 def from_words(words: Sequence[str]) -> None:
@@ -14,4 +18,11 @@ def from_words(words: Sequence[str]) -> None:
     else:
         from setrec.commands.fit import run  # here: Lightning takes seconds to import
 
+        path = ckpt_path_of(words)
+        if path is not None and (list_versions(path) or Journal(journal_path(path), writable=False).changes):
+            print(
+                f"predict ranks the items of the training for the users of the data; the catalogue of {path} has changed since "
+                "(add-items, serve): give --histories FILE to rank it as it is now.",
+                file=sys.stderr,
+            )
         run(["predict", *words])

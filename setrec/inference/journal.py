@@ -23,28 +23,21 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from setrec.class_names import current_names
 from setrec.errors import ConfigError, DataError, SETRecError
 from setrec.files.whole import sync_folder, whole_file
-from setrec.hparams import instantiate
-from setrec.text import TextVectors
+from setrec.inference.journal_lines import Change, RecentChange, change_of, is_torn, recent_of, sum_of
 
 log = logging.getLogger("uvicorn.error")
-_HASHED = re.compile(rb'(\{.*), "sha256": "([0-9a-f]{64})"\}')
 _LOCK_WAIT = 60.0  # seconds that a change waits for another one to be written
 
-Change = dict[
-    str, Any
-]  # {"add": [items]}, with "encoder" or without; {"remove": [ids]}; or {"patch": [{"id", "fields"}]}; and "time"
 RECENT = 10_000  # changes that `Journal.recent` lists
 
 
@@ -57,53 +50,6 @@ class Mark(NamedTuple):
 
     lines: int
     sha256: str
-
-
-class Sum(NamedTuple):
-    """What several changes come to: first take out `removed`, as far as it is there, then add of `added` what is not there."""
-
-    removed: set[str]
-    added: dict[str, dict[str, Any]]  # id -> the item as it was given, in order
-    encoder: dict[str, Any] | None  # the last one named
-    patched: dict[str, dict[str, Any]]  # id -> attributes changed since
-
-
-class RecentChange(NamedTuple):
-    """One line of a journal, to be shown."""
-
-    time: datetime | None  # version 0.2.0 wrote none
-    kind: Literal["added", "removed", "patched"]
-    ids: list[str]
-    fields: list[str]  # attributes that were changed
-
-
-def sum_of(changes: Sequence[Change]) -> Sum:
-    """Add changes up. An item that was removed and then added again is both removed and added."""
-    total = Sum(set(), {}, None, {})
-    for change in changes:
-        total = _plus(total, change)
-    return total
-
-
-def _plus(total: Sum, change: Change) -> Sum:
-    for item in change.get("add", []):
-        total.added[item["id"]] = dict(item)
-    for name in change.get("remove", []):
-        total.added.pop(name, None)
-        total.patched.pop(name, None)
-        total.removed.add(name)
-    for patch in change.get("patch", []):
-        total.patched[patch["id"]] = total.patched.get(patch["id"], {}) | dict(patch["fields"])
-    return total._replace(encoder=change["encoder"]) if change.get("encoder") is not None else total
-
-
-def journal_path(model: Path) -> Path:
-    """The journal of a checkpoint or a published folder: a file beside it; that of a link beside the link.
-
-    So the changes stay when the link that `update` keeps leads to another checkpoint.
-    """
-    path = Path(os.path.abspath(model))
-    return path.with_name(path.name + ".items.jsonl")
 
 
 class Journal:
@@ -124,7 +70,6 @@ class Journal:
     def __init__(self, path: Path, writable: bool = True) -> None:
         self.path = path
         self.changes: list[Change] = []
-        self._head = path.with_name(f"{path.name}.head")
         self._size, self._hash = 0, hashlib.sha256()  # bytes, and the hash, of the lines so far
         self._hashes = [self._hash.hexdigest()]  # of the first 0, 1, ... lines
         self._unended = -1  # size of a file whose last line, whole, had no line break yet
@@ -140,6 +85,15 @@ class Journal:
             self._read(repair=False)
 
     @property
+    def _file(self) -> Path:
+        """The file itself: `path` becomes a link when journals are joined, maybe while this server runs."""
+        return Path(os.path.realpath(self.path))
+
+    @property
+    def _head(self) -> Path:
+        return self._file.with_name(f"{self._file.name}.head")
+
+    @property
     def added(self) -> dict[str, dict[str, Any]]:
         """The added items, in order: id -> the item as it was given."""
         return sum_of(self.changes).added
@@ -152,7 +106,7 @@ class Journal:
     @property
     def recent(self) -> list[RecentChange]:
         """The last changes, oldest first, at most RECENT."""
-        return [_recent(change) for change in self.changes[-RECENT:]]
+        return [recent_of(change) for change in self.changes[-RECENT:]]
 
     @property
     def mark(self) -> Mark:
@@ -200,7 +154,7 @@ class Journal:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        lock = FileLock(f"{self.path}.lock")
+        lock = FileLock(f"{self._file}.lock")
         try:
             lock.acquire(timeout=_LOCK_WAIT)
         except Timeout:
@@ -240,7 +194,7 @@ class Journal:
         """
         lines = []
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        changes = [change | {"time": now} for change in changes]
+        changes = [change if "time" in change else change | {"time": now} for change in changes]
         for change in changes:
             text = json.dumps(change)  # ASCII: no character can break a line
             lines.append(f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}'.encode())
@@ -304,13 +258,13 @@ class Journal:
         if not content and not self.changes:
             log.warning("%s is empty: it holds no change.", self.path)
         *lines, last = content.split(b"\n")  # `last`: what follows the last line break, mostly nothing
-        torn = bool(last) and _is_torn(last)
+        torn = bool(last) and is_torn(last)
         if torn and not quiet:
             log.warning("%s: its last line is half a change, which was never confirmed; it is dropped.", self.path)
         for line in lines if torn or not last else [*lines, last]:
             size = len(line) + 1
             line = line.removesuffix(b"\r")
-            change = _change_of(line)
+            change = change_of(line)
             if change is None:
                 raise DataError(
                     f"{self.path}, line {len(self.changes) + 1}: {line[:60]!r} is not a change of a catalogue, or was changed "
@@ -361,116 +315,3 @@ class Journal:
             f"{self.path} has {found} of the {counted} lines that were confirmed; take another copy of it, or delete "
             f"{self._head.name} to accept that the others are lost."
         )
-
-
-def _change_of(line: bytes) -> Change | None:
-    """The change in a line; None: it holds none."""
-    hashed = _HASHED.fullmatch(line)
-    try:
-        text = line if hashed is None else hashed[1] + b"}"
-        change = json.loads(text)
-        if hashed is not None and hashlib.sha256(text).hexdigest() != hashed[2].decode():
-            return None
-        if change.keys() - {"time"} not in (
-            {"add"},
-            {"add", "encoder"},
-            {"remove"},
-            {"patch"},
-        ):  # a damaged name is not nothing
-            return None
-        sum_of([change])
-        _recent(change)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    return dict(change)
-
-
-def _recent(change: Change) -> RecentChange:
-    time = datetime.fromisoformat(change["time"]) if "time" in change else None
-    if time is not None and time.tzinfo is None:  # a person wrote it
-        time = time.replace(tzinfo=UTC)
-    if "patch" in change:
-        names = sorted({name for patch in change["patch"] for name in patch["fields"]})
-        return RecentChange(time, "patched", [patch["id"] for patch in change["patch"]], names)
-    if "add" in change:
-        return RecentChange(time, "added", [item["id"] for item in change["add"]], [])
-    return RecentChange(time, "removed", list(change["remove"]), [])
-
-
-def _is_torn(line: bytes) -> bool:
-    """Whether a line ends within its object, as a crash leaves it."""
-    try:
-        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-# ------------------------------------------------------------------------------------------------------------- applying it
-class Changeable(Protocol):
-    """What a journal is applied to: a `Recommender`."""
-
-    def add_items(self, items: Any, encoder: TextVectors | None = None, keep: Any = None) -> list[str]:
-        """Add items."""
-
-    def remove_items(self, ids: Any, keep: Any = None) -> None:
-        """Remove items."""
-
-    def patch_items(self, patches: Any, keep: Any = None) -> None:
-        """Change attributes."""
-
-    def __contains__(self, own: object) -> bool:
-        """Say whether an item is there."""
-
-
-def rows_of(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Items in the form of a journal, or of a request, as rows of a table: their fields become columns."""
-    return [
-        {name: item[name] for name in ("id", "title", "text", "vector") if item.get(name) is not None}
-        | {name: value for name, value in (item.get("fields") or {}).items() if name not in item}
-        for item in items
-    ]
-
-
-def items_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a table in the form of a journal: further columns become fields, what JSON does not know becomes text."""
-    items = []
-    for row in json.loads(json.dumps(rows, default=str)):
-        own = {name: row.pop(name) for name in ("id", "title", "text", "vector") if name in row}
-        fields = {name: value for name, value in row.items() if value is not None}
-        items.append(own | ({"fields": fields} if fields else {}))
-    return items
-
-
-def apply_journal(to: Changeable, path: Path, changes: Sequence[Change], encoder: TextVectors | None = None) -> None:
-    """Apply changes to a catalogue that may have some of them already, such as items that the training has seen meanwhile.
-
-    Args:
-        to: the recommender.
-        path: the journal, for error messages.
-        changes: some of its changes, in order.
-        encoder: the text encoder for new items; None: the one that the journal names, or that of the training.
-
-    Raises:
-        DataError: an item of the journal does not fit the model.
-    """
-    total = sum_of(changes)
-    gone = [own for own in total.removed if own in to]
-    try:
-        if gone:
-            to.remove_items(gone)
-        if encoder is None and total.encoder is not None:
-            encoder = instantiate(current_names(total.encoder), TextVectors)
-        new = [item for own, item in total.added.items() if own not in to]
-        for with_vector in (False, True):
-            some = [item for item in new if (item.get("vector") is not None) == with_vector]
-            if some:
-                to.add_items(rows_of(some), encoder=encoder)
-        patches = {own: fields for own, fields in total.patched.items() if own in to}
-        if patches:
-            to.patch_items(patches)
-    except (SETRecError, TypeError) as error:
-        raise DataError(
-            f"the items in {path} cannot be added to this model ({error}); correct that file, or name another with --items, or the "
-            "encoder of the training with --encoder."
-        ) from error

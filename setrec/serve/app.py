@@ -24,7 +24,7 @@ from setrec.serve.recommend_routes import recommend_routes
 from setrec.serve.request_ids import RequestIds
 from setrec.serve.service import Service
 from setrec.serve.tracing import Tracing
-from setrec.serve.users_routes import UserPaths, users_routes
+from setrec.serve.users_routes import IdPaths, users_routes
 from setrec.shop.events import EventStore
 
 VERSION = "/v1"  # before every path; a change that breaks callers gets another one
@@ -73,7 +73,7 @@ def create_app(
     )  # fmt: skip
     app.state.service = service
     app.add_middleware(Freshness, holder=holder)
-    app.add_middleware(UserPaths)
+    app.add_middleware(IdPaths)
     app.add_middleware(RequestLimits, metrics=service.metrics)
     if provider is not None:
         app.add_middleware(Tracing, provider=provider)

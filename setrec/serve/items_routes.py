@@ -4,8 +4,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from setrec.inference.similar import By
@@ -14,12 +16,21 @@ from setrec.serve import messages
 from setrec.serve.errors import CHANGE_ERRORS, ERRORS
 from setrec.serve.service import Service
 
-Id = Annotated[messages.ItemId, Path(description="The id of an item.")]
+_ID: TypeAdapter[str] = TypeAdapter(messages.ItemId)
 Limit = Annotated[int, Query(ge=1, le=messages.MAX_FOUND)]
 FilterQuery = Annotated[messages.Filter | None, Query()]
 FOUND: dict[int | str, dict[str, Any]] = {422: ERRORS[422], 404: CHANGE_ERRORS[404]}
 
 
+def item_of(id: Annotated[str, Path(description="The id of an item, percent-encoded; any character.")]) -> str:
+    """The item that an address names."""
+    try:
+        return _ID.validate_python(unquote(id, errors="strict"))
+    except (ValidationError, UnicodeDecodeError):
+        raise HTTPException(422, "The id of the item must have 1 to 500 characters of UTF-8.") from None
+
+
+Id = Annotated[str, Depends(item_of)]
 MOST_COUNTED = 10_000  # items whose events are counted for /popular
 
 
@@ -29,6 +40,7 @@ def items_routes(service: Service) -> APIRouter:
     holder = service.holder
 
     def known(ids: Sequence[str], what: str = "") -> None:
+        holder.wait_for(ids)
         for own in ids:
             if own not in holder.current.recommender:
                 raise HTTPException(404, f"{own!a} is not in the catalogue{what}.")
@@ -61,17 +73,17 @@ def items_routes(service: Service) -> APIRouter:
         return _items_out(holder.current.recommender.latest(limit, filter))
 
     @routes.get("/items/{id:path}/similar", responses=FOUND)
-    def similar_items(id: Id, by: By = "text", limit: Limit = 10, filter: FilterQuery = None) -> messages.SimilarOut:
+    def similar_items(own: Id, by: By = "text", limit: Limit = 10, filter: FilterQuery = None) -> messages.SimilarOut:
         """Items that are similar by text, by co-occurrence, by the item's slots (what the model reads), or by CF vectors."""
-        known([id])
-        found = holder.current.recommender.similar(id, by, limit, filter)
+        known([own])
+        found = holder.current.recommender.similar(own, by, limit, filter)
         return messages.SimilarOut(items=[messages.SimilarItemOut(**one._asdict()) for one in found], by=by)
 
     @routes.get("/items/{id:path}", responses=FOUND)
-    def get_item(id: Id) -> messages.ItemDetailsOut:
+    def get_item(own: Id) -> messages.ItemDetailsOut:
         """All that is known of an item."""
-        known([id])
-        return messages.ItemDetailsOut(**holder.current.recommender.item(id)._asdict())
+        known([own])
+        return messages.ItemDetailsOut(**holder.current.recommender.item(own)._asdict())
 
     @routes.get("/changes", responses={422: ERRORS[422]})
     def changes(
@@ -96,12 +108,7 @@ def items_routes(service: Service) -> APIRouter:
                     fields=change.fields,
                 )
             )  # fmt: skip
-        models = [
-            messages.TakeoverOut(checkpoint=str(path), generation=generation, since=when.isoformat(timespec="seconds"))
-            for path, generation, when in reversed(list(holder.taken_over))
-            if start is None or when >= start
-        ]
-        return messages.ChangesOut(changes=found, models=models)
+        return messages.ChangesOut(changes=found, models=_models(service, start, limit))
 
     @routes.post("/items", responses=CHANGE_ERRORS, dependencies=[Depends(service.guard)], status_code=201)
     def add_items(body: messages.ItemsBody) -> messages.ChangedOut:
@@ -126,6 +133,21 @@ def items_routes(service: Service) -> APIRouter:
         return messages.ChangedOut(ids=holder.remove(list(dict.fromkeys(id))))
 
     return routes
+
+
+def _models(service: Service, start: datetime | None, limit: int) -> list[messages.TakeoverOut]:
+    """The models that began to serve, newest first: as the database has it; without one, since this server was started."""
+    if service.shop is not None:
+        found = service.shop.takeovers.newest(0 if start is None else round(start.timestamp() * 1e6), limit)
+        times = [datetime.fromtimestamp(one.time / 1e6, UTC) for one in found]
+        rows = [(one.checkpoint, one.generation, when) for one, when in zip(found, times, strict=True)]
+    else:
+        memory = reversed(list(service.holder.taken_over))
+        rows = [(str(path), generation, when) for path, generation, when in memory if start is None or when >= start]
+    return [
+        messages.TakeoverOut(checkpoint=path, generation=generation, since=when.isoformat(timespec="seconds"))
+        for path, generation, when in rows[:limit]
+    ]
 
 
 def _items_out(items: Sequence[Item]) -> messages.ItemsOut:

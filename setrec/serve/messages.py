@@ -274,7 +274,9 @@ class ChangesOut(BaseModel):
     """What has changed, newest first."""
 
     changes: list[ChangeOut]
-    models: Annotated[list[TakeoverOut], Field(description="Since this server was started.")]
+    models: Annotated[
+        list[TakeoverOut], Field(description="All that the database has; without one, since this server was started.")
+    ]
 
 
 class ItemsOut(BaseModel):
@@ -338,8 +340,25 @@ class EventIn(Body):
     answer: Annotated[Text | None, Field(description="The id of the recommendation that it follows.")] = None
 
 
+def _events_schema(schema: dict[str, Any]) -> None:
+    """The three forms of a body with events, for /openapi.json."""
+    events = schema["properties"]["events"]
+    whole = {name: schema.pop(name) for name in ("type", "properties", "required", "additionalProperties")}
+    schema["anyOf"] = [whole, {**events, "title": "A list of events"}, events["items"]]
+
+
 class EventsBody(Body):
-    """Events to store."""
+    """Events to store: {"events": [...]}, the list alone, or one event alone."""
+
+    model_config = ConfigDict(json_schema_extra=_events_schema)
+
+    @model_validator(mode="before")
+    @classmethod
+    def wrapped(cls, given: Any) -> Any:
+        """Bring the list alone, and one event alone, into the form of all."""
+        if isinstance(given, dict) and "events" not in given and {"user", "item"} & given.keys():
+            given = [given]
+        return {"events": given} if isinstance(given, list) else given
 
     events: Annotated[list[EventIn], Field(min_length=1, max_length=MAX_EVENTS)]
 

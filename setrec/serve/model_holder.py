@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from setrec.errors import ConfigError, DataError, ModelError, SETRecError
 from setrec.files.hashes import file_hash
 from setrec.hparams import to_plain
-from setrec.inference.journal import Change, Journal, apply_journal, rows_of
+from setrec.inference.journal import Journal
+from setrec.inference.journal_applied import apply_journal, rows_of
+from setrec.inference.journal_lines import Change
 from setrec.recommend import Recommender
 from setrec.text import TextVectors
 
@@ -28,7 +30,7 @@ class ServedModel(NamedTuple):
     path: Path
     generation: int  # 0 at the start, one more after every takeover
     since: datetime
-    fingerprint: str  # of its files
+    fingerprint: str  # of its files; "": nobody needs it
 
     @property
     def name(self) -> str:
@@ -71,6 +73,7 @@ class ModelHolder:
         folder: checkpoints that a request names must lie in this folder, or below it.
         encoder: text encoder for new items, if the data names none; None: the encoder of the training.
         generation: that of the checkpoint; above 0 in a worker that takes the place of another one.
+        named: compute the hash of the files of a model, which the database names it by.
 
     Raises:
         SETRecError: the checkpoint is broken; see `Recommender.load`.
@@ -84,7 +87,9 @@ class ModelHolder:
         folder: Path,
         encoder: TextVectors | None = None,
         generation: int = 0,
+        named: bool = True,
     ) -> None:
+        self._named = named
         self._load = load
         self.followers: dict[str, ModelHolder] = {}
         self._encoder = encoder
@@ -94,7 +99,7 @@ class ModelHolder:
         self._taking_over = threading.Lock()
         self.fault = ""
         self._failed: list[int] = []  # lines of the journals when `fault` was seen
-        mark = _fingerprint(path)  # before it is loaded: it must not be that of a later file
+        mark = self._mark(path)
         recommender = self._load_and_try(path)
         self._followed = self._follow(recommender)
         self.current = ServedModel(recommender, path, generation, datetime.now(UTC), mark)
@@ -137,6 +142,19 @@ class ModelHolder:
         """Whether another process has changed the catalogue; this costs a look at the size of a file or two."""
         own = any(one.behind() for one in self._followed) and self._failed != self._sizes()
         return own or any(other.behind() for other in self.followers.values())
+
+    def wait_for(self, ids: Iterable[str]) -> None:
+        """Wait for items that another process has added, however long it takes to encode them; not for unknown ones."""
+        while self.behind() and self._awaits({own for own in ids if own not in self.current.recommender}):
+            self.catch_up()
+
+    def _awaits(self, missing: set[str]) -> bool:
+        """Whether the journal names one of some items, or has lines that nobody has read yet."""
+        if not missing:
+            return False
+        pending = [change for one in self._followed for change in one.journal.changes[one.lines :]]
+        named = {item["id"] for change in pending for item in change.get("add", [])}
+        return not named.isdisjoint(missing) or any(one.journal.grown() for one in self._followed)
 
     def catch_up(self) -> None:
         """Apply what is new in the journal. If it cannot be applied, `fault` says so, and the catalogue stays."""
@@ -208,8 +226,7 @@ class ModelHolder:
         if not self._taking_over.acquire(blocking=False):
             raise TakeoverRunningError
         try:
-            mark = _fingerprint(path)
-            mark = _fingerprint(path)
+            mark = self._mark(path)
             recommender = self._load_and_try(path)
             with self._changing:
                 self._followed = self._follow(recommender)
@@ -219,6 +236,10 @@ class ModelHolder:
             return self.current
         finally:
             self._taking_over.release()
+
+    def _mark(self, path: Path) -> str:
+        """The hash that names a model. Take it before it is loaded: it must not be that of a later file."""
+        return _fingerprint(path) if self._named else ""
 
     def _load_and_try(self, path: Path) -> Recommender:
         """Load a model and let it answer once.

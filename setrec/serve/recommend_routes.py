@@ -19,6 +19,7 @@ def recommend_routes(service: Service) -> APIRouter:
     @routes.post("/recommend", responses=ERRORS, response_model=messages.RecommendOut)
     async def recommend(body: messages.RecommendBody) -> Response:
         """Recommend items for histories. The users need not be in the training data."""
+        await service.wait_for(body)
         refuse_unknown(service.holder.current.recommender, body)
         start = time.perf_counter()
         if service.shop is None:

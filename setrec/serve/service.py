@@ -66,6 +66,12 @@ class Service:
         if self.shop is not None:
             self.checks.append(self._database_state)
 
+    async def wait_for(self, body: messages.RecommendBody) -> None:
+        """Have items that another process has added in the catalogue before a request that names them is answered."""
+        if self.holder.behind():
+            ids = {own for history in (*body.histories, body.candidates or []) for own in history}
+            await asyncio.to_thread(self.holder.wait_for, ids)
+
     def sample(self) -> None:
         """Set the gauges."""
         current = self.holder.current
@@ -95,6 +101,8 @@ class Service:
             self.metrics.takeovers.labels("refused").inc()
             raise
         self.metrics.takeovers.labels("done").inc()
+        if self.shop is not None:
+            self.shop.remember(served)
         return served
 
     def _answer(self, requests: Sequence[messages.RecommendBody]) -> list[RequestResult | Exception]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import random
 import secrets
 import time
@@ -13,16 +14,19 @@ from setrec.serve.answer_log import AnswerLog
 from setrec.serve.batching import Batcher, BusyError
 from setrec.serve.exploring import explore
 from setrec.serve.model_calls import RequestResult, answer_batch, answer_in_pieces
-from setrec.serve.model_holder import ModelHolder
+from setrec.serve.model_holder import ModelHolder, ServedModel
 from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
 from setrec.shop.answers import Answer, AnswerStore
+from setrec.shop.database import StoreError
 from setrec.shop.events import Added, Event, EventStore
+from setrec.shop.takeovers import Takeover, TakeoverStore
 
 MAIN, CHALLENGER, SHADOW = "main", "challenger", "shadow"
 Answering = Batcher[messages.RecommendBody, RequestResult]
 Keyed = tuple[int | None, list[str]]  # the key of a user, if there is one, and the history
 _CHANCE = random.SystemRandom()
+log = logging.getLogger("uvicorn.error")
 
 
 class Shop:
@@ -46,6 +50,8 @@ class Shop:
     ) -> None:
         self.store, self.holders, self.options, self.metrics = store, holders, options, metrics
         self.answers = AnswerStore(store.database)
+        self.takeovers = TakeoverStore(store.database)
+        self.remember(holders[MAIN].current)
         self.log = AnswerLog(self.answers, options.log_days, metrics)
         self.adding: Batcher[Sequence[Event], Added] = Batcher(store.add_groups, 5_000, 0, 100_000)
         self.reading: Batcher[str, Keyed] = Batcher(store.keyed_histories, 512, 0, 100_000)
@@ -57,6 +63,14 @@ class Shop:
                 most = options.max_batch if variant == SHADOW else options.max_waiting
                 self.answering[variant] = Batcher(answer, options.max_batch, options.max_wait_ms / 1000, most)
         self._background: set[asyncio.Task[None]] = set()
+
+    def remember(self, served: ServedModel) -> None:
+        """Write down that a model began to serve. It serves all the same if the database fails."""
+        when = round(served.since.timestamp() * 1e6)
+        try:
+            self.takeovers.add(Takeover(when, str(served.path), served.generation, served.name))
+        except StoreError as error:
+            log.warning("that %s serves is not written down: the database failed (%s)", served.path, error)
 
     def start(self) -> None:
         """Begin to work. Call this in the event loop."""

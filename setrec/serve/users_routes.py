@@ -20,8 +20,8 @@ PLAIN = (str, int, float, bool, type(None))
 _USER: TypeAdapter[str] = TypeAdapter(messages.Text)
 
 
-class UserPaths:
-    """Lets the id of a user in an address hold any character, / too, and sends bulks of events to their own route."""
+class IdPaths:
+    """Lets the id of a user or an item in an address hold any character, / too, and sends bulks of events to their own route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -30,7 +30,7 @@ class UserPaths:
         """Pass on a request of the ASGI protocol."""
         if scope["type"] == "http":
             path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace")
-            if path.removeprefix("/v1").startswith("/users/"):
+            if path.removeprefix("/v1").startswith(("/users/", "/items/")):
                 scope = {**scope, "path": path}  # the id is decoded by the route
             elif path in ("/events", "/v1/events") and dict(scope["headers"]).get(b"content-type", b"").startswith(
                 LINES
@@ -97,6 +97,7 @@ def users_routes(service: Service) -> APIRouter:
             places = [place for place, one in enumerate(variants) if one == variant]
             histories = [found[place][1] for place in places]
             asked = messages.RecommendBody(histories=histories, **options)
+            await service.wait_for(asked)
             result = await shop.recommend(asked, variant, [found[place][0] for place in places])
             kept = sum(one.kept for one in result.recommendations)
             service.metrics.count_items(kept, sum(map(len, histories)) - kept)

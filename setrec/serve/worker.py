@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ import uvicorn
 
 from setrec.errors import ConfigError, DataError, SETRecError
 from setrec.inference.answers import index_sentence
-from setrec.inference.journal import Journal, journal_path
+from setrec.inference.journal import Journal
+from setrec.inference.journal_place import journal_path, share_journal
 from setrec.recommend import Recommender
 from setrec.serve.app import create_app
 from setrec.serve.connections import HostCheck, limited, own_names
@@ -63,13 +65,17 @@ class Worker:
             )
 
         token = token_of_environment()
+        taken = (
+            share_journal(ckpt_path, ckpt_path) if token and ckpt_path.is_symlink() and options.items is None else ""
+        )
         journal = Journal(options.items or journal_path(ckpt_path), writable=bool(token))
         store = _open_store(ckpt_path, options, token)
-        self.holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder, generation)
+        named = store is not None
+        self.holder = ModelHolder(ckpt_path, load, journal, options.models, options.encoder, generation, named)
         for variant, path in ((CHALLENGER, options.challenger), (SHADOW, options.shadow)):
             if path is not None:
                 own = Journal(journal.path, writable=False)
-                self.holder.followers[variant] = ModelHolder(path, load, own, options.models, options.encoder)
+                self.holder.followers[variant] = ModelHolder(path, load, own, options.models, options.encoder, 0, named)
         self._provider = start_tracing()
         app = create_app(self.holder, token, options, store, self._provider)
         self.service = app.state.service
@@ -81,6 +87,7 @@ class Worker:
         )  # fmt: skip
         info = self.holder.current.recommender.info()
         self.said = [f"{ckpt_path}: {info['n_items']:,} items, {len(journal.added)} of them added ({journal.path})"]
+        self.said += [taken] if taken else []
         if options.index is not None:
             self.said.append(index_sentence(options.index, info["index_recall@10"]))
         self.said.append(f"users and events: {'none are kept' if store is None else store.database.shown}")
@@ -125,7 +132,17 @@ def _open_store(ckpt_path: Path, options: ServeOptions, token: str) -> EventStor
             if getattr(options, option):
                 raise ConfigError(f"--{option} needs the database: set {TOKEN}, or name one with --database.")
         return None
-    return EventStore(options.database or ckpt_path.absolute().with_name(ckpt_path.name + ".shop.db"))
+    return EventStore(options.database or _database_beside(ckpt_path))
+
+
+def _database_beside(ckpt_path: Path) -> Path:
+    """The file beside a checkpoint. A link goes on with that of the checkpoint, if it served under its own path before."""
+    own = ckpt_path.absolute().with_name(ckpt_path.name + ".shop.db")
+    named = ckpt_path.resolve().with_name(ckpt_path.resolve().name + ".shop.db")
+    if ckpt_path.is_symlink() and named.exists() and not (own.exists() or own.is_symlink()):
+        with suppress(FileExistsError):  # another worker was faster
+            own.symlink_to(os.path.relpath(named, own.parent))
+    return own
 
 
 class _Server(uvicorn.Server):

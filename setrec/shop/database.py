@@ -21,6 +21,7 @@ from setrec.errors import ConfigError
 from setrec.shop.tables import SETTINGS
 
 BUSY = 30  # seconds that a writer waits for another
+CONNECT = 5  # seconds for a connection to PostgreSQL, or requests would wait for a host that is gone
 POOL = 16  # most connections of a process
 MIGRATIONS = Path(__file__).with_name("migrations")
 _LOCK = 5_283_017_664  # PostgreSQL's advisory lock of the writer: any number that other programs do not use
@@ -47,7 +48,14 @@ class Database:
     def __init__(self, url: str | Path) -> None:
         self.url = _url(url)
         self.shown = self.url.database or "" if self.is_sqlite else self.url.render_as_string(hide_password=True)
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY}} if self.is_sqlite else {"pool_pre_ping": True}
+        wait = (
+            {"timeout": BUSY}
+            if self.is_sqlite
+            else {}
+            if "connect_timeout" in self.url.query
+            else {"connect_timeout": CONNECT}
+        )
+        options: dict[str, Any] = {"connect_args": wait, "pool_pre_ping": not self.is_sqlite}
         try:
             if self.is_sqlite:
                 Path(self.shown).parent.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,14 @@ FEEDBACK = sa.Table(
     sa.Column("time", sa.BigInteger),
     sa.Column("user_key", sa.BigInteger),
 )  # fmt: skip
+TAKEOVERS = sa.Table(
+    "takeovers", METADATA,
+    sa.Column("seq", NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("time", sa.BigInteger),
+    sa.Column("checkpoint", sa.Text),  # the path
+    sa.Column("generation", sa.BigInteger),
+    sa.Column("model", sa.Text),  # the name and the hash of its files
+)  # fmt: skip
 TOMBSTONES = sa.Table(
     "tombstones", METADATA, sa.Column("mark", sa.LargeBinary, primary_key=True), sa.Column("time", sa.BigInteger)
 )

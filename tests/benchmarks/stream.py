@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 
 from setrec.cli import run
-from setrec.commands import refit, update
+from setrec.commands import refit, update, update_link, update_report
 from setrec.commands.gate import as_served, measure
 from setrec.data import OfficialRelease, SyntheticWorld
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows
@@ -160,7 +160,7 @@ def main() -> None:
     first = fit(given.folder, given.epochs)
     start = (time.process_time() - began) / 60
     link = given.folder / "current.ckpt"
-    update.point(link, first)
+    update_link.point(link, first)
     full, steps = first, []
     for step in range(1, given.steps + 1):
         models = {"behind": first, "updated": link.resolve()} | ({} if given.no_full else {"full": full})
@@ -170,7 +170,7 @@ def main() -> None:
         with contextlib.suppress(SystemExit):
             update.from_words(words)
         version = list(versions_of(given.folder / "data/stream").values())[-1]
-        report = update.report_of(version) or {}
+        report = update_report.report_of(version) or {}
         row |= {"published": report["published"], "minutes": {"updated": report["cpu_minutes"]}}
         if not given.no_full and step < given.steps:
             full, row["minutes"]["full"] = fully(first, version, given.epochs)
