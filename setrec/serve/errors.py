@@ -16,7 +16,7 @@ from setrec.serve.connections import NOSNIFF
 from setrec.serve.guard import TOKEN
 from setrec.serve.prometheus import route_label
 from setrec.serve.request_ids import REQUEST_ID, request_id
-from setrec.shop.database import StoreError
+from setrec.shop.database import StoreError, UnfinishedErasureError
 
 log = logging.getLogger("uvicorn.error")
 
@@ -82,7 +82,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(StoreError)
     async def database(request: Request, error: StoreError) -> JSONResponse:
         log.error("%s %s: %s", request.method, route_label(request.scope), error)
-        return sentence(503, f"The database failed ({error}); send the request again.", {"retry-after": "1"})
+        known = (
+            str(error) if isinstance(error, UnfinishedErasureError) else "The database failed; send the request again."
+        )
+        return sentence(503, known, {"retry-after": "1"})  # the reason, in the log, names hosts and files
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:

@@ -31,6 +31,10 @@ class StoreError(Exception):
     """The database cannot be read or written just now; nothing of the request was stored."""
 
 
+class UnfinishedErasureError(StoreError):
+    """A user's rows are deleted, but their bytes may still be in the files: erase again. Its sentence is for the caller."""
+
+
 class Database:
     """A database of the newest form.
 

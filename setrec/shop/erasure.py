@@ -4,7 +4,7 @@ import time
 
 import sqlalchemy as sa
 
-from setrec.shop.database import Database, StoreError
+from setrec.shop.database import Database, UnfinishedErasureError
 from setrec.shop.tables import ANSWERS, EVENTS, FEEDBACK, USERS
 
 PATIENCE = 30.0  # seconds to wait for readers
@@ -17,7 +17,8 @@ def rewrite(database: Database) -> None:
     write-ahead log holds the deleted rows until it is recycled; so do replicas and backups, of both.
 
     Raises:
-        StoreError: the database fails, or is read without pause; the rows are deleted, but their bytes may still be in the files.
+        StoreError: the database fails.
+        UnfinishedErasureError: it is read without pause; the rows are deleted, but their bytes may still be in the files.
     """
     with database.alone() as connection:
         if not database.is_sqlite:
@@ -32,5 +33,7 @@ def _empty_log(connection: sa.Connection) -> None:
     end = time.monotonic() + PATIENCE
     while connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]:
         if time.monotonic() > end:
-            raise StoreError("the database is being read without pause, so its log cannot be emptied; erase again")
+            raise UnfinishedErasureError(
+                "The database is being read without pause, so its log cannot be emptied: erase again."
+            )
         time.sleep(0.05)
