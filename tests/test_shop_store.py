@@ -109,7 +109,7 @@ def test_events_histories_and_export(store: EventStore) -> None:
     assert store.popular(2) == [("a", 3), ("b", 1)]
     assert store.counts() == {"users": 3, "events": 5}
     answers = AnswerStore(store.database)
-    ((key, _),) = store.keyed_histories(["u"])
+    ((key, *_),) = store.keyed_histories(["u"])
     answers.add([Answer(own, "main", key, 3, 0, "m#1", 1, 9, ["b"], [0.5]) for own in ("ANSWER", "OTHER")])
     assert answers.feedback("OTHER", "b", "click", 4)
     assert not answers.feedback("OTHER", "b", "click", 5)
@@ -160,7 +160,7 @@ def fill(store: EventStore) -> list[str]:
 def test_sqlite_keeps_no_byte_of_an_erased_user(tmp_path: Path) -> None:
     store = EventStore(tmp_path / "shop.db")
     gone = fill(store)
-    keys = [key for key, _ in store.keyed_histories(gone)]
+    keys = [one.key for one in store.keyed_histories(gone)]
     store.delete_many(gone)
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())  # the log too; the server is still running
     assert b"person-" in content

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from setrec.errors import ConfigError
-from setrec.files.ragged import Ragged
+from setrec.files.ragged import Beside, Ragged
+from setrec.files.times import UNKNOWN
 from setrec.schemas import PAD, Batch
 
 
@@ -35,6 +36,21 @@ def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0
     return out
 
 
+NOTHING_BESIDE = Beside()
+
+
+def gaps(times: Ragged | None, first: np.ndarray, length: np.ndarray, start: np.ndarray) -> torch.Tensor | None:
+    """Microseconds since the event before."""
+    if times is None:
+        return None
+    column = np.arange(max(int(length.max(initial=0)), 1))
+    at = np.where(column < length[:, None], first[:, None] + column, 0)
+    there = (column < length[:, None]) & (at > start[:, None])
+    now, before = times.items[at], times.items[np.maximum(at - 1, 0)]
+    there &= (now != UNKNOWN) & (before != UNKNOWN)
+    return torch.from_numpy(np.where(there, np.maximum(now - np.where(there, before, now), 0), PAD))
+
+
 class TrainRows(Dataset[Batch]):
     """Training prefixes as rows of batches.
 
@@ -47,6 +63,7 @@ class TrainRows(Dataset[Batch]):
         prefix_parallel: True: a row is a user, with all prefixes of the window. A number: they are spread evenly over this many
             rows. False: a row is one prefix, as in the paper. The prefixes are always the same.
         since: (users,) int64, the place in each user's items of the first item that can be a target; None: 0 for all.
+        beside: what stands beside the items. A prefix before an item that is not wanted is left out.
 
     Attributes:
         user: (rows,) int64, the user of each row.
@@ -57,7 +74,12 @@ class TrainRows(Dataset[Batch]):
     """
 
     def __init__(
-        self, train: Ragged, max_history: int, prefix_parallel: bool | int = True, since: np.ndarray | None = None
+        self,
+        train: Ragged,
+        max_history: int,
+        prefix_parallel: bool | int = True,
+        since: np.ndarray | None = None,
+        beside: Beside = NOTHING_BESIDE,
     ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
@@ -65,16 +87,28 @@ class TrainRows(Dataset[Batch]):
         least = (length > window).astype(np.int64)  # (users,) the first prefix: 0, or 1 in a cut window
         if since is not None:
             least = np.maximum(least, since - (length - window))  # (users,)
-        user = np.flatnonzero(window > least)
-        prefixes = (window - least)[user]  # (those users,)
+        prefixes = window - least  # (users,)
+        self.wanted: Ragged | None = None  # where the targets of each user stand in the flat items
+        if beside.wanted is not None:
+            place = np.arange(len(train.items)) - np.repeat(begin + least, length)  # (all,) from the first target on
+            wanted = np.flatnonzero(beside.wanted.items & (place >= 0))  # (targets,)
+            prefixes = np.diff(np.searchsorted(wanted, train.offsets))  # (users,)
+            self.wanted = Ragged(np.concatenate([[0], np.cumsum(prefixes)]), wanted)
+        user = np.flatnonzero(prefixes > 0)
+        prefixes = prefixes[user]  # (those users,)
         n_rows = prefixes if prefix_parallel is False else np.minimum(int(prefix_parallel), prefixes)  # (those users,)
         row_user = np.repeat(np.arange(len(user)), n_rows)  # (rows,)
         part = np.arange(len(row_user)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)  # (rows,) 0, 1 .. in each user
         start, stop = ((part + i) * prefixes[row_user] // n_rows[row_user] for i in (0, 1))  # (rows,), (rows,)
-        self.train = train
+        self.train, self.beside = train, beside
         self.user, self.begin = user[row_user], begin[user][row_user]  # (rows,), (rows,)
-        self.first, self.prefixes = least[user][row_user] + start, stop - start  # (rows,), (rows,)
-        self.history = self.first + self.prefixes - 1  # (rows,) history items of the row's longest prefix
+        self.prefixes = stop - start  # (rows,)
+        if self.wanted is None:
+            self.first = least[user][row_user] + start  # (rows,)
+            self.history = self.first + self.prefixes - 1  # (rows,) history items of the row's longest prefix
+        else:
+            self.first = self.wanted.offsets[self.user] + start  # (rows,), in `wanted`
+            self.history = self.wanted.items[self.first + self.prefixes - 1] - self.begin  # (rows,)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -83,10 +117,21 @@ class TrainRows(Dataset[Batch]):
         """Return the batch of these row numbers, (B,) int64. target is (B, P), seen (B, 0)."""
         begin, first, count = self.begin[rows], self.first[rows], self.prefixes[rows]  # each (B,)
         history = padded(self.train, begin, self.history[rows], least=1)  # (B, L)
-        target = padded(self.train, begin + first, count)  # (B, P)
-        prefix = np.where(target != PAD, first[:, None] + np.arange(target.shape[1]), PAD)  # (B, P)
+        if self.wanted is None:
+            target = padded(self.train, begin + first, count)  # (B, P)
+            prefix = np.where(target != PAD, first[:, None] + np.arange(target.shape[1]), PAD)  # (B, P)
+        else:
+            place = padded(self.wanted, first, count)  # (B, P) in the flat items
+            target = np.where(place != PAD, self.train.items[place], PAD)  # (B, P)
+            prefix = np.where(place != PAD, place - begin[:, None], PAD)  # (B, P)
         seen = np.empty((len(rows), 0), np.int64)
-        return _batch(self.user[rows], history, prefix, target, seen)
+        batch = _batch(self.user[rows], history, prefix, target, seen)
+        gap = gaps(self.beside.times, begin, self.history[rows], self.train.offsets[self.user[rows]])
+        worth = None
+        if self.beside.worth is not None:
+            at = np.where(prefix != PAD, begin[:, None] + prefix, 0)
+            worth = torch.from_numpy(np.where(prefix != PAD, self.beside.worth.items[at], 0).astype(np.float32))
+        return batch._replace(gap=gap, worth=worth)
 
 
 class EvalRows(Dataset[Batch]):
@@ -103,8 +148,11 @@ class EvalRows(Dataset[Batch]):
         shown: (users,) int64, history items of each row.
     """
 
-    def __init__(self, history: Ragged, targets: Ragged, max_history: int, step: int = 1) -> None:
-        self.whole, self.targets = history, targets
+    def __init__(
+        self, history: Ragged, targets: Ragged, max_history: int, step: int = 1, beside: Beside = NOTHING_BESIDE
+    ) -> None:
+        self.whole, self.targets, self.beside = history, targets, beside
+        self.seen = history if beside.wanted is None else history.where(beside.wanted.items)
         cut = np.maximum(history.lengths - max_history, 0)  # (users,) items that do not fit
         self.shown = history.lengths - -(-cut // step) * step  # (users,)
 
@@ -116,23 +164,25 @@ class EvalRows(Dataset[Batch]):
         shown = self.shown[rows]  # (B,)
         history = padded(self.whole, self.whole.offsets[rows + 1] - shown, shown, least=1)  # (B, L)
         target = padded(self.targets, self.targets.offsets[rows], self.targets.lengths[rows], least=1)  # (B, any)
-        seen = padded(self.whole, self.whole.offsets[rows], self.whole.lengths[rows])  # (B, any)
-        return _batch(rows, history, shown[:, None], target, seen)
+        seen = padded(self.seen, self.seen.offsets[rows], self.seen.lengths[rows])  # (B, any)
+        gap = gaps(self.beside.times, self.whole.offsets[rows + 1] - shown, shown, self.whole.offsets[rows])
+        return _batch(rows, history, shown[:, None], target, seen)._replace(gap=gap)
 
 
 def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np.ndarray, seen: np.ndarray) -> Batch:
-    """Make a batch: add the fields that follow from these. A row's prefixes are consecutive, so counting them is a subtraction."""
+    """Make a batch: add the fields that follow from these."""
     real = history != PAD  # (B, L)
     unique, inverse = np.unique(history[real], return_inverse=True)  # (U,), (real items,)
     if not len(unique):  # only empty histories: item 0 with weight 0, so that `position` always points to an item
         unique = np.zeros(1, np.int64)
     position = np.zeros_like(history)
     position[real] = inverse
-    last = prefix.max(1, keepdims=True)  # (B, 1) the longest prefix
-    shortest = np.where(prefix != PAD, prefix, np.iinfo(np.int64).max).min(1, keepdims=True)  # (B, 1)
-    seeing = last - np.maximum(np.arange(history.shape[1]), shortest - 1)  # (B, L) prefixes that see place i
-    weight = np.bincount(inverse, np.maximum(seeing, 0)[real], len(unique))  # (U,)
     valid = np.flatnonzero(prefix != PAD)  # (M,)
+    width = history.shape[1] + 1  # prefixes show 0..L items
+    ends = np.bincount(valid // prefix.shape[1] * width + prefix.flat[valid], minlength=len(prefix) * width)
+    ends = ends.reshape(-1, width)  # (B, L + 1): prefixes that show so many items
+    seeing = ends[:, :0:-1].cumsum(1)[:, ::-1]  # (B, L): prefixes that see place i
+    weight = np.bincount(inverse, seeing[real], len(unique))  # (U,)
     return Batch(
         user=_tensor(user),
         history=_tensor(history),

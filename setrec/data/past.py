@@ -16,6 +16,14 @@ class PastEvents(NamedTuple):
 
     sequences: Ragged  # each user's items, oldest first
     newest: Tensor  # (N,) float32: the number of users whose newest item it is
+    worth: object = None
+    times: object = None
+
+    def decayed(self, n_items, days):
+        t = self.times.items
+        now = t.max()
+        w = 0.5 ** ((now - t) / (days * 86_400e6))
+        return torch.from_numpy(np.bincount(self.sequences.items, w, minlength=n_items).astype(np.float32))
 
 
 def past_events(histories: Histories, n_items: int, split: EvalSplit) -> PastEvents:
@@ -32,4 +40,5 @@ def past_events(histories: Histories, n_items: int, split: EvalSplit) -> PastEve
     sequences = h.train if split == "validation" else h.train.joined(h.validation)
     last = sequences.items[sequences.offsets[1:][sequences.lengths > 0] - 1]  # (users with items,)
     newest = np.bincount(last, minlength=n_items).astype(np.float32)  # (N,)
-    return PastEvents(sequences, torch.from_numpy(newest))
+    b = h.beside(split)
+    return PastEvents(sequences, torch.from_numpy(newest), b.worth, b.times)

@@ -44,6 +44,11 @@ class Ragged(NamedTuple):
         offsets = np.concatenate([[0], np.cumsum(self.lengths * keep)])
         return Ragged(offsets.astype(np.int64), self.items[np.repeat(keep, self.lengths)])
 
+    def where(self, keep: np.ndarray) -> "Ragged":
+        """The elements where `keep`, (all,) bool; every row keeps its place."""
+        before = np.concatenate([[0], np.cumsum(keep)])  # (all + 1,)
+        return Ragged(before[self.offsets].astype(np.int64), self.items[keep])
+
     def joined(self, other: "Ragged") -> "Ragged":
         """Append rows: row i of the result is row i of this one, then row i of `other`."""
         items = np.empty(len(self.items) + len(other.items), self.items.dtype)
@@ -70,3 +75,11 @@ class Splits(NamedTuple):
     train: Ragged
     validation: Ragged
     test: Ragged
+
+
+class Beside(NamedTuple):
+    """What stands beside every item of some rows, in rows of the same lengths. None: nothing does."""
+
+    times: Ragged | None = None  # int64, microseconds since 1970; `UNKNOWN` where a time is not known
+    wanted: Ragged | None = None  # bool: the item is to be predicted; None: all are
+    worth: Ragged | None = None  # float32: how many times it counts
