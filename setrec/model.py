@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from setrec.backbones.base import Backbone
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.layers.gaps import GapTokens
 from setrec.layers.grounding import Index, ProjectedQueries, UserVector, project_queries, user_vector
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.layers.memory import Memory
@@ -80,6 +79,8 @@ class Recipe:
         neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,
             and how often items occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
             setrec/scoring/weights.py.
+        half_lives: With neighbours and data with times: half-lives in days that validation tries for how often items occurred
+            lately, beside the newest item of every history, such as 7, 30 (paper: none). Every one takes validation as long again.
     """
 
     n_sem: int = 4
@@ -95,8 +96,7 @@ class Recipe:
     cf_score_dropout: float = 0.0
     memory: bool = False
     neighbours: bool = False
-    gaps: bool = False
-    session_gap: float | None = None
+    half_lives: tuple[float, ...] = ()
 
 
 class SETRec(nn.Module):
@@ -135,8 +135,6 @@ class SETRec(nn.Module):
             cf_widths, self.text.shape[1], self.n_sem, backbone.width, recipe.bottleneck, list(recipe.trunk)
         )
         self.queries = nn.Parameter(backbone.query_std * torch.randn(self.n_cf + self.n_sem, backbone.width))  # (K, D)
-        if recipe.gaps or recipe.session_gap:
-            self.gaps = GapTokens(backbone.width, recipe.gaps, recipe.session_gap)
         if recipe.memory:
             self.cf_memory = nn.ModuleList(Memory(max_age=50, scale=1.0) for _ in cf_widths)
             self.text_memory = Memory(max_age=50, scale=3.0) if self.n_sem else None
@@ -171,8 +169,6 @@ class SETRec(nn.Module):
             cf = [vectors * keep for vectors in cf]  # n_cf of (U, E)
         tokens = self.tokens(cf, distinct)  # (U, K, D)
         items = nn.functional.embedding(batch.position, tokens.flatten(1)).unflatten(-1, tokens.shape[1:])  # (B,L,K,D)
-        if (self.recipe.gaps or self.recipe.session_gap) and batch.gap is not None:
-            items = items + self.gaps(batch.gap)[:, :, None]
         real = mask_of(batch.history)  # (B, L)
         outputs = self.backbone(items, real, batch.prefix, self.queries)  # (B, P, K, D)
         outputs = outputs.flatten(0, 1)[batch.valid]  # (M, K, D)
@@ -210,11 +206,6 @@ class SETRec(nn.Module):
         distinct, tables = self.softmax_tables(batch, self.negatives(target))  # (U, H)
         output = self.forward(batch, None, distinct)
         n_prefix = target.new_full((), len(target), dtype=torch.float32)  # ()
-        weight = None
-        if batch.worth is not None:
-            weight = batch.worth.flatten()[batch.valid]
-            n_prefix = weight.sum()
-        self._w = weight
         if self.recipe.objective == "slots":
             ranking, slots = self.slot_losses(output.projected, tables)  # (), (K,)
         else:
@@ -280,7 +271,7 @@ class SETRec(nn.Module):
         table = torch.cat([t.to(queries.dtype) for t in parts], dim=1)  # (C, sum(E) + H or + H + F)
         start = cf.shape[1]
         trained = slice(start, start + (0 if tables.codes is None else tables.codes.shape[1]))  # CF and text are frozen
-        return catalogue_cross_entropy(queries, table, tables.target, trained=trained, log_q=tables.log_q, weight=self._w)[0]  # ()
+        return catalogue_cross_entropy(queries, table, tables.target, trained=trained, log_q=tables.log_q)[0]  # ()
 
     # ------------------------------------------------------------------------------------ projected queries -> scores
     def index(self) -> Index:
@@ -370,5 +361,7 @@ def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
         raise ConfigError("--model.memory true has no loss of its own for each slot: add --model.objective score.")
     if recipe.cf_score_dropout and recipe.objective == "slots":
         raise ConfigError("--model.cf_score_dropout works on the sum of the slots: add --model.objective score.")
+    if recipe.half_lives and (not recipe.neighbours or min(recipe.half_lives) <= 0):
+        raise ConfigError("--model.half_lives are numbers of days above 0, and need --model.neighbours true.")
     if recipe.sampled is not None and recipe.sampled < 1:
         raise ConfigError(f"sampled is {recipe.sampled}: draw at least 1 item, or null for the whole catalogue.")

@@ -244,7 +244,7 @@ class Recommender(HubModel):
         options = options or RecommendOptions()
         told = read_histories(snapshot, histories, options.unknown, kinds)
         what = asked(snapshot, options)
-        for places, batch in batches(snapshot, told.rows, share, told.beside):
+        for places, batch in batches(snapshot, told.rows, share, told.wanted):
             answers = zip(places, *ranked(snapshot, batch, what), strict=True)
             yield places, [Recommendation(items, told.unknown[at], kept) for at, items, kept in answers]
 

@@ -45,5 +45,3 @@ class Batch(NamedTuple):
     unique: Tensor  # (U,) int64: distinct items of `history`, ascending
     position: Tensor  # (B, L) int64: history = unique[position] where real, 0 at padding
     weight: Tensor  # (U,) float32: how often each distinct item occurs in the batch's prefixes
-    gap: Tensor | None = None
-    worth: Tensor | None = None

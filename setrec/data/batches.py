@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from setrec.errors import ConfigError
-from setrec.files.ragged import Beside, Ragged
-from setrec.files.times import UNKNOWN
+from setrec.files.ragged import Ragged
 from setrec.schemas import PAD, Batch
 
 
@@ -36,20 +35,6 @@ def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0
     return out
 
 
-NOTHING_BESIDE = Beside()
-
-
-def gaps(times: Ragged | None, first: np.ndarray, length: np.ndarray, start: np.ndarray) -> torch.Tensor | None:
-    """Microseconds since the event before."""
-    if times is None:
-        return None
-    column = np.arange(max(int(length.max(initial=0)), 1))
-    at = np.where(column < length[:, None], first[:, None] + column, 0)
-    there = (column < length[:, None]) & (at > start[:, None])
-    now, before = times.items[at], times.items[np.maximum(at - 1, 0)]
-    there &= (now != UNKNOWN) & (before != UNKNOWN)
-    return torch.from_numpy(np.where(there, np.maximum(now - np.where(there, before, now), 0), PAD))
-
 
 class TrainRows(Dataset[Batch]):
     """Training prefixes as rows of batches.
@@ -63,12 +48,12 @@ class TrainRows(Dataset[Batch]):
         prefix_parallel: True: a row is a user, with all prefixes of the window. A number: they are spread evenly over this many
             rows. False: a row is one prefix, as in the paper. The prefixes are always the same.
         since: (users,) int64, the place in each user's items of the first item that can be a target; None: 0 for all.
-        beside: what stands beside the items. A prefix before an item that is not wanted is left out.
+        wanted: which of the items can be a target, bool in rows beside theirs; None: all.
 
     Attributes:
         user: (rows,) int64, the user of each row.
         begin: (rows,) int64, where the user's window begins in the flat items.
-        first: (rows,) int64, the row's shortest prefix.
+        first: (rows,) int64, the row's shortest prefix; with `wanted`, the place of its target in the marked items.
         prefixes: (rows,) int64, the number of prefixes of the row.
         history: (rows,) int64, history items of the row's longest prefix.
     """
@@ -79,7 +64,7 @@ class TrainRows(Dataset[Batch]):
         max_history: int,
         prefix_parallel: bool | int = True,
         since: np.ndarray | None = None,
-        beside: Beside = NOTHING_BESIDE,
+        wanted: Ragged | None = None,
     ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
@@ -89,18 +74,18 @@ class TrainRows(Dataset[Batch]):
             least = np.maximum(least, since - (length - window))  # (users,)
         prefixes = window - least  # (users,)
         self.wanted: Ragged | None = None  # where the targets of each user stand in the flat items
-        if beside.wanted is not None:
+        if wanted is not None:
             place = np.arange(len(train.items)) - np.repeat(begin + least, length)  # (all,) from the first target on
-            wanted = np.flatnonzero(beside.wanted.items & (place >= 0))  # (targets,)
-            prefixes = np.diff(np.searchsorted(wanted, train.offsets))  # (users,)
-            self.wanted = Ragged(np.concatenate([[0], np.cumsum(prefixes)]), wanted)
+            chosen = np.flatnonzero(wanted.items & (place >= 0))  # (targets,)
+            self.wanted = Ragged(np.searchsorted(chosen, train.offsets), chosen)
+            prefixes = self.wanted.lengths  # (users,)
         user = np.flatnonzero(prefixes > 0)
         prefixes = prefixes[user]  # (those users,)
         n_rows = prefixes if prefix_parallel is False else np.minimum(int(prefix_parallel), prefixes)  # (those users,)
         row_user = np.repeat(np.arange(len(user)), n_rows)  # (rows,)
         part = np.arange(len(row_user)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)  # (rows,) 0, 1 .. in each user
         start, stop = ((part + i) * prefixes[row_user] // n_rows[row_user] for i in (0, 1))  # (rows,), (rows,)
-        self.train, self.beside = train, beside
+        self.train = train
         self.user, self.begin = user[row_user], begin[user][row_user]  # (rows,), (rows,)
         self.prefixes = stop - start  # (rows,)
         if self.wanted is None:
@@ -125,34 +110,29 @@ class TrainRows(Dataset[Batch]):
             target = np.where(place != PAD, self.train.items[place], PAD)  # (B, P)
             prefix = np.where(place != PAD, place - begin[:, None], PAD)  # (B, P)
         seen = np.empty((len(rows), 0), np.int64)
-        batch = _batch(self.user[rows], history, prefix, target, seen)
-        gap = gaps(self.beside.times, begin, self.history[rows], self.train.offsets[self.user[rows]])
-        worth = None
-        if self.beside.worth is not None:
-            at = np.where(prefix != PAD, begin[:, None] + prefix, 0)
-            worth = torch.from_numpy(np.where(prefix != PAD, self.beside.worth.items[at], 0).astype(np.float32))
-        return batch._replace(gap=gap, worth=worth)
+        return _batch(self.user[rows], history, prefix, target, seen)
 
 
 class EvalRows(Dataset[Batch]):
     """Users with their history and all their targets. Row u is user u.
 
     Args:
-        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it.
+        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it, or what `wanted` marks.
         targets: each user's targets.
         max_history: the most history items of a row.
         step: where a longer history is cut moves by this many items, so that a cut history grows as others do: its row has
             from max_history - step + 1 to max_history items.
+        wanted: which of the history's items `seen` holds, bool in rows beside theirs; None: all.
 
     Attributes:
         shown: (users,) int64, history items of each row.
     """
 
     def __init__(
-        self, history: Ragged, targets: Ragged, max_history: int, step: int = 1, beside: Beside = NOTHING_BESIDE
+        self, history: Ragged, targets: Ragged, max_history: int, step: int = 1, wanted: Ragged | None = None
     ) -> None:
-        self.whole, self.targets, self.beside = history, targets, beside
-        self.seen = history if beside.wanted is None else history.where(beside.wanted.items)
+        self.whole, self.targets = history, targets
+        self.seen = history if wanted is None else history.where(wanted.items)
         cut = np.maximum(history.lengths - max_history, 0)  # (users,) items that do not fit
         self.shown = history.lengths - -(-cut // step) * step  # (users,)
 
@@ -165,8 +145,7 @@ class EvalRows(Dataset[Batch]):
         history = padded(self.whole, self.whole.offsets[rows + 1] - shown, shown, least=1)  # (B, L)
         target = padded(self.targets, self.targets.offsets[rows], self.targets.lengths[rows], least=1)  # (B, any)
         seen = padded(self.seen, self.seen.offsets[rows], self.seen.lengths[rows])  # (B, any)
-        gap = gaps(self.beside.times, self.whole.offsets[rows + 1] - shown, shown, self.whole.offsets[rows])
-        return _batch(rows, history, shown[:, None], target, seen)._replace(gap=gap)
+        return _batch(rows, history, shown[:, None], target, seen)
 
 
 def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np.ndarray, seen: np.ndarray) -> Batch:

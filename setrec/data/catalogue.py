@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from torch import Tensor
 from setrec.data.identity import Identity, identify, known_identity
 from setrec.errors import DataError
 from setrec.files.hashes import ids_hash, stamp
-from setrec.files.ragged import Beside, Ragged, Splits
+from setrec.files.ragged import Ragged, Splits
 from setrec.schemas import EvalSplit
 
 ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
@@ -149,6 +149,7 @@ class Histories:
         kind_names: view, cart, buy and so on; "" for events without a kind.
         since: (users,) int64, of data that `update` made: the place in `train` of each user's first new event, or its length.
         wanted: bool, the events that are to be predicted, see `Kinds`; None: all.
+        worth: float32, how many times every event counts, see `Kinds`; None: once.
     """
 
     ids: list[str]
@@ -171,14 +172,10 @@ class Histories:
         """The items before a split: training for validation; training and validation for test."""
         return self.train if split == "validation" else self.train.joined(self.validation)
 
-    def beside(self, split: EvalSplit) -> Beside:
-        """What stands beside the items before a split."""
-        found: dict[str, Ragged | None] = dict.fromkeys(Beside._fields)
-        for name in Beside._fields:
-            of = getattr(self, name)
-            if of is not None:
-                found[name] = of.train if split == "validation" else of.train.joined(of.validation)
-        return Beside(**found)
+    def facts(self, name: Literal["times", "wanted", "worth"], split: EvalSplit) -> Ragged | None:
+        """What stands beside the items before a split, see `past`; None: nothing does."""
+        of: Splits | None = getattr(self, name)
+        return None if of is None else of.train if split == "validation" else of.train.joined(of.validation)
 
     def with_validation_of(self, keep: np.ndarray) -> "Histories":
         """The same, where only some users have a validation split. keep: (users,) bool."""

@@ -166,7 +166,7 @@ class SETRecDataModule(LightningDataModule):
         h = self.histories
         until: EvalSplit = "validation" if self.fit_on == "train" else "test"  # the split that training ends before
         since = self._since() if self.fit_on == "train" else h.train.lengths
-        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, h.beside(until))
+        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, h.facts("wanted", until))
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 
@@ -208,7 +208,7 @@ class SETRecDataModule(LightningDataModule):
     def _evaluate(self, split: EvalSplit, everyone: bool = False) -> BatchLoader:
         h = self.histories
         targets = h.targets(split)
-        rows = EvalRows(h.past(split), targets, self.max_history, beside=h.beside(split))
+        rows = EvalRows(h.past(split), targets, self.max_history, wanted=h.facts("wanted", split))
         users = np.arange(len(rows)) if everyone else np.flatnonzero(targets.lengths)
         if not len(users):
             raise DataError(f"{self.folder} has no user with anything to predict in this split; change --data.split.")

@@ -1,5 +1,6 @@
 """Kinds of events, such as view, cart and buy: which are read, and which of those are to be predicted."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,8 @@ class Kinds:
         context: kinds that are read in histories and counted, such as [view, buy]; null: all.
         targets: kinds among these that a model learns to predict and that figures count, such as [buy]; null: all that are read.
             `filter_seen` then leaves out items that the user had by an event of these kinds.
-        weights: how many times an event of a kind counts, in the loss as the target of a prefix and in co-occurrence, transitions
-            and recency, such as {view: 0.2}; a kind that is not named counts once.
+        weights: how many times an event of a kind counts in co-occurrence, transitions and recency of a model's item graphs, such
+            as {view: 0.2}; a kind that is not named counts once. Two events that stand together count the product.
     """
 
     context: list[str] | None = None
@@ -59,6 +60,9 @@ class Kinds:
                     raise ConfigError(f"--data.kinds.{option}: no event is of the kind {kind!r}; there are {there}.")
             if chosen == []:
                 raise ConfigError(f"--data.kinds.{option} is empty: name kinds of events, of {there}.")
+        for kind, weight in (self.weights or {}).items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ConfigError(f"--data.kinds.weights: {kind!r} has {weight}; it must be 0 or more.")
         for kind in self.targets or ():
             if not self.reads(kind):
                 raise ConfigError(f"--data.kinds.targets: {kind!r} is not read; add it to --data.kinds.context.")
@@ -79,12 +83,16 @@ class Kinds:
             keep = [read[rows.items] for rows in histories.kinds]  # (all,) bool for each split
             histories = _only_events(histories, keep)
         assert histories.kinds is not None
-        worth = np.array([(self.weights or {}).get(name, 1.0) for name in names], np.float32)  # (kinds,)
-        return replace(
-            histories,
-            wanted=Splits(*(Ragged(rows.offsets, wanted[rows.items]) for rows in histories.kinds)),
-            worth=Splits(*(Ragged(rows.offsets, worth[rows.items]) for rows in histories.kinds)),
-        )
+
+        def marked(of_kind: np.ndarray) -> Splits:
+            return Splits(*(Ragged(rows.offsets, of_kind[rows.items]) for rows in kinds))
+
+        kinds, found = histories.kinds, histories
+        if self.targets is not None:
+            found = replace(found, wanted=marked(wanted))
+        if self.weights:
+            found = replace(found, worth=marked(np.array([self.weights.get(name, 1.0) for name in names], np.float32)))
+        return found
 
 
 def _only_events(histories: Histories, keep: Sequence[np.ndarray]) -> Histories:

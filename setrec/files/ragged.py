@@ -75,11 +75,3 @@ class Splits(NamedTuple):
     train: Ragged
     validation: Ragged
     test: Ragged
-
-
-class Beside(NamedTuple):
-    """What stands beside every item of some rows, in rows of the same lengths. None: nothing does."""
-
-    times: Ragged | None = None  # int64, microseconds since 1970; `UNKNOWN` where a time is not known
-    wanted: Ragged | None = None  # bool: the item is to be predicted; None: all are
-    worth: Ragged | None = None  # float32: how many times it counts

@@ -13,10 +13,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from setrec.data.batches import NOTHING_BESIDE, EvalRows
+from setrec.data.batches import EvalRows
 from setrec.data.catalogue import Catalogue
 from setrec.errors import DataError, ModelError
-from setrec.files.ragged import Beside, Ragged
+from setrec.files.ragged import Ragged
 from setrec.inference.attributes import Attributes
 from setrec.inference.explain import Why, explain
 from setrec.inference.history_reader import HistoryReader
@@ -139,7 +139,7 @@ def _not_finite() -> ModelError:
 
 
 def batches(
-    snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1), beside: Beside = NOTHING_BESIDE
+    snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1), wanted: Ragged | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
     """Put histories into batches, those of similar length together.
 
@@ -147,19 +147,19 @@ def batches(
         snapshot: the model and its catalogue.
         rows: item ids of each history.
         share: (r, n) gives every n-th batch, starting with batch r.
-        beside: what stands beside the items of the histories.
+        wanted: see `EvalRows`.
 
     Yields:
         The places of some histories in `rows`, and their batch.
     """
     step = max(1, snapshot.max_history // WINDOW_STEPS) if snapshot.search.prefix_cache else 1
     no_targets = Ragged.from_rows([[]] * len(rows))
-    everyone = EvalRows(Ragged.from_rows(rows), no_targets, snapshot.max_history, step, beside)
+    everyone = EvalRows(Ragged.from_rows(rows), no_targets, snapshot.max_history, step, wanted)
     size = max(1, min(MAX_BATCH, MAX_SCORES // max(snapshot.catalogue.n_items, 1)))
     rank, n = share
     order = np.argsort(everyone.shown, kind="stable")  # (users,)
     for places in np.split(order, range(size, len(order), size))[rank::n] if len(order) else []:
-        yield places.tolist(), Batch(*(tensor if tensor is None else tensor.to(snapshot.restored.device) for tensor in everyone[places]))
+        yield places.tolist(), Batch(*(tensor.to(snapshot.restored.device) for tensor in everyone[places]))
 
 
 def index_sentence(index: str | None, recall: float) -> str:
@@ -299,7 +299,7 @@ class Told(NamedTuple):
 
     rows: list[list[int]]  # item ids of each history, oldest first
     unknown: list[list[str]]  # own ids of each history that are not in the catalogue, each once
-    beside: Beside
+    wanted: Ragged | None  # bool: the events of target kinds; None: all are
 
 
 def read_histories(
@@ -346,6 +346,6 @@ def read_histories(
         wanted.append(list(compress(predicted, there)))
         missing.append(absent)
     if kinds is None:
-        return Told(known, missing, NOTHING_BESIDE)
+        return Told(known, missing, None)
     flags = Ragged.from_rows(wanted)
-    return Told(known, missing, Beside(wanted=flags._replace(items=flags.items.astype(bool))))
+    return Told(known, missing, flags._replace(items=flags.items.astype(bool)))
