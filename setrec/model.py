@@ -79,8 +79,6 @@ class Recipe:
         neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,
             and how often items occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
             setrec/scoring/weights.py.
-        half_lives: With neighbours and data with times: half-lives in days that validation tries for how often items occurred
-            lately, beside the newest item of every history, such as 7, 30 (paper: none). Every one takes validation as long again.
     """
 
     n_sem: int = 4
@@ -96,7 +94,6 @@ class Recipe:
     cf_score_dropout: float = 0.0
     memory: bool = False
     neighbours: bool = False
-    half_lives: tuple[float, ...] = ()
 
 
 class SETRec(nn.Module):
@@ -361,7 +358,5 @@ def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
         raise ConfigError("--model.memory true has no loss of its own for each slot: add --model.objective score.")
     if recipe.cf_score_dropout and recipe.objective == "slots":
         raise ConfigError("--model.cf_score_dropout works on the sum of the slots: add --model.objective score.")
-    if recipe.half_lives and (not recipe.neighbours or min(recipe.half_lives) <= 0):
-        raise ConfigError("--model.half_lives are numbers of days above 0, and need --model.neighbours true.")
     if recipe.sampled is not None and recipe.sampled < 1:
         raise ConfigError(f"sampled is {recipe.sampled}: draw at least 1 item, or null for the whole catalogue.")

@@ -12,7 +12,6 @@ from torch import Tensor
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
 from setrec.data.catalogue import Catalogue, Histories
-from setrec.data.past import PastEvents
 from setrec.errors import ConfigError
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
@@ -209,18 +208,10 @@ class SETRecModule(RankingModule):
                 if self._text_graphs is None and self.recipe.n_sem:
                     texts = text_neighbours(catalogue, self.data.folder, keep=not self.data.prepared_only)
                     self._text_graphs = None if texts is None else texts.graphs
-                past = self.data.past_events(split)
-                statistics = history_statistics(past, catalogue.n_items)
-                graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
-                scorer.graphs = graphs._replace(recencies=self._recencies(past))
+                statistics = history_statistics(self.data.past_events(split), catalogue.n_items)
+                scorer.graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
                 self._graphs_of = split, self.data.histories
         scorer.refresh()
-
-    def _recencies(self, past: PastEvents) -> dict[float, Tensor]:
-        """The recency under every half-life that is tried, and the chosen one, (N,) each; 0 stands for the newest items."""
-        tried = self.recipe.half_lives if past.times is not None else ()
-        every = dict.fromkeys((0.0, *tried, self.chosen.half_life))
-        return {half_life: past.recency(half_life).log1p().to(self.device) for half_life in every}
 
     def score(self, batch: Batch) -> Tensor:
         """See `RankingModule.score`."""
@@ -242,7 +233,6 @@ class SETRecModule(RankingModule):
                 cooccurrence=counted.cooccurrence.to(self.device),
                 transitions=counted.transitions.to(self.device),
                 recency=counted.recency.to(self.device),
-                recencies=self._recencies(past),
             )
             self._scorer_in_train = Scorer(scorer.model, graphs)
         self._scorer_in_train.index = scorer.index

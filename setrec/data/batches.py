@@ -35,7 +35,6 @@ def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0
     return out
 
 
-
 class TrainRows(Dataset[Batch]):
     """Training prefixes as rows of batches.
 
@@ -117,7 +116,8 @@ class EvalRows(Dataset[Batch]):
     """Users with their history and all their targets. Row u is user u.
 
     Args:
-        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it, or what `wanted` marks.
+        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it,
+            or what `wanted` marks.
         targets: each user's targets.
         max_history: the most history items of a row.
         step: where a longer history is cut moves by this many items, so that a cut history grows as others do: its row has

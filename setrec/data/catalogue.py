@@ -172,7 +172,7 @@ class Histories:
         """The items before a split: training for validation; training and validation for test."""
         return self.train if split == "validation" else self.train.joined(self.validation)
 
-    def facts(self, name: Literal["times", "wanted", "worth"], split: EvalSplit) -> Ragged | None:
+    def beside(self, name: Literal["wanted", "worth"], split: EvalSplit) -> Ragged | None:
         """What stands beside the items before a split, see `past`; None: nothing does."""
         of: Splits | None = getattr(self, name)
         return None if of is None else of.train if split == "validation" else of.train.joined(of.validation)
@@ -182,7 +182,8 @@ class Histories:
         beside = {name: getattr(self, name) for name in ("times", "kinds", "wanted", "worth")}
         changed = {
             name: splits._replace(validation=splits.validation.only(keep))
-            for name, splits in beside.items() if splits is not None
+            for name, splits in beside.items()
+            if splits is not None
         }
         return replace(self, validation=self.validation.only(keep), **changed)
 

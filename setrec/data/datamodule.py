@@ -166,7 +166,7 @@ class SETRecDataModule(LightningDataModule):
         h = self.histories
         until: EvalSplit = "validation" if self.fit_on == "train" else "test"  # the split that training ends before
         since = self._since() if self.fit_on == "train" else h.train.lengths
-        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, h.facts("wanted", until))
+        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, h.beside("wanted", until))
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 
@@ -198,7 +198,7 @@ class SETRecDataModule(LightningDataModule):
     def targets(self) -> Tensor:
         """(N,) bool: the items that can be a target in training."""
         warm, h = self.catalogue.warm, self.histories  # (N,)
-        if h.wanted is not None:
+        if self.kinds.choose:
             warm = torch.from_numpy(np.bincount(h.targets("train").items, minlength=len(warm)) > 0)  # (N,)
         if self.fit_on == "train":
             return warm
@@ -208,7 +208,7 @@ class SETRecDataModule(LightningDataModule):
     def _evaluate(self, split: EvalSplit, everyone: bool = False) -> BatchLoader:
         h = self.histories
         targets = h.targets(split)
-        rows = EvalRows(h.past(split), targets, self.max_history, wanted=h.facts("wanted", split))
+        rows = EvalRows(h.past(split), targets, self.max_history, wanted=h.beside("wanted", split))
         users = np.arange(len(rows)) if everyone else np.flatnonzero(targets.lengths)
         if not len(users):
             raise DataError(f"{self.folder} has no user with anything to predict in this split; change --data.split.")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class Kinds:
     def predicts(self, kind: str) -> bool:
         """Whether events of a kind are to be predicted."""
         return self.reads(kind) and (self.targets is None or kind in self.targets)
+
+    def words(self, which: Literal["context", "targets"]) -> str:
+        """The kinds that are read, or those that are predicted, in words; "": all."""
+        kinds = self.targets if which == "targets" and self.targets is not None else self.context
+        return "" if kinds is None else f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
 
     def check(self, names: Sequence[str]) -> None:
         """Check these options against the kinds of the data.
@@ -110,5 +116,11 @@ def _only_events(histories: Histories, keep: Sequence[np.ndarray]) -> Histories:
     times = None if histories.times is None else kept(histories.times)
     kinds = None if histories.kinds is None else kept(histories.kinds)
     return replace(
-        histories, train=items.train, validation=items.validation, test=items.test, times=times, kinds=kinds, since=since
+        histories,
+        train=items.train,
+        validation=items.validation,
+        test=items.test,
+        times=times,
+        kinds=kinds,
+        since=since,
     )

@@ -370,7 +370,8 @@ def fit_baselines(
         ending: in_train if counted.where == "train" else ItemCF(counted.sequences, n, counted.where)
         for ending, counted in counts.items()
     }
-    baselines: dict[str, Baseline] = {"popularity": Popularity(catalogue.count)}
+    count = torch.from_numpy(np.bincount(histories.targets("train").items, minlength=n))  # (N,)
+    baselines: dict[str, Baseline] = {"popularity": Popularity(count)}
     baselines |= {f"item_cf{ending}": cf for ending, cf in cfs.items()}
     cosine = None
     if catalogue.text is not None:

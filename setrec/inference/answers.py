@@ -323,7 +323,9 @@ def read_histories(
     if isinstance(histories, str):
         raise DataError("histories is one text; give a list of histories, each a list of item ids.")
     if kinds is not None and len(kinds) != len(histories):
-        raise DataError(f"there are kinds of {len(kinds)} histories, but {len(histories)} histories; give one list for each.")
+        raise DataError(
+            f"there are kinds of {len(kinds)} histories, but {len(histories)} histories; give one list for each."
+        )
     chosen, row = snapshot.restored.kinds, snapshot.row
     known, missing, wanted = [], [], []
     for number, history in enumerate(histories):
@@ -333,7 +335,9 @@ def read_histories(
         own_ids, predicted = list(history), [True] * len(history)
         if of_events is not None:
             if len(of_events) != len(own_ids) or isinstance(of_events, str):
-                raise DataError(f"history {number} has {len(own_ids)} items and {len(of_events)} kinds; give each item one.")
+                raise DataError(
+                    f"history {number} has {len(own_ids)} items and {len(of_events)} kinds; give each item one."
+                )
             read = [chosen.reads(kind) for kind in of_events]
             own_ids = list(compress(own_ids, read))
             predicted = list(compress(map(chosen.predicts, of_events), read))
@@ -348,4 +352,4 @@ def read_histories(
     if kinds is None:
         return Told(known, missing, None)
     flags = Ragged.from_rows(wanted)
-    return Told(known, missing, flags._replace(items=flags.items.astype(bool)))
+    return Told(known, missing, Ragged(flags.offsets, flags.items.astype(bool)))

@@ -99,7 +99,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
-        statistics=_statistics(folder, catalogue.n_items, kinds, weights_of(checkpoint.weights)) if neighbours else None,
+        statistics=_statistics(folder, catalogue.n_items, kinds) if neighbours else None,
         kinds=kinds,
     )
 
@@ -116,10 +116,9 @@ def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
         return None
 
 
-def _statistics(folder: Path, n_items: int, kinds: Kinds, weights: Weights) -> HistoryStatistics:
+def _statistics(folder: Path, n_items: int, kinds: Kinds) -> HistoryStatistics:
     """Co-occurrence and recency from train and validation, as the test step uses them."""
-    past = past_events(kinds.apply(Histories.load(folder)), n_items, "test")
-    return history_statistics(past, n_items, weights.half_life)
+    return history_statistics(past_events(kinds.apply(Histories.load(folder)), n_items, "test"), n_items)
 
 
 def instance_of(arguments: dict[str, Any], base: type) -> Any:
@@ -209,8 +208,7 @@ def recipe_of(trained: Trained) -> Recipe:
                 f"{trained.path}: unexpected argument {name!r}; it was saved by another version of this project."
             )
     chosen = {name: value for name, value in trained.arguments.items() if name in names}
-    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
-    return Recipe(**chosen | lists)
+    return Recipe(**chosen | ({"trunk": tuple(chosen["trunk"])} if "trunk" in chosen else {}))
 
 
 def _ready(

@@ -7,7 +7,7 @@ sparse, so it costs almost nothing:
     co-occurrence  cosine of co-occurrence (similarity.py)
     transitions    what comes in the next three steps (similarity.py): the order of two items counts
     text           sharpened cosine of the text vectors + similarity of character n-grams / 2 (char_ngrams.py)
-    recency        log(1 + users whose newest item it is), or log(1 + events that fade with time), the same for every user
+    recency        log(1 + users whose newest item it is), the same for every user
 
 A user's score from a graph is the sum over the last items of the history of decay^age times the row of the item. Every item keeps
 its most similar neighbours only, and its most similar cold ones apart: with nothing but text to go by, more of the text counts for
@@ -16,8 +16,6 @@ a cold item, so it has more neighbours and a longer memory.
 What may be counted is what the histories hold before the split that is answered (data/past.py). Not in the paper.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -51,7 +49,7 @@ class HistoryStatistics(NamedTuple):
 
     cooccurrence: Graph
     transitions: Graph
-    recency: Tensor  # (N,) float32, log(1 + how often it occurred lately), see `PastEvents.recency`
+    recency: Tensor  # (N,) float32, log(1 + users whose newest item it is)
 
     def moved(self, rows: Tensor) -> "HistoryStatistics":
         """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""
@@ -77,11 +75,6 @@ class ItemGraphs(NamedTuple):
     text: TextGraphs | None  # None without text vectors
     recency: Tensor  # (N,) float32
     cold: Tensor  # (cold,) int64, the items that are scored by their text alone; none without text
-    recencies: Mapping[float, Tensor] = MappingProxyType({})  # under each half-life that validation tries; {}: `recency` is chosen
-
-    def recency_of(self, weights: Weights) -> Tensor:
-        """The recency that a weighting is about, (N,) float32."""
-        return self.recencies[weights.half_life] if self.recencies else self.recency
 
 
 def item_graphs(
@@ -98,14 +91,13 @@ def item_graphs(
     )
 
 
-def history_statistics(past: PastEvents, n_items: int, half_life: float = 0.0) -> HistoryStatistics:
-    """Count what the histories hold, on the CPU. half_life: see `PastEvents.recency`."""
+def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
+    """Count what the histories hold, on the CPU."""
     worth = None if past.worth is None else past.worth.items
     together = cooccurrence_cosine(past.sequences, n_items, worth=worth)  # (N, N) sparse
     after = transition_cosine(past.sequences, n_items, STEPS, FADING, worth)  # (N, N) sparse
-    recency = past.recency(half_life).log1p()  # (N,)
     return HistoryStatistics(
-        strongest(together, COOCCURRENCE.neighbours), strongest(after, TRANSITIONS.neighbours), recency
+        strongest(together, COOCCURRENCE.neighbours), strongest(after, TRANSITIONS.neighbours), torch.log1p(past.newest)
     )
 
 

@@ -29,7 +29,7 @@ class Scorer:
 
     def __init__(self, model: SETRec, graphs: ItemGraphs | None = None) -> None:
         self.model, self.graphs = model, graphs
-        self._corners: tuple[tuple[Weights, ...], list[tuple[list[int], Corners]]] | None = None  # see `hits`
+        self._corners: tuple[tuple[Weights, ...], Corners] | None = None  # of the last grid that was asked for
         self._kept: dict[bytes, UserVector] = {}  # of the batches that `hits` has read since the last `refresh`
 
     @property
@@ -40,8 +40,7 @@ class Scorer:
 
     def weightings(self) -> list[Weights]:
         """Every weighting that validation tries."""
-        half_lives = (self.graphs.recencies if self.graphs is not None else ()) or (0.0,)
-        return weightings(self.betas, self.graphs is not None, bool(self.model.n_sem), half_lives)
+        return weightings(self.betas, self.graphs is not None, bool(self.model.n_sem))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -56,27 +55,20 @@ class Scorer:
         Keeps the user vectors, so that `scores` need not read the same batch again before the next `refresh`.
         """
         if self._corners is None or self._corners[0] != tuple(grid):
-            places: dict[float, list[int]] = {}  # the score is linear in every weight but the half-life
-            for place, weights in enumerate(grid):
-                places.setdefault(weights.half_life, []).append(place)
-            self._corners = tuple(grid), [(some, corners([grid[v] for v in some])) for some in places.values()]
+            self._corners = tuple(grid), corners(grid)
         user = self._user(batch)
         if (len(self._kept) + 1) * sum(part.numel() * part.element_size() for part in user) <= KEPT_BYTES:
             self._kept[_name(batch)] = user
-        parts = self._parts(batch, user)
-        hits = torch.empty(len(target), len(grid), dtype=torch.int64, device=target.device)  # (B, V)
-        for some, at in self._corners[1]:
-            own = [grid[v] for v in some]
-            hits[:, some] = hits_of_weightings(self._with_recency(parts, own[0]), self._cold, seen, target, own, at, k)
-        return hits
+        return hits_of_weightings(
+            self._parts(batch, user), self._cold, seen, target, grid, self._corners[1], k
+        )  # (B, V)
 
     def scores(self, batch: Batch, grid: Sequence[Weights]) -> Iterator[Tensor]:
         """Scores (B, N) under each weighting in turn, from one forward pass. batch: one prefix a user."""
-        counted = self._parts(batch)  # of (B, N) or (N,)
+        parts = self._parts(batch)  # of (B, N) or (N,)
         cold = self._cold  # (cold,)
-        cold_parts = {name: part[..., cold] for name, part in counted.items()}  # of (B, cold) or (cold,)
+        cold_parts = {name: part[..., cold] for name, part in parts.items()}  # of (B, cold) or (cold,)
         for weights in grid:
-            parts = self._with_recency(counted, weights)
             scores = _sum({name: (FACTORS[name].warm(weights), part) for name, part in parts.items()})  # (B, N)
             if len(cold):
                 by_text = _sum({name: (FACTORS[name].cold(weights), part) for name, part in cold_parts.items()})
@@ -110,7 +102,7 @@ class Scorer:
                 "text": "neighbours_text",
                 "recency": "recent",
             }
-            for kind, part in self._with_recency(graph_parts(self.graphs, batch.history), weights).items():
+            for kind, part in graph_parts(self.graphs, batch.history).items():
                 at_items = part.expand(len(items), -1).gather(1, items)  # (B, k)
                 named.append((shown[kind], kind, at_items))
         is_cold = torch.isin(items, self._cold)  # (B, k)
@@ -118,10 +110,6 @@ class Scorer:
             name: part * torch.where(is_cold, FACTORS[kind].cold(weights), FACTORS[kind].warm(weights))  # (B, k)
             for name, kind, part in named
         }
-
-    def _with_recency(self, parts: dict[str, Tensor], weights: Weights) -> dict[str, Tensor]:
-        """The parts of the score with the recency that a weighting is about."""
-        return parts if self.graphs is None else parts | {"recency": self.graphs.recency_of(weights)}  # of (B,N) or (N,)
 
     @property
     def _cold(self) -> Tensor:

@@ -8,10 +8,9 @@ The score of an item is a sum of parts, each times a factor that depends on the 
     cooccurrence   neighbours of the last items by co-occurrence           (1 - beta) g     0
     transitions    what comes next after the last items                    (1 - beta) g t   0
     text           neighbours of the last items by text and char n-grams   beta g           beta c
-    recency        how often an item occurred lately                       r                0
+    recency        how often an item was the newest of a history           r                0
 
-g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`. `half_life` is no factor: it says what "lately" is, 0: the
-newest item of every history; more: events count half after so many days (`PastEvents.recency`). A model without item graphs has the first two parts only,
+g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`. A model without item graphs has the first two parts only,
 and the factors of warm items for all. Where there are graphs, a cold item (absent from training) is scored by its text alone:
 validation holds no cold
 item with co-occurrence or recency, so it can't say what these are worth there.
@@ -20,7 +19,7 @@ Not in the paper, which has beta only.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -35,7 +34,6 @@ class Weights(NamedTuple):
     recency: float = 0.0
     cold_text: float = 0.0
     transitions: float = 0.0
-    half_life: float = 0.0  # of recency, in days
 
 
 BETAS = tuple(b / 10 for b in range(11))
@@ -67,16 +65,13 @@ FACTORS = {
 GRAPHS = {"cooccurrence", "transitions", "text"}  # these parts are 0 for most items and never negative
 
 
-def weightings(
-    betas: tuple[float, ...], graphs: bool, text: bool, half_lives: Iterable[float] = (0.0,)
-) -> list[Weights]:
+def weightings(betas: tuple[float, ...], graphs: bool, text: bool) -> list[Weights]:
     """Every combination that validation tries; of equals it takes the first.
 
     Args:
         betas: values of beta.
         graphs: the model has item graphs; otherwise beta is all there is.
         text: the items have text, so that there are text neighbours of cold items to be weighed.
-        half_lives: values of `half_life`.
     """
     if not graphs:
         return [Weights(beta) for beta in betas]
@@ -85,17 +80,13 @@ def weightings(
         Weights(beta, **dict(zip(tried, others, strict=True)))
         for *others, beta in itertools.product(*tried.values(), betas)
     ]
-    every = [w for w in every if w.neighbours or not w.transitions]  # `transitions` is a factor of `neighbours`
-    first, *others = half_lives
-    return [w._replace(half_life=first) for w in every] + [
-        w._replace(half_life=other) for other in others for w in every if w.recency
-    ]
+    return [w for w in every if w.neighbours or not w.transitions]  # `transitions` is a factor of `neighbours`
 
 
 # ----------------------------------------------------------------------------------------------- weights in a state_dict
 def buffer_name(weight: str) -> str:
     """What a weight is called in a state_dict."""
-    return weight if weight in ("beta", "half_life") else f"{weight}_weight"
+    return weight if weight == "beta" else f"{weight}_weight"
 
 
 def weights_of(state: Mapping[str, Tensor], prefix: str = "") -> Weights:

@@ -386,6 +386,8 @@ class RankingModule(LightningModule):
             comparison.split,
             data.fit_on,
             chosen=self.compared_chosen if len(self.weightings()) > 1 else None,
+            read=data.kinds.words("context"),
+            predicted=data.kinds.words("targets"),
             dataset=catalogue.name,
             method=self.label,
             filter_seen=self.filter_seen,
