@@ -15,6 +15,7 @@ from setrec.data.past import past_events
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.results import Protocol
 from setrec.files.ragged import Ragged, Splits
+from setrec.inference.history_file import read_history_file
 from setrec.schemas import PAD
 from setrec.scoring.similarity import cooccurrence_cosine
 
@@ -221,3 +222,13 @@ def test_a_recommender_leaves_out_what_the_model_does_not_read(trained: Path, tm
         recommender.recommend([[a, b]], kinds=[["buy"]])
     with pytest.raises(DataError, match="kinds of 2 histories, but 1"):
         recommender.recommend([[a]], kinds=[["buy"], ["buy"]])
+
+
+def test_a_file_of_histories_may_hold_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text("user_id,item_id,timestamp,what\nu,b,2,view\nv,c,3,\nu,a,1,buy\n")
+    found = read_history_file(path, kind="what")
+    assert found == (["u", "v"], [["a", "b"], ["c"]], [["buy", "view"], [""]])
+    assert read_history_file(path).kinds is None
+    with pytest.raises(DataError, match="--kind kind is a column of a file with a row for each event"):
+        read_history_file(path, kind="kind")
