@@ -351,5 +351,5 @@ def read_histories(
         missing.append(absent)
     if kinds is None:
         return Told(known, missing, None)
-    flags = Ragged.from_rows(wanted)
-    return Told(known, missing, Ragged(flags.offsets, flags.items.astype(bool)))
+    flags = np.array([flag for row in wanted for flag in row], bool)  # (all,)
+    return Told(known, missing, Ragged(Ragged.from_rows(known).offsets, flags))

@@ -93,7 +93,9 @@ def _answer_group(
 ) -> list[list[Recommendation] | Exception]:
     """Answer requests that agree in everything but k by one call."""
     histories = [history for body in requests for history in body.histories]
-    kinds = [row for body in requests for row in body.kinds or [None] * len(body.histories)]
+    kinds: list[list[str] | None] = []
+    for body in requests:
+        kinds += body.kinds if body.kinds is not None else [None] * len(body.histories)
     try:
         asked = vars(replace(options, k=max(body.k for body in requests)))
         found = recommender.recommend(histories, kinds=kinds, **asked)
