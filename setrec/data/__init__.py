@@ -52,7 +52,6 @@ _OTHERS = {  # public names that no file holds, and the modules that define them
     "Catalogue": "setrec.data.catalogue",
     "EventLog": "setrec.data.readers.base",
     "Histories": "setrec.data.catalogue",
-    "Kinds": "setrec.data.kinds",
     "Ragged": "setrec.files.ragged",
     "Reader": "setrec.data.readers.base",
     "Split": "setrec.data.split",
