@@ -12,22 +12,27 @@ from setrec.files.raw import raw_file
 from setrec.files.vectorfile import read_vector_file, train_hash
 
 
-def count_cooccurrence(sequences: Ragged, n_items: int, window: int) -> sparse.csr_matrix:
+def count_cooccurrence(
+    sequences: Ragged, n_items: int, window: int, worth: np.ndarray | None = None
+) -> sparse.csr_matrix:
     """Count how often two items stand within `window` steps of each other in a history, in either order.
 
     Args:
         sequences: each user's items in order.
         n_items: the number of items, N.
         window: the most steps between the two.
+        worth: see `count_transitions`.
 
     Returns:
         (N, N) sparse float32, symmetric, with an empty diagonal.
     """
-    counts = count_transitions(sequences, n_items, window)  # (N, N) sparse
+    counts = count_transitions(sequences, n_items, window, worth=worth)  # (N, N) sparse
     return (counts + counts.T).tocsr()
 
 
-def count_transitions(sequences: Ragged, n_items: int, window: int, decay: float = 1.0) -> sparse.csr_matrix:
+def count_transitions(
+    sequences: Ragged, n_items: int, window: int, decay: float = 1.0, worth: np.ndarray | None = None
+) -> sparse.csr_matrix:
     """Count how often item j comes after item i in a history, at most `window` steps later.
 
     Args:
@@ -35,6 +40,7 @@ def count_transitions(sequences: Ragged, n_items: int, window: int, decay: float
         n_items: the number of items, N.
         window: the most steps between the two.
         decay: a pair that is s steps apart counts decay^(s - 1).
+        worth: (all,) float32, how many times each element of the sequences counts; a pair counts the product. None: once.
 
     Returns:
         (N, N) sparse float32, row i, column j, with an empty diagonal.
@@ -45,8 +51,10 @@ def count_transitions(sequences: Ragged, n_items: int, window: int, decay: float
     for step in range(1, window + 1):  # one step at a time, to limit memory
         pair = (user[step:] == user[:-step]) & (items[step:] != items[:-step])  # (all - step,)
         place = items[:-step][pair], items[step:][pair]
-        worth = np.full(len(place[0]), decay ** (step - 1), np.float32)  # (pairs,)
-        counts = counts + sparse.csr_matrix((worth, place), (n_items, n_items))
+        worths = np.full(len(place[0]), decay ** (step - 1), np.float32)  # (pairs,)
+        if worth is not None:
+            worths *= worth[:-step][pair] * worth[step:][pair]
+        counts = counts + sparse.csr_matrix((worths, place), (n_items, n_items))
     return counts.tocsr()
 
 

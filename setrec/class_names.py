@@ -34,6 +34,7 @@ CLASSES = {  # public name -> the module that defines the class
     "setrec.data.SyntheticWorld": "setrec.data.readers.synthetic",
     "setrec.data.Source": "setrec.data.readers.download",
     "setrec.data.Cleaning": "setrec.data.clean",
+    "setrec.data.Kinds": "setrec.data.kinds",
     "setrec.data.LeaveOneOut": "setrec.data.split",
     "setrec.data.TimeRatioSplit": "setrec.data.split",
     "setrec.data.TimestampSplit": "setrec.data.split",

@@ -198,6 +198,7 @@ class Recommender(HubModel):
         diversity: float = 0.0,
         caps: dict[str, int] | None = None,
         boosts: list[Boost] | None = None,
+        kinds: Sequence[Sequence[str] | None] | None = None,
     ) -> list[Recommendation]:
         """Recommend items for each history.
 
@@ -205,17 +206,22 @@ class Recommender(HubModel):
         model reads the last max_history items of a history, but `exclude_seen` leaves out all of them. `RecommendOptions`
         describes the other arguments.
 
+        `kinds` holds the kind of every event, such as view or buy, in lists as long as those of `histories`. Events of kinds that
+        the model was not trained to read (`--data.kinds`) are left out, and `exclude_seen` leaves out the items of events of target
+        kinds only. None, for one history or for all: every event counts as one that is read.
+
         Returns:
             One Recommendation for each history, in the same order.
 
         Raises:
             ConfigError: an option is out of range, or a filter is wrong.
-            DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list of texts.
+            DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list of texts, or has another
+                number of kinds.
             ModelError: a score is not a finite number.
         """
         options = RecommendOptions(k, exclude_seen, candidates, explain, beta, unknown, filter, diversity, caps, boosts)
         found: dict[int, Recommendation] = {}
-        for places, answers in self.stream(histories, options):
+        for places, answers in self.stream(histories, options, kinds=kinds):
             found |= zip(places, answers, strict=True)
         return [found[place] for place in range(len(found))]
 
@@ -224,6 +230,7 @@ class Recommender(HubModel):
         histories: Sequence[Sequence[str]],
         options: RecommendOptions | None = None,
         share: tuple[int, int] = (0, 1),
+        kinds: Sequence[Sequence[str] | None] | None = None,
     ) -> Iterator[tuple[list[int], list[Recommendation]]]:
         """Recommend as `recommend` does, one batch after the other, without holding all answers.
 
@@ -231,6 +238,7 @@ class Recommender(HubModel):
             histories: see `recommend`.
             options: see `RecommendOptions`; None: the defaults.
             share: (r, n) gives every n-th batch, starting with batch r: the share of process r of n.
+            kinds: see `recommend`.
 
         Yields:
             The places of some histories, and their answers.
@@ -240,11 +248,11 @@ class Recommender(HubModel):
         """
         snapshot = self._snapshot  # the same one to the end, even if the catalogue changes meanwhile
         options = options or RecommendOptions()
-        rows, unknown = read_histories(histories, snapshot.row, options.unknown)
+        told = read_histories(snapshot, histories, options.unknown, kinds)
         what = asked(snapshot, options)
-        for places, batch in batches(snapshot, rows, share):
+        for places, batch in batches(snapshot, told.rows, share, told.wanted):
             answers = zip(places, *ranked(snapshot, batch, what), strict=True)
-            yield places, [Recommendation(items, unknown[at], kept) for at, items, kept in answers]
+            yield places, [Recommendation(items, told.unknown[at], kept) for at, items, kept in answers]
 
     # --------------------------------------------------------------------------------------------------- the catalogue
     def add_items(

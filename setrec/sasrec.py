@@ -353,7 +353,8 @@ class SASRecModule(RankingModule):
         if self.temperature is not None:
             vectors = nn.functional.normalize(vectors, dim=-1)  # (N, E)
         data = self.data
-        rows = TrainRows(data.histories.train, data.max_history)
+        wanted = data.histories.beside("wanted", "validation")
+        rows = TrainRows(data.histories.train, data.max_history, wanted=wanted)
         trained = np.zeros(data.catalogue.n_items, bool)  # (N,)
         trained[trained_items(rows)] = True
         about = {"model": self.label, "dataset": data.catalogue.name, "loss": self.loss}

@@ -76,6 +76,7 @@ class FakeRecommender:
         diversity: float = 0.0,
         caps: dict[str, int] | None = None,
         boosts: Any = None,
+        kinds: Any = None,
     ) -> list[Recommendation]:
         self.calls.append(len(histories))
         self.threads.add(threading.get_ident())

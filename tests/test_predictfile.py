@@ -68,7 +68,7 @@ def test_every_form_is_read_alike(kind: str, tmp_path: Path) -> None:
 def test_files_are_read_as_those_of_the_training(tmp_path: Path) -> None:
     """Any separator, encoding and packing, floats for ids, dates in words."""
     rows = [("ü", "1.0", "01/07/2014"), ("ü", " 2.0", "31/07/2014"), ("x", "3.0", "02/07/2014")]
-    wanted = (["ü", "x"], [["1", "2"], ["3"]])
+    wanted = (["ü", "x"], [["1", "2"], ["3"]], None)
     for separator in ",;\t|":
         text = "\n".join(separator.join(row) for row in [("user_id", "item_id", "timestamp"), *rows])
         for name, content in (
@@ -87,13 +87,13 @@ def test_files_are_read_as_those_of_the_training(tmp_path: Path) -> None:
         archive.writestr("h.jsonl", lines)
     assert read_history_file(tmp_path / "h.zip") == wanted
     (tmp_path / "h.csv").write_text("user_id;history\nu;1.0 2.0\nv;\n")
-    assert read_history_file(tmp_path / "h.csv") == (["u", "v"], [["1", "2"], []])
+    assert read_history_file(tmp_path / "h.csv") == (["u", "v"], [["1", "2"], []], None)
 
 
 def test_numbers_are_ids_and_an_empty_history_is_one(tmp_path: Path) -> None:
     path = tmp_path / "h.jsonl"
     path.write_text('{"user": 7, "bought": [1, 2]}\n{"user": 8, "bought": []}\n{"user": 9, "bought": null}\n')
-    assert read_history_file(path, user="user", history="bought") == (["7", "8", "9"], [["1", "2"], [], []])
+    assert read_history_file(path, user="user", history="bought") == (["7", "8", "9"], [["1", "2"], [], []], None)
 
 
 @pytest.mark.parametrize(

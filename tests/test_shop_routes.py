@@ -50,6 +50,25 @@ def shown(client: TestClient, user: str, **query: Any) -> list[str]:
     return [item["id"] for item in answer.json()["recommendations"][0]["items"]]
 
 
+def test_the_kinds_of_events_reach_the_model(shop: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = [], FakeRecommender.recommend
+
+    def recommend(self: FakeRecommender, histories: Any, kinds: Any = None, **options: Any) -> Any:
+        asked.append((histories, kinds))
+        return plain(self, histories, **options)
+
+    monkeypatch.setattr(FakeRecommender, "recommend", recommend)
+    events = [{"user": "u", "item": f"A00{n}", "time": n, "kind": kind} for n, kind in enumerate(["view", "", "buy"])]
+    assert shop.post("/v1/events", json={"events": events}).status_code == 201
+    shown(shop, "u")
+    assert asked[-1] == ([["A000", "A001", "A002"]], [["view", "", "buy"]])
+    body = {"histories": [["A000"], ["A001"]], "kinds": [["view"], ["buy"]]}
+    assert shop.post("/v1/recommend", json=body).status_code == 200
+    assert asked[-1] == (body["histories"], body["kinds"])
+    wrong = shop.post("/v1/recommend", json=body | {"kinds": [["view"], []]})
+    assert (wrong.status_code, "a kind for each of its items" in wrong.text) == (422, True)
+
+
 def test_an_event_is_in_the_next_answer(shop: TestClient) -> None:
     for user in ("u", "a/b", "/recommendations", "ü ?#%2F&", "x" * 500):
         assert shown(shop, user, k=2) == ["A000", "A001"]  # the prior

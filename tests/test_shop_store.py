@@ -123,7 +123,7 @@ def test_events_histories_and_export(store: EventStore) -> None:
     assert store.popular(2) == [("a", 3), ("b", 1)]
     assert store.counts() == {"users": 3, "events": 5}
     answers = AnswerStore(store.database)
-    ((key, _),) = store.keyed_histories(["u"])
+    ((key, *_),) = store.keyed_histories(["u"])
     answers.add([Answer(own, "main", key, 3, 0, "m#1", 1, 9, ["b"], [0.5]) for own in ("ANSWER", "OTHER")])
     assert answers.feedback("OTHER", "b", "click", 4)
     assert not answers.feedback("OTHER", "b", "click", 5)
@@ -171,7 +171,7 @@ def fill(store: EventStore) -> list[str]:
         )
     AnswerStore(store.database).add([
         Answer(f"{user}'s", "main", key, 5, 0, "m", 100, 9, [f"shown-to-{user}", *["x" * 20] * 500], [0.5] * 501)
-        for user, (key, _) in zip(users[::3], store.keyed_histories(users[::3]), strict=True)
+        for user, (key, *_) in zip(users[::3], store.keyed_histories(users[::3]), strict=True)
     ])  # fmt: skip
     return users[::40]
 
@@ -208,7 +208,7 @@ def test_sqlite_keeps_no_byte_of_an_erased_user(tmp_path: Path, monkeypatch: pyt
     store.database.engine.dispose()
     sa.event.listen(store.database.engine, "connect", insecure)
     gone = fill(store)
-    keys = [key for key, _ in store.keyed_histories(gone)]
+    keys = [one.key for one in store.keyed_histories(gone)]
     with monkeypatch.context() as patch:
         patch.setattr(events, "rewrite", clearing(half))
         store.delete_many(gone)

@@ -35,6 +35,8 @@ class PredictFileOptions(RecommendOptions):
         item: Column with the item's id.
         time: Column with the time, if there is one.
         history: Column with the whole history.
+        kind: Column with the kind of the event (view, buy), where a row is an event: events of kinds that the model does not read
+            are left out, and exclude_seen leaves out items of target kinds only. null: every event is read.
         processes: Number of processes that share the work; the output does not depend on it.
         device: Where the model computes: cpu, cuda (each process takes the next GPU), cuda:1.
         index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
@@ -50,6 +52,7 @@ class PredictFileOptions(RecommendOptions):
     item: str = "item_id"
     time: str = "timestamp"
     history: str = "history"
+    kind: str | None = None
     processes: int = 1
     device: str = "cpu"
     index: str | None = None
@@ -94,7 +97,7 @@ def predict_file(ckpt_path: str, histories: str, **options: Any) -> None:
     """
     chosen = PredictFileOptions(**options)
     final = Path(chosen.output)
-    file = read_history_file(histories, chosen.user, chosen.item, chosen.time, chosen.history)
+    file = read_history_file(histories, chosen.user, chosen.item, chosen.time, chosen.history, chosen.kind)
     for_recommender = chosen.for_recommender()
     try:
         with scratch_folder(final) as folder:
@@ -164,7 +167,8 @@ def predict_share(task: Task, rank: int) -> tuple[set[str], set[str]]:
     unknown: set[str] = set()
     total = len(task.file.users) if n == 1 else None  # a share is a number of batches, which differ in size
     with tqdm(total=total, desc=f"users of process {rank}", unit="user", delay=2, disable=rank > 0) as bar:
-        batches = recommender.stream(task.file.histories, task.for_recommender, share=(rank, n))
+        file = task.file
+        batches = recommender.stream(file.histories, task.for_recommender, share=(rank, n), kinds=file.kinds)
         for number, (places, answers) in enumerate(batches):
             unknown.update(*(answer.unknown for answer in answers))
             frame = rows(places, answers, task.options.explain)

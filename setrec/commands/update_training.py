@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,9 @@ def train(
         loaded.setup()
         histories = loaded.histories
         gate = is_gate_user(histories.ids)  # (users,)
-        halves = [replace(histories, validation=histories.validation.only(half)) for half in (~gate, gate)]
-        if not all(len(half.validation.items) for half in halves):
-            users = int((histories.validation.lengths > 0).sum())
+        halves = [histories.with_validation_of(half) for half in (~gate, gate)]
+        if not all(len(half.targets("validation").items) for half in halves):
+            users = int((histories.targets("validation").lengths > 0).sum())
             raise DataError(
                 f"{users} users have newest events, too few to choose and compare: give more events, or a larger --share."
             )

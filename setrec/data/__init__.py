@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from setrec.data.catalogue import Catalogue, Histories
     from setrec.data.clean import Cleaning
     from setrec.data.datamodule import SETRecDataModule
+    from setrec.data.kinds import Kinds
     from setrec.data.readers.amazon import AmazonReviews
     from setrec.data.readers.base import EventLog, Reader, SplitLog
     from setrec.data.readers.download import Source
@@ -30,6 +31,7 @@ __all__ = [
     "Cleaning",
     "EventLog",
     "Histories",
+    "Kinds",
     "LeaveOneOut",
     "OfficialRelease",
     "Ragged",

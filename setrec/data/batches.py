@@ -47,17 +47,23 @@ class TrainRows(Dataset[Batch]):
         prefix_parallel: True: a row is a user, with all prefixes of the window. A number: they are spread evenly over this many
             rows. False: a row is one prefix, as in the paper. The prefixes are always the same.
         since: (users,) int64, the place in each user's items of the first item that can be a target; None: 0 for all.
+        wanted: which of the items can be a target, bool in rows beside theirs; None: all.
 
     Attributes:
         user: (rows,) int64, the user of each row.
         begin: (rows,) int64, where the user's window begins in the flat items.
-        first: (rows,) int64, the row's shortest prefix.
+        first: (rows,) int64, the row's shortest prefix; with `wanted`, the place of its target in the marked items.
         prefixes: (rows,) int64, the number of prefixes of the row.
         history: (rows,) int64, history items of the row's longest prefix.
     """
 
     def __init__(
-        self, train: Ragged, max_history: int, prefix_parallel: bool | int = True, since: np.ndarray | None = None
+        self,
+        train: Ragged,
+        max_history: int,
+        prefix_parallel: bool | int = True,
+        since: np.ndarray | None = None,
+        wanted: Ragged | None = None,
     ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
@@ -65,16 +71,28 @@ class TrainRows(Dataset[Batch]):
         least = (length > window).astype(np.int64)  # (users,) the first prefix: 0, or 1 in a cut window
         if since is not None:
             least = np.maximum(least, since - (length - window))  # (users,)
-        user = np.flatnonzero(window > least)
-        prefixes = (window - least)[user]  # (those users,)
+        prefixes = window - least  # (users,)
+        self.wanted: Ragged | None = None  # where the targets of each user stand in the flat items
+        if wanted is not None:
+            place = np.arange(len(train.items)) - np.repeat(begin + least, length)  # (all,) from the first target on
+            chosen = np.flatnonzero(wanted.items & (place >= 0))  # (targets,)
+            self.wanted = Ragged(np.searchsorted(chosen, train.offsets), chosen)
+            prefixes = self.wanted.lengths  # (users,)
+        user = np.flatnonzero(prefixes > 0)
+        prefixes = prefixes[user]  # (those users,)
         n_rows = prefixes if prefix_parallel is False else np.minimum(int(prefix_parallel), prefixes)  # (those users,)
         row_user = np.repeat(np.arange(len(user)), n_rows)  # (rows,)
         part = np.arange(len(row_user)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)  # (rows,) 0, 1 .. in each user
         start, stop = ((part + i) * prefixes[row_user] // n_rows[row_user] for i in (0, 1))  # (rows,), (rows,)
         self.train = train
         self.user, self.begin = user[row_user], begin[user][row_user]  # (rows,), (rows,)
-        self.first, self.prefixes = least[user][row_user] + start, stop - start  # (rows,), (rows,)
-        self.history = self.first + self.prefixes - 1  # (rows,) history items of the row's longest prefix
+        self.prefixes = stop - start  # (rows,)
+        if self.wanted is None:
+            self.first = least[user][row_user] + start  # (rows,)
+            self.history = self.first + self.prefixes - 1  # (rows,) history items of the row's longest prefix
+        else:
+            self.first = self.wanted.offsets[self.user] + start  # (rows,), in `wanted`
+            self.history = self.wanted.items[self.first + self.prefixes - 1] - self.begin  # (rows,)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -83,8 +101,13 @@ class TrainRows(Dataset[Batch]):
         """Return the batch of these row numbers, (B,) int64. target is (B, P), seen (B, 0)."""
         begin, first, count = self.begin[rows], self.first[rows], self.prefixes[rows]  # each (B,)
         history = padded(self.train, begin, self.history[rows], least=1)  # (B, L)
-        target = padded(self.train, begin + first, count)  # (B, P)
-        prefix = np.where(target != PAD, first[:, None] + np.arange(target.shape[1]), PAD)  # (B, P)
+        if self.wanted is None:
+            target = padded(self.train, begin + first, count)  # (B, P)
+            prefix = np.where(target != PAD, first[:, None] + np.arange(target.shape[1]), PAD)  # (B, P)
+        else:
+            place = padded(self.wanted, first, count)  # (B, P) in the flat items
+            target = np.where(place != PAD, self.train.items[place], PAD)  # (B, P)
+            prefix = np.where(place != PAD, place - begin[:, None], PAD)  # (B, P)
         seen = np.empty((len(rows), 0), np.int64)
         return _batch(self.user[rows], history, prefix, target, seen)
 
@@ -93,18 +116,23 @@ class EvalRows(Dataset[Batch]):
     """Users with their history and all their targets. Row u is user u.
 
     Args:
-        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it.
+        history: each user's whole history. A batch's `history` is its last max_history items, its `seen` all of it,
+            or what `wanted` marks.
         targets: each user's targets.
         max_history: the most history items of a row.
         step: where a longer history is cut moves by this many items, so that a cut history grows as others do: its row has
             from max_history - step + 1 to max_history items.
+        wanted: which of the history's items `seen` holds, bool in rows beside theirs; None: all.
 
     Attributes:
         shown: (users,) int64, history items of each row.
     """
 
-    def __init__(self, history: Ragged, targets: Ragged, max_history: int, step: int = 1) -> None:
+    def __init__(
+        self, history: Ragged, targets: Ragged, max_history: int, step: int = 1, wanted: Ragged | None = None
+    ) -> None:
         self.whole, self.targets = history, targets
+        self.seen = history if wanted is None else history.where(wanted.items)
         cut = np.maximum(history.lengths - max_history, 0)  # (users,) items that do not fit
         self.shown = history.lengths - -(-cut // step) * step  # (users,)
 
@@ -116,23 +144,24 @@ class EvalRows(Dataset[Batch]):
         shown = self.shown[rows]  # (B,)
         history = padded(self.whole, self.whole.offsets[rows + 1] - shown, shown, least=1)  # (B, L)
         target = padded(self.targets, self.targets.offsets[rows], self.targets.lengths[rows], least=1)  # (B, any)
-        seen = padded(self.whole, self.whole.offsets[rows], self.whole.lengths[rows])  # (B, any)
+        seen = padded(self.seen, self.seen.offsets[rows], self.seen.lengths[rows])  # (B, any)
         return _batch(rows, history, shown[:, None], target, seen)
 
 
 def _batch(user: np.ndarray, history: np.ndarray, prefix: np.ndarray, target: np.ndarray, seen: np.ndarray) -> Batch:
-    """Make a batch: add the fields that follow from these. A row's prefixes are consecutive, so counting them is a subtraction."""
+    """Make a batch: add the fields that follow from these."""
     real = history != PAD  # (B, L)
     unique, inverse = np.unique(history[real], return_inverse=True)  # (U,), (real items,)
     if not len(unique):  # only empty histories: item 0 with weight 0, so that `position` always points to an item
         unique = np.zeros(1, np.int64)
     position = np.zeros_like(history)
     position[real] = inverse
-    last = prefix.max(1, keepdims=True)  # (B, 1) the longest prefix
-    shortest = np.where(prefix != PAD, prefix, np.iinfo(np.int64).max).min(1, keepdims=True)  # (B, 1)
-    seeing = last - np.maximum(np.arange(history.shape[1]), shortest - 1)  # (B, L) prefixes that see place i
-    weight = np.bincount(inverse, np.maximum(seeing, 0)[real], len(unique))  # (U,)
     valid = np.flatnonzero(prefix != PAD)  # (M,)
+    width = history.shape[1] + 1  # prefixes show 0..L items
+    ends = np.bincount(valid // prefix.shape[1] * width + prefix.flat[valid], minlength=len(prefix) * width)
+    ends = ends.reshape(-1, width)  # (B, L + 1): prefixes that show so many items
+    seeing = ends[:, :0:-1].cumsum(1)[:, ::-1]  # (B, L): prefixes that see place i
+    weight = np.bincount(inverse, seeing[real], len(unique))  # (U,)
     return Batch(
         user=_tensor(user),
         history=_tensor(history),

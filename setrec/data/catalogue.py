@@ -5,9 +5,9 @@ Vectors and histories are memory-mapped: the system reads what is asked for, and
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from setrec.data.identity import Identity, identify, known_identity
 from setrec.errors import DataError
 from setrec.files.hashes import ids_hash, stamp
 from setrec.files.ragged import Ragged, Splits
+from setrec.schemas import EvalSplit
 
 ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
 TEXT, CF, ENCODER = "text.safetensors", "cf.safetensors", "encoder.safetensors"
@@ -147,6 +148,8 @@ class Histories:
         kinds: the kind of every event, uint8, its place in `kind_names`; None: the raw data has no kinds.
         kind_names: view, cart, buy and so on; "" for events without a kind.
         since: (users,) int64, of data that `update` made: the place in `train` of each user's first new event, or its length.
+        wanted: bool, the events that are to be predicted, see `Kinds`; None: all.
+        worth: float32, how many times every event counts, see `Kinds`; None: once.
     """
 
     ids: list[str]
@@ -157,6 +160,32 @@ class Histories:
     kinds: Splits | None = None
     kind_names: tuple[str, ...] = ()
     since: np.ndarray | None = None
+    wanted: Splits | None = None
+    worth: Splits | None = None
+
+    def targets(self, split: str) -> Ragged:
+        """The items of a split that are to be predicted, oldest first."""
+        rows: Ragged = getattr(self, split)
+        return rows if self.wanted is None else rows.where(getattr(self.wanted, split).items)
+
+    def past(self, split: EvalSplit) -> Ragged:
+        """The items before a split: training for validation; training and validation for test."""
+        return self.train if split == "validation" else self.train.joined(self.validation)
+
+    def beside(self, name: Literal["wanted", "worth"], split: EvalSplit) -> Ragged | None:
+        """What stands beside the items before a split, see `past`; None: nothing does."""
+        of: Splits | None = getattr(self, name)
+        return None if of is None else of.train if split == "validation" else of.train.joined(of.validation)
+
+    def with_validation_of(self, keep: np.ndarray) -> "Histories":
+        """The same, where only some users have a validation split. keep: (users,) bool."""
+        beside = {name: getattr(self, name) for name in ("times", "kinds", "wanted", "worth")}
+        changed = {
+            name: splits._replace(validation=splits.validation.only(keep))
+            for name, splits in beside.items()
+            if splits is not None
+        }
+        return replace(self, validation=self.validation.only(keep), **changed)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Histories":

@@ -12,6 +12,7 @@ from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
+from setrec.data.kinds import Kinds
 from setrec.data.past import PastEvents, past_events
 from setrec.data.prepare import Preparation, VectorType, prepare, say_what_changed
 from setrec.data.readers.base import Reader
@@ -19,14 +20,13 @@ from setrec.data.readers.official import OfficialRelease
 from setrec.data.split import Split, TimeRatioSplit
 from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
-from setrec.files.ragged import Ragged
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.schemas import EvalSplit, FitOn
 from setrec.text import TextVectors, TfidfSVD
 
 # Defaults that the command line can show and change field by field; `instantiate_default` makes the instances.
 _OFFICIAL, _TFIDF, _BY_TIME = lazy_instance(OfficialRelease), lazy_instance(TfidfSVD), lazy_instance(TimeRatioSplit)
-_CLEANING = Cleaning()
+_CLEANING, _ALL_KINDS = Cleaning(), Kinds()
 
 
 class SETRecDataModule(LightningDataModule):
@@ -59,6 +59,7 @@ class SETRecDataModule(LightningDataModule):
             prefix, as in the paper. The loss of a prefix is always the same (docs/scaling.md).
         fit_on: what a model is fitted to. train: the training items; validation: the validation items, each after the user's
             training items, for a model that was fitted to train before (see the command `refit`).
+        kinds: which kinds of events are read, and which are to be predicted.
         replay: with data that `update` made, train on the new events and on all events of this share of the other users, so that
             what was learned before is not forgotten; null: on all events.
         seed: of the order of training batches.
@@ -89,6 +90,7 @@ class SETRecDataModule(LightningDataModule):
         eval_batch_size: int = 128,
         prefix_parallel: bool | int = True,
         fit_on: FitOn = "train",
+        kinds: Kinds = _ALL_KINDS,
         replay: float | None = None,
         seed: int = 2023,
         num_workers: int = 0,
@@ -108,8 +110,8 @@ class SETRecDataModule(LightningDataModule):
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
             "paper_ids": paper_ids, "vector_dtype": vector_dtype, "raw": raw, "root": root, "prepared_only": prepared_only,
             "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
-            "prefix_parallel": prefix_parallel, "fit_on": fit_on, "replay": replay, "seed": seed, "num_workers": num_workers,
-            "pin_memory": pin_memory,
+            "prefix_parallel": prefix_parallel, "fit_on": fit_on, "kinds": kinds, "replay": replay, "seed": seed,
+            "num_workers": num_workers, "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.preparation = Preparation(
@@ -118,7 +120,7 @@ class SETRecDataModule(LightningDataModule):
         self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size
         self.prefix_parallel, self.fit_on, self.seed = prefix_parallel, fit_on, seed
-        self.replay = replay
+        self.kinds, self.replay = kinds, replay
         self.num_workers = num_workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
 
@@ -150,21 +152,21 @@ class SETRecDataModule(LightningDataModule):
 
         Raises:
             DataError: the data is not prepared, or damaged, or has no targets for a test that is to follow.
+            ConfigError: `kinds` names a kind of event that the data does not have.
         """
         if not hasattr(self, "catalogue"):
-            self.catalogue, self.histories = Catalogue.load(self.folder), Histories.load(self.folder)
+            catalogue = Catalogue.load(self.folder)
+            self.histories = self.kinds.apply(Histories.load(self.folder))
+            self.catalogue = catalogue
         if self.needs_test:
             self.test_dataloader()
 
     def train_dataloader(self) -> BatchLoader:
         """Batches that hold every training prefix once per epoch. `fit_on` says which prefixes those are."""
         h = self.histories
-        if self.fit_on == "train":
-            rows = TrainRows(h.train, self.max_history, self.prefix_parallel, self._since())
-        else:
-            rows = TrainRows(
-                h.train.joined(h.validation), self.max_history, self.prefix_parallel, since=h.train.lengths
-            )
+        until: EvalSplit = "validation" if self.fit_on == "train" else "test"  # the split that training ends before
+        since = self._since() if self.fit_on == "train" else h.train.lengths
+        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, h.beside("wanted", until))
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 
@@ -178,17 +180,15 @@ class SETRecDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Users with validation items: the history is train, the targets are validation. One loader for each pass."""
-        h = self.histories
-        return [self._evaluate(h.train, h.validation) for _ in range(self.validation_passes)]
+        return [self._evaluate("validation") for _ in range(self.validation_passes)]
 
     def test_dataloader(self) -> BatchLoader:
         """Batches of users with test items: the history is train + validation, the targets are test."""
-        return self._evaluate(self.histories.train.joined(self.histories.validation), self.histories.test)
+        return self._evaluate("test")
 
     def predict_dataloader(self) -> BatchLoader:
         """Batches of all users, with the history of test_dataloader. Users without test items have only padding as targets."""
-        h = self.histories
-        return self._evaluate(h.train.joined(h.validation), h.test, everyone=True)
+        return self._evaluate("test", everyone=True)
 
     def past_events(self, split: EvalSplit) -> PastEvents:
         """Return what may be counted when a split is evaluated."""
@@ -197,14 +197,18 @@ class SETRecDataModule(LightningDataModule):
     @property
     def targets(self) -> Tensor:
         """(N,) bool: the items that can be a target in training."""
-        warm = self.catalogue.warm  # (N,)
+        warm, h = self.catalogue.warm, self.histories  # (N,)
+        if self.kinds.choose:
+            warm = torch.from_numpy(np.bincount(h.targets("train").items, minlength=len(warm)) > 0)  # (N,)
         if self.fit_on == "train":
             return warm
-        later = np.bincount(self.histories.validation.items, minlength=len(warm)) > 0  # (N,)
+        later = np.bincount(h.targets("validation").items, minlength=len(warm)) > 0  # (N,)
         return warm | torch.from_numpy(later)
 
-    def _evaluate(self, history: Ragged, targets: Ragged, everyone: bool = False) -> BatchLoader:
-        rows = EvalRows(history, targets, self.max_history)
+    def _evaluate(self, split: EvalSplit, everyone: bool = False) -> BatchLoader:
+        h = self.histories
+        targets = h.targets(split)
+        rows = EvalRows(h.past(split), targets, self.max_history, wanted=h.beside("wanted", split))
         users = np.arange(len(rows)) if everyone else np.flatnonzero(targets.lengths)
         if not len(users):
             raise DataError(f"{self.folder} has no user with anything to predict in this split; change --data.split.")

@@ -15,7 +15,8 @@ class PastEvents(NamedTuple):
     """What may be counted when a split is evaluated."""
 
     sequences: Ragged  # each user's items, oldest first
-    newest: Tensor  # (N,) float32: the number of users whose newest item it is
+    newest: Tensor  # (N,) float32: the users whose newest item it is, each as many times as that counts
+    worth: Ragged | None = None  # float32, beside `sequences`: how many times every event counts; None: once
 
 
 def past_events(histories: Histories, n_items: int, split: EvalSplit) -> PastEvents:
@@ -29,7 +30,8 @@ def past_events(histories: Histories, n_items: int, split: EvalSplit) -> PastEve
         split: the split that is evaluated.
     """
     h = histories
-    sequences = h.train if split == "validation" else h.train.joined(h.validation)
-    last = sequences.items[sequences.offsets[1:][sequences.lengths > 0] - 1]  # (users with items,)
-    newest = np.bincount(last, minlength=n_items).astype(np.float32)  # (N,)
-    return PastEvents(sequences, torch.from_numpy(newest))
+    sequences, worth = h.past(split), h.beside("worth", split)
+    last = sequences.offsets[1:][sequences.lengths > 0] - 1  # (users with items,)
+    counts = None if worth is None else worth.items[last]  # (users with items,)
+    newest = np.bincount(sequences.items[last], counts, minlength=n_items).astype(np.float32)  # (N,)
+    return PastEvents(sequences, torch.from_numpy(newest), worth)

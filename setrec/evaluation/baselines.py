@@ -260,8 +260,8 @@ def choose_weight(
         batch_size: Users scored at once.
     """
 
-    def tried(history: Tensor) -> Iterator[tuple[tuple[str, float], Tensor]]:
-        base = mask_seen(cf.score(history), history)  # (B, N)
+    def tried(history: Tensor, seen: Tensor) -> Iterator[tuple[tuple[str, float], Tensor]]:
+        base = mask_seen(cf.score(history), seen)  # (B, N)
         for kind, text in texts.items():
             similar = text.score(history)  # (B, N)
             for weight in weights:
@@ -273,7 +273,7 @@ def choose_weight(
 
 def validation_recall(
     options: list[Option],
-    score: Callable[[Tensor], Iterator[tuple[Option, Tensor]]],
+    score: Callable[[Tensor, Tensor], Iterator[tuple[Option, Tensor]]],
     histories: Histories,
     n_items: int,
     batch_size: int = BLOCK,
@@ -282,21 +282,23 @@ def validation_recall(
 
     Args:
         options: What is tried.
-        score: Histories (B, L) -> every option with its scores (B, N), -inf at seen items.
+        score: Histories (B, L), and the items in them that are masked (B, any) -> every option with its scores (B, N), -inf at
+            the masked items.
         histories: The users; those with a validation item count. Without any, every recall is 0.
         n_items: N.
         batch_size: Users scored at once.
     """
     every = torch.ones(n_items, dtype=torch.bool)  # (N,)
     recall = dict.fromkeys(options, 0.0)
-    users = np.nonzero(histories.validation.lengths)[0]  # (n,)
+    targets, had = histories.targets("validation"), histories.targets("train")
+    users = np.nonzero(targets.lengths)[0]  # (n,)
     for start in range(0, len(users), batch_size):
         part = users[start : start + batch_size]
         history = padded(histories.train, part)  # (B, L)
-        target = padded(histories.validation, part)  # (B, R)
+        target = padded(targets, part)  # (B, R)
         target, (real, *_) = group_targets(target, every)  # (B, R) twice
         target = target.masked_fill(~real, PAD - 1)  # (B, R): an id that no list holds
-        for option, scores in score(history):
+        for option, scores in score(history, padded(had, part)):
             top = top_items(scores, 10)  # (B, 10)
             hits = (top[:, :, None] == target[:, None]).sum((1, 2))  # (B,)
             recall[option] += float((hits.double() / real.sum(1)).sum()) / len(users)
@@ -334,9 +336,9 @@ def fit_transitions(
     options = [(second, cosine) for second in SECOND for cosine in (COSINE if text is not None else (0.0,))]
     in_train = Transitions(Counted(histories.train, "train"), n, text, *options[0])
 
-    def tried(history: Tensor) -> Iterator[tuple[tuple[float, float], Tensor]]:
+    def tried(history: Tensor, seen: Tensor) -> Iterator[tuple[tuple[float, float], Tensor]]:
         (last, last_text), (before, before_text) = in_train.parts(history)
-        last = mask_seen(last, history)  # (B, N)
+        last = mask_seen(last, seen)  # (B, N)
         for second, cosine in options:
             yield (second, cosine), last + cosine * last_text + second * (before + cosine * before_text)  # (B, N)
 
@@ -368,7 +370,8 @@ def fit_baselines(
         ending: in_train if counted.where == "train" else ItemCF(counted.sequences, n, counted.where)
         for ending, counted in counts.items()
     }
-    baselines: dict[str, Baseline] = {"popularity": Popularity(catalogue.count)}
+    count = torch.from_numpy(np.bincount(histories.targets("train").items, minlength=n))  # (N,)
+    baselines: dict[str, Baseline] = {"popularity": Popularity(count)}
     baselines |= {f"item_cf{ending}": cf for ending, cf in cfs.items()}
     cosine = None
     if catalogue.text is not None:

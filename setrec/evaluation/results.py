@@ -112,21 +112,26 @@ class Protocol:
     caution: str = ""
 
     @classmethod
-    def of(cls, split: EvalSplit, fit_on: FitOn, chosen: bool | None, **fields: Any) -> "Protocol":
+    def of(
+        cls, split: EvalSplit, fit_on: FitOn, chosen: bool | None, read: str = "", predicted: str = "", **fields: Any
+    ) -> "Protocol":
         """The protocol of a run over a split.
 
         Args:
             split: The split that was evaluated.
             fit_on: The split that the model was fitted to last.
             chosen: Whether validation chose the weights; None: there are none to choose.
+            read: The kinds of events that the model reads, in words, such as "kind buy"; "": all.
+            predicted: The kinds of events that are targets, in words; "": all.
             **fields: The other fields of `Protocol`.
         """
         return cls(
             beta_from="" if chosen is None else "validation Recall@10 (All)" if chosen else NOT_CHOSEN,
             split=split,
             history=f"{'train + validation' if split == 'test' else 'train'} items, oldest first",
-            target=f"all {split} items of a user, each distinct item once",
-            fitted_to="train" if fit_on == "train" else f"train, then {fit_on}",
+            target=f"all {split} items of a user{predicted and f' of {predicted}'}, each distinct item once"
+            + (predicted and f"; seen items are those of {predicted}"),
+            fitted_to=("train" if fit_on == "train" else f"train, then {fit_on}") + (read and f", events of {read}"),
             **fields,
         )
 

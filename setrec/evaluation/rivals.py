@@ -172,8 +172,8 @@ def _choose_by_fitting(
     for option in options:
         fitted = kind(train, *option)
 
-        def tried(history: Tensor, fitted: Baseline = fitted) -> Iterator[tuple[str, Tensor]]:
-            yield "it", mask_seen(fitted.score(history), history)  # (B, N)
+        def tried(history: Tensor, seen: Tensor, fitted: Baseline = fitted) -> Iterator[tuple[str, Tensor]]:
+            yield "it", mask_seen(fitted.score(history), seen)  # (B, N)
 
         recall = validation_recall(["it"], tried, histories, n_items)["it"]
         if best is None or recall > best[0]:

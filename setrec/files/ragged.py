@@ -44,6 +44,11 @@ class Ragged(NamedTuple):
         offsets = np.concatenate([[0], np.cumsum(self.lengths * keep)])
         return Ragged(offsets.astype(np.int64), self.items[np.repeat(keep, self.lengths)])
 
+    def where(self, keep: np.ndarray) -> "Ragged":
+        """The elements where `keep`, (all,) bool; every row keeps its place."""
+        before = np.concatenate([[0], np.cumsum(keep)])  # (all + 1,)
+        return Ragged(before[self.offsets].astype(np.int64), self.items[keep])
+
     def joined(self, other: "Ragged") -> "Ragged":
         """Append rows: row i of the result is row i of this one, then row i of `other`."""
         items = np.empty(len(self.items) + len(other.items), self.items.dtype)

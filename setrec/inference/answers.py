@@ -5,6 +5,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -138,7 +139,7 @@ def _not_finite() -> ModelError:
 
 
 def batches(
-    snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1)
+    snapshot: Snapshot, rows: list[list[int]], share: tuple[int, int] = (0, 1), wanted: Ragged | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
     """Put histories into batches, those of similar length together.
 
@@ -146,12 +147,14 @@ def batches(
         snapshot: the model and its catalogue.
         rows: item ids of each history.
         share: (r, n) gives every n-th batch, starting with batch r.
+        wanted: see `EvalRows`.
 
     Yields:
         The places of some histories in `rows`, and their batch.
     """
     step = max(1, snapshot.max_history // WINDOW_STEPS) if snapshot.search.prefix_cache else 1
-    everyone = EvalRows(Ragged.from_rows(rows), Ragged.from_rows([[]] * len(rows)), snapshot.max_history, step)
+    no_targets = Ragged.from_rows([[]] * len(rows))
+    everyone = EvalRows(Ragged.from_rows(rows), no_targets, snapshot.max_history, step, wanted)
     size = max(1, min(MAX_BATCH, MAX_SCORES // max(snapshot.catalogue.n_items, 1)))
     rank, n = share
     order = np.argsort(everyone.shown, kind="stable")  # (users,)
@@ -291,27 +294,62 @@ def allowed_items(snapshot: Snapshot, candidates: Collection[str] | None, unknow
     return allowed.to(snapshot.restored.device)
 
 
-def read_histories(
-    histories: Sequence[Sequence[str]], row: dict[str, int], unknown: Unknown
-) -> tuple[list[list[int]], list[list[str]]]:
-    """Turn own ids into item ids.
+class Told(NamedTuple):
+    """Histories in item ids: the events that the model reads."""
 
-    Returns:
-        The known item ids of each history, and its unknown own ids, each once.
+    rows: list[list[int]]  # item ids of each history, oldest first
+    unknown: list[list[str]]  # own ids of each history that are not in the catalogue, each once
+    wanted: Ragged | None  # bool: the events of target kinds; None: all are
+
+
+def read_histories(
+    snapshot: Snapshot,
+    histories: Sequence[Sequence[str]],
+    unknown: Unknown,
+    kinds: Sequence[Sequence[str] | None] | None = None,
+) -> Told:
+    """Turn own ids into item ids, and leave out events of kinds that the model does not read.
+
+    Args:
+        snapshot: the model and its catalogue.
+        histories: own ids of each history.
+        unknown: see `RecommendOptions`.
+        kinds: the kind of every event of each history; None, for one or for all: not known, then all are read.
 
     Raises:
-        DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list.
+        DataError: `unknown` is "refuse" and an id is not in the catalogue, or a history is not a list, or has another number of
+            kinds than of items.
     """
     if isinstance(histories, str):
         raise DataError("histories is one text; give a list of histories, each a list of item ids.")
-    known, missing = [], []
+    if kinds is not None and len(kinds) != len(histories):
+        raise DataError(
+            f"there are kinds of {len(kinds)} histories, but {len(histories)} histories; give one list for each."
+        )
+    chosen, row = snapshot.restored.kinds, snapshot.row
+    known, missing, wanted = [], [], []
     for number, history in enumerate(histories):
         if isinstance(history, str):
             raise DataError(f"history {number} is the text {history!r}; give a list of item ids for each user.")
-        rows = [row.get(own, PAD) for own in history]
-        absent = list(dict.fromkeys(str(own) for own, at in zip(history, rows, strict=True) if at == PAD))
+        of_events = kinds[number] if kinds is not None else None
+        own_ids, predicted = list(history), [True] * len(history)
+        if of_events is not None:
+            if len(of_events) != len(own_ids) or isinstance(of_events, str):
+                raise DataError(
+                    f"history {number} has {len(own_ids)} items and {len(of_events)} kinds; give each item one."
+                )
+            read = [chosen.reads(kind) for kind in of_events]
+            own_ids = list(compress(own_ids, read))
+            predicted = list(compress(map(chosen.predicts, of_events), read))
+        rows = [row.get(own, PAD) for own in own_ids]
+        absent = list(dict.fromkeys(str(own) for own, at in zip(own_ids, rows, strict=True) if at == PAD))
         if absent and unknown == "refuse":
             raise DataError(f"history {number}: item {absent[0]!r} is not in the catalogue; leave it out or add it.")
-        known.append([at for at in rows if at != PAD])
+        there = [at != PAD for at in rows]
+        known.append(list(compress(rows, there)))
+        wanted.append(list(compress(predicted, there)))
         missing.append(absent)
-    return known, missing
+    if kinds is None:
+        return Told(known, missing, None)
+    flags = np.array([flag for row in wanted for flag in row], bool)  # (all,)
+    return Told(known, missing, Ragged(Ragged.from_rows(known).offsets, flags))

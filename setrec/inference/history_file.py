@@ -21,10 +21,16 @@ class HistoryFile(NamedTuple):
 
     users: list[str]  # own ids, each once, in order of first appearance
     histories: list[list[str]]  # each user's items, oldest first
+    kinds: list[list[str]] | None = None  # the kind of every event; None: not known
 
 
 def read_history_file(
-    path: str | Path, user: str = "user_id", item: str = "item_id", time: str = "timestamp", history: str = "history"
+    path: str | Path,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str = "timestamp",
+    history: str = "history",
+    kind: str | None = None,
 ) -> HistoryFile:
     """Read histories from .parquet, JSON lines (.jsonl, .ndjson, .json) or CSV with a header; see `read_table`.
 
@@ -37,6 +43,7 @@ def read_history_file(
         item: the column of item ids, where a row is an event.
         time: the column that gives a user's events their order.
         history: the column of histories, where a row is a user.
+        kind: the column with the kind of an event, where a row is an event; None: there is none.
 
     Raises:
         DataError: no such file, a column missing, a row without user or item, a user who is there twice with a history.
@@ -47,6 +54,10 @@ def read_history_file(
         raise DataError(
             f"{name} needs a column {user!r} and a column {history!r} or {item!r} (it has {', '.join(table.columns)}): {_CALL_IT}."
         )
+    if kind is not None and (kind not in table.columns or history in table.columns):
+        raise DataError(
+            f"{name}: --kind {kind} is a column of a file with a row for each event (it has {', '.join(table.columns)})."
+        )
     users = as_ids(table[user])
     if users.null_count():
         raise DataError(f"{name}, row {_first(users.is_null())}: no user in column {user!r}.")
@@ -55,7 +66,9 @@ def read_history_file(
     items = as_ids(table[item])
     if items.null_count():
         raise DataError(f"{name}, row {_first(items.is_null())}: no item in column {item!r}.")
-    events = pl.DataFrame([users.alias("user"), items.alias("item")]).with_row_index("row")
+    kinds = pl.repeat("", len(table), dtype=pl.String, eager=True) if kind is None else as_text(table[kind])
+    columns = [users.alias("user"), items.alias("item"), kinds.fill_null("").alias("kind")]
+    events = pl.DataFrame(columns).with_row_index("row")
     events = events.with_columns(pl.col("row").min().over("user").alias("first"))
     if time in table.columns:
         form = time_form([table[time]], "auto", f"{name}, column {time!r}", _WRITE_DATES)
@@ -64,8 +77,9 @@ def read_history_file(
             row = _first(when.is_null())
             raise DataError(f"{name}, row {row}: {table[time][row - 1]!r} in column {time!r} is no time.")
         events = events.with_columns(when.alias("when")).sort("first", "when", "row")
-    grouped = events.group_by("user", maintain_order=True).agg("item", pl.col("first").first()).sort("first")
-    return HistoryFile(grouped["user"].to_list(), grouped["item"].to_list())
+    grouped = events.group_by("user", maintain_order=True).agg("item", "kind", pl.col("first").first()).sort("first")
+    of_events = None if kind is None else grouped["kind"].to_list()
+    return HistoryFile(grouped["user"].to_list(), grouped["item"].to_list(), of_events)
 
 
 def _from_rows(name: str, users: pl.Series, column: pl.Series) -> HistoryFile:

@@ -26,9 +26,11 @@ from torch import Tensor
 
 from setrec.class_names import current_names
 from setrec.data.catalogue import ENCODER, Catalogue
+from setrec.data.kinds import Kinds
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.results import package_versions
 from setrec.files.hashes import file_hash, read_sealed, sealed
+from setrec.hparams import to_plain
 from setrec.inference.new_items import VECTOR
 from setrec.inference.restore import Restored, Trained, rows_of
 from setrec.scoring.graphs import HistoryStatistics
@@ -101,6 +103,7 @@ def write_published(
             "dataset": catalogue.name,
             "fingerprint": catalogue.fingerprint,
             "max_history": trained.max_history,
+            "kinds": to_plain(trained.kinds),
             "cf_slots": len(catalogue.cf),
             "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
         }
@@ -200,6 +203,7 @@ def read_published(path: Path) -> Trained:
             data=None,
             results=results,
             statistics=_read_statistics(path / NEIGHBOURS) if NEIGHBOURS in config["files"] else None,
+            kinds=Kinds(**config.get("kinds", {})),
         )
     except (
         OSError,

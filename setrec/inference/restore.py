@@ -11,6 +11,7 @@ from torch import Tensor
 
 from setrec.backbones.base import Backbone
 from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, TEXT, USERS, Catalogue, Histories
+from setrec.data.kinds import Kinds
 from setrec.data.past import past_events
 from setrec.data.store import check_prepared
 from setrec.errors import ConfigError, DataError
@@ -47,6 +48,7 @@ class Trained(NamedTuple):
     data: Path | None  # the folder of the prepared data; None for a published folder
     results: dict[str, Any] | None  # the content of results.json
     statistics: HistoryStatistics | None  # co-occurrence and recency, if the model uses item graphs
+    kinds: Kinds = Kinds()  # which kinds of events are read
 
 
 def read_trained(path: Path, data: Path | None = None) -> Trained:
@@ -83,7 +85,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
     catalogue.check(trained_on, f"The checkpoint {path}")
     # versions of the catalogue name it as the checkpoint does; the one here may differ by rounding
     catalogue = replace(catalogue, fingerprint=trained_on["fingerprint"])
-    state = folder / ENCODER
+    state, kinds = folder / ENCODER, Kinds(**arguments.get("kinds", {}))
     return Trained(
         path=path,
         arguments=checkpoint.model,
@@ -97,7 +99,8 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
-        statistics=_statistics(folder, catalogue.n_items) if neighbours else None,
+        statistics=_statistics(folder, catalogue.n_items, kinds) if neighbours else None,
+        kinds=kinds,
     )
 
 
@@ -113,9 +116,9 @@ def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
         return None
 
 
-def _statistics(folder: Path, n_items: int) -> HistoryStatistics:
+def _statistics(folder: Path, n_items: int, kinds: Kinds) -> HistoryStatistics:
     """Co-occurrence and recency from train and validation, as the test step uses them."""
-    return history_statistics(past_events(Histories.load(folder), n_items, "test"), n_items)
+    return history_statistics(past_events(kinds.apply(Histories.load(folder)), n_items, "test"), n_items)
 
 
 def instance_of(arguments: dict[str, Any], base: type) -> Any:
@@ -140,6 +143,7 @@ class Restored(NamedTuple):
     scorer: Scorer
     weights: Weights  # of the score, as validation chose them
     texts: TextNeighbours | None = None  # the neighbours by text, if the model uses item graphs and texts
+    kinds: Kinds = Kinds()  # which kinds of events are read
 
     @property
     def device(self) -> torch.device:
@@ -230,7 +234,7 @@ def _ready(
         graphs = item_graphs(statistics, texts.graphs if texts is not None else None, catalogue.warm, device)
     scorer = Scorer(model, graphs)
     scorer.refresh()
-    return Restored(model, scorer, weights, texts)
+    return Restored(model, scorer, weights, texts, trained.kinds)
 
 
 def rows_of(base: Catalogue, catalogue: Catalogue) -> Tensor:

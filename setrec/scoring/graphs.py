@@ -127,8 +127,9 @@ def item_graphs(
 
 def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
     """Count what the histories hold, on the CPU."""
-    together = cooccurrence_cosine(past.sequences, n_items)  # (N, N) sparse
-    after = transition_cosine(past.sequences, n_items, STEPS, FADING)  # (N, N) sparse
+    worth = None if past.worth is None else past.worth.items
+    together = cooccurrence_cosine(past.sequences, n_items, worth=worth)  # (N, N) sparse
+    after = transition_cosine(past.sequences, n_items, STEPS, FADING, worth)  # (N, N) sparse
     return HistoryStatistics(
         strongest(together, COOCCURRENCE.neighbours), strongest(after, TRANSITIONS.neighbours), torch.log1p(past.newest)
     )

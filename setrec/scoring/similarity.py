@@ -42,26 +42,30 @@ def faded_items(history: Tensor, last: int, decay: float) -> tuple[Tensor, Tenso
     return items, there * decay ** torch.arange(last, device=history.device)  # (B, last)
 
 
-def cooccurrence_cosine(sequences: Ragged, n_items: int, window: int = WINDOW) -> sp.csr_matrix:
+def cooccurrence_cosine(
+    sequences: Ragged, n_items: int, window: int = WINDOW, worth: np.ndarray | None = None
+) -> sp.csr_matrix:
     """Item-item cosine of co-occurrence, (N, N) sparse float32; no item is similar to itself.
 
-    sequences: histories to count in, oldest item first.
+    sequences: histories to count in, oldest item first; worth: see `count_transitions`.
     """
-    return _cosine(count_cooccurrence(sequences, n_items, window), sequences)
+    return _cosine(count_cooccurrence(sequences, n_items, window, worth), sequences, worth)
 
 
-def transition_cosine(sequences: Ragged, n_items: int, window: int, decay: float) -> sp.csr_matrix:
+def transition_cosine(
+    sequences: Ragged, n_items: int, window: int, decay: float, worth: np.ndarray | None = None
+) -> sp.csr_matrix:
     """How often an item comes soon after another, divided as a cosine is, (N, N) sparse float32: row, then column.
 
-    sequences: histories to count in, oldest item first; window, decay: see `count_transitions`.
+    sequences: histories to count in, oldest item first; window, decay, worth: see `count_transitions`.
     """
-    return _cosine(count_transitions(sequences, n_items, window, decay), sequences)
+    return _cosine(count_transitions(sequences, n_items, window, decay, worth), sequences, worth)
 
 
-def _cosine(pairs: sp.csr_matrix, sequences: Ragged) -> sp.csr_matrix:
+def _cosine(pairs: sp.csr_matrix, sequences: Ragged, worth: np.ndarray | None) -> sp.csr_matrix:
     """Counts of pairs, (N, N) sparse, divided by sqrt(n_i n_j), in place."""
     n_items = pairs.shape[0]
-    scale = 1 / np.sqrt(np.maximum(np.bincount(sequences.items, minlength=n_items), 1))  # (N,)
+    scale = 1 / np.sqrt(np.maximum(np.bincount(sequences.items, worth, minlength=n_items), 1))  # (N,)
     row = np.repeat(np.arange(n_items), np.diff(pairs.indptr))  # (pairs,)
     pairs.data = (pairs.data * scale[row] * scale[pairs.indices]).astype(np.float32)  # (pairs,)
     return pairs

@@ -27,6 +27,7 @@ MAX_CHANGES = 200
 SHOWN_OF_A_CHANGE = 20  # items of a change that are listed
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Kind = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")]  # of an event: view, cart, buy
 
 
 class Body(BaseModel):
@@ -96,10 +97,20 @@ class RecommendBody(AnswerOptions):
             min_length=1, max_length=MAX_HISTORIES, description="Item ids of each user, oldest first; [] is allowed."
         ),
     ]
+    kinds: Annotated[
+        list[Annotated[list[Kind], Field(max_length=MAX_HISTORY)]] | None,
+        Field(
+            max_length=MAX_HISTORIES,
+            description="The kind of every event of the histories, such as view or buy; events of kinds that the model does not "
+            "read are left out, and exclude_seen leaves out items by its target kinds only. null: every event is read.",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def bounded(self) -> Self:
-        """Refuse a request whose answer would be too large."""
+        """Refuse a request whose answer would be too large, or whose kinds do not fit."""
+        if self.kinds is not None and [len(row) for row in self.kinds] != [len(row) for row in self.histories]:
+            raise ValueError("kinds must hold a list for each history, with a kind for each of its items")
         dear = self.explain or self.diversity > 0
         answers, most = len(self.histories) * self.k, MAX_EXPLAINED if dear else MAX_ANSWERS
         if answers > most:
@@ -335,7 +346,7 @@ class EventIn(Body):
             description="ISO 8601, without a zone in UTC; or seconds, milliseconds or microseconds since 1970; null: now."
         ),
     ] = None
-    kind: Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")] = ""
+    kind: Kind = ""
     id: Annotated[Text | None, Field(description="Your id of the event: the same id again changes nothing.")] = None
     answer: Annotated[Text | None, Field(description="The id of the recommendation that it follows.")] = None
 
@@ -416,7 +427,7 @@ class FeedbackBody(Body):
 
     answer: Text
     item: Text
-    kind: Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")] = "click"
+    kind: Kind = "click"
 
 
 class FeedbackOut(BaseModel):

@@ -34,7 +34,9 @@ async def answer_in_pieces(batcher: Batcher[RecommendBody, RequestResult], body:
     while True:
         pieces: list[RequestResult] = []
         for start in range(0, len(body.histories), size):
-            piece = body.model_copy(update={"histories": body.histories[start : start + size]})
+            some = slice(start, start + size)
+            kinds = None if body.kinds is None else body.kinds[some]
+            piece = body.model_copy(update={"histories": body.histories[some], "kinds": kinds})
             pieces.append(await batcher.submit(piece, len(piece.histories)))
             if pieces[-1].generation != pieces[0].generation:
                 break
@@ -91,8 +93,12 @@ def _answer_group(
 ) -> list[list[Recommendation] | Exception]:
     """Answer requests that agree in everything but k by one call."""
     histories = [history for body in requests for history in body.histories]
+    kinds: list[list[str] | None] = []
+    for body in requests:
+        kinds += body.kinds if body.kinds is not None else [None] * len(body.histories)
     try:
-        found = recommender.recommend(histories, **vars(replace(options, k=max(body.k for body in requests))))
+        asked = vars(replace(options, k=max(body.k for body in requests)))
+        found = recommender.recommend(histories, kinds=kinds, **asked)
     except Exception as error:
         if len(requests) == 1:
             return [error]

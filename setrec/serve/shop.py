@@ -19,12 +19,11 @@ from setrec.serve.options import ServeOptions
 from setrec.serve.prometheus import ServerMetrics
 from setrec.shop.answers import Answer, AnswerStore
 from setrec.shop.database import StoreError
-from setrec.shop.events import Added, Event, EventStore
+from setrec.shop.events import Added, Event, EventStore, KeyedHistory
 from setrec.shop.takeovers import Takeover, TakeoverStore
 
 MAIN, CHALLENGER, SHADOW = "main", "challenger", "shadow"
 Answering = Batcher[messages.RecommendBody, RequestResult]
-Keyed = tuple[int | None, list[str]]  # the key of a user, if there is one, and the history
 _CHANCE = random.SystemRandom()
 log = logging.getLogger("uvicorn.error")
 
@@ -54,7 +53,7 @@ class Shop:
         self.remember(holders[MAIN].current)
         self.log = AnswerLog(self.answers, options.log_days, metrics)
         self.adding: Batcher[Sequence[Event], Added] = Batcher(store.add_groups, 5_000, 0, 100_000)
-        self.reading: Batcher[str, Keyed] = Batcher(store.keyed_histories, 512, 0, 100_000)
+        self.reading: Batcher[str, KeyedHistory] = Batcher(store.keyed_histories, 512, 0, 100_000)
         self.erasing: Batcher[str, int] = Batcher(store.delete_many, 100, 0.05, 10_000)
         self.answering = {MAIN: main}
         for variant in (CHALLENGER, SHADOW):
@@ -97,7 +96,7 @@ class Shop:
         digest = hashlib.blake2b(user.encode(), key=self.store.database.salt, digest_size=8, person=b"variant").digest()
         return CHALLENGER if int.from_bytes(digest) < self.options.challenger_share * 2**64 else MAIN
 
-    async def histories(self, users: Sequence[str]) -> list[Keyed]:
+    async def histories(self, users: Sequence[str]) -> list[KeyedHistory]:
         """The keys and histories of users, with every event that is acknowledged by now."""
         return await asyncio.gather(*[self.reading.submit(user) for user in users])
 

@@ -95,10 +95,11 @@ def users_routes(service: Service) -> APIRouter:
         answers: list[messages.RecommendationOut] = [None] * len(found)  # type: ignore[list-item]
         for variant in dict.fromkeys(variants):
             places = [place for place, one in enumerate(variants) if one == variant]
-            histories = [found[place][1] for place in places]
-            asked = messages.RecommendBody(histories=histories, **options)
+            histories = [found[place].items for place in places]
+            kinds = [found[place].kinds for place in places]
+            asked = messages.RecommendBody(histories=histories, kinds=kinds, **options)
             await service.wait_for(asked)
-            result = await shop.recommend(asked, variant, [found[place][0] for place in places])
+            result = await shop.recommend(asked, variant, [found[place].key for place in places])
             kept = sum(one.kept for one in result.recommendations)
             service.metrics.count_items(kept, sum(map(len, histories)) - kept)
             for place, one in zip(places, recommend_out(result).recommendations, strict=True):

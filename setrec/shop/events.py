@@ -35,6 +35,14 @@ class Event(NamedTuple):
     answer: str | None = None  # the id of the recommendation that it follows
 
 
+class KeyedHistory(NamedTuple):
+    """The newest events of a user, oldest first: in the order of time, then of arrival."""
+
+    key: int | None  # of the user; None: not known
+    items: list[str]
+    kinds: list[str]  # of each event; "" where it has none
+
+
 class Added(NamedTuple):
     """What became of some events."""
 
@@ -147,21 +155,21 @@ class EventStore:
 
     def histories(self, users: Sequence[str], limit: int = HISTORY) -> list[list[str]]:
         """The histories of several users, all from one moment; [] for those who are not known."""
-        return [items for _, items in self.keyed_histories(users, limit)]
+        return [one.items for one in self.keyed_histories(users, limit)]
 
-    def keyed_histories(self, users: Sequence[str], limit: int = HISTORY) -> list[tuple[int | None, list[str]]]:
-        """The key and the history of several users, all from one moment; (None, []) for those who are not known.
+    def keyed_histories(self, users: Sequence[str], limit: int = HISTORY) -> list[KeyedHistory]:
+        """The histories of several users with their keys, all from one moment; no key and no events for those who are not known.
 
         Raises:
             StoreError: the database fails.
         """
         with self.database.read() as connection:
             keys = _keys(connection, set(users))
-            found = {
-                user: (key, list(connection.scalars(_NEWEST, {"user": key, "n": limit}))[::-1])
-                for user, key in keys.items()
-            }
-        return [found.get(user, (None, [])) for user in users]
+            found = {}
+            for user, key in keys.items():
+                events = connection.execute(_NEWEST, {"user": key, "n": limit}).all()[::-1]
+                found[user] = KeyedHistory(key, [event.item for event in events], [event.kind for event in events])
+        return [found.get(user, KeyedHistory(None, [], [])) for user in users]
 
     def user(self, user: str) -> dict[str, Any] | None:
         """All that is kept of a user; None: nothing is.
@@ -247,7 +255,7 @@ class EventStore:
 
 
 _NEWEST = (
-    sa.select(EVENTS.c.item)
+    sa.select(EVENTS.c.item, EVENTS.c.kind)
     .where(EVENTS.c.user_key == sa.bindparam("user"))
     .order_by(EVENTS.c.time.desc(), EVENTS.c.seq.desc())
     .limit(sa.bindparam("n"))

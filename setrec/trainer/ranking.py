@@ -20,6 +20,7 @@ from setrec.data.batches import BatchLoader
 from setrec.data.catalogue import Catalogue
 from setrec.data.clean import Cleaning
 from setrec.data.datamodule import SETRecDataModule
+from setrec.data.kinds import Kinds
 from setrec.data.split import LeaveOneOut
 from setrec.errors import ConfigError
 from setrec.evaluation.comparison import Comparison, MethodFigures
@@ -385,6 +386,8 @@ class RankingModule(LightningModule):
             comparison.split,
             data.fit_on,
             chosen=self.compared_chosen if len(self.weightings()) > 1 else None,
+            read=data.kinds.words("context"),
+            predicted=data.kinds.words("targets"),
             dataset=catalogue.name,
             method=self.label,
             filter_seen=self.filter_seen,
@@ -429,6 +432,8 @@ def data_of(checkpoint: Checkpoint) -> SETRecDataModule:
     arguments = {name: instantiate(value) for name, value in checkpoint.data.items()}
     if "cleaning" in arguments:
         arguments["cleaning"] = Cleaning(**arguments["cleaning"])
+    if "kinds" in arguments:
+        arguments["kinds"] = Kinds(**arguments["kinds"])
     return SETRecDataModule(**arguments)
 
 

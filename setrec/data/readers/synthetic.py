@@ -23,6 +23,7 @@ _ADJECTIVES = "compact classic deluxe foldable light professional starter sturdy
 _BRAND_LIST, _ADJECTIVE_LIST = _BRANDS.split(), _ADJECTIVES.split()
 _PER_CATEGORY = 5
 _SECONDS, _START = 86_400 * 365, 1_600_000_000  # the world lasts a year
+_HALF_HOUR = 1_800 / _SECONDS
 
 
 class _Items(NamedTuple):
@@ -48,6 +49,8 @@ class SyntheticWorld(Reader):
         new_share: share of the items that are released during the year; the last of them are the cold items.
         follow: probability that a purchase follows from the one before it.
         seed: of the whole world.
+        views: items that a user looks at in the half hour before a purchase, on average; half of them are products of the same
+            kind, the others are famous ones. Events then have a kind, view or buy, and purchases are the same as without views.
     """
 
     needs_raw: ClassVar[bool] = False
@@ -60,9 +63,10 @@ class SyntheticWorld(Reader):
         new_share: float = 0.45,
         follow: float = 0.5,
         seed: int = 2023,
+        views: float = 0.0,
     ) -> None:
         self.users, self.items, self.events = users, items, events
-        self.new_share, self.follow, self.seed = new_share, follow, seed
+        self.new_share, self.follow, self.seed, self.views = new_share, follow, seed, views
 
     def read(self, raw: Path | None) -> EventLog:
         """See `Reader.read`. There are no ratings. Times are in seconds."""
@@ -70,9 +74,18 @@ class SyntheticWorld(Reader):
         world = self._make_items(rng)
         user, item, when = self._make_events(rng, world)
         user_ids, item_ids = np.array([f"user{u:05d}" for u in range(self.users)]), self._item_ids(rng)
+        kind = np.full(len(user), "buy")
+        if self.views:
+            shown = self._make_views(world, user, item, when)
+            user, item, when = (
+                np.concatenate(pair) for pair in zip(shown, (user, item, when), strict=True)
+            )  # (events,) each
+            kind = np.concatenate([np.full(len(shown[0]), "view"), kind])  # (events,)
         events = pl.DataFrame(
             {"user": user_ids[user], "item": item_ids[item], "time": (_START + when * _SECONDS).astype(np.int64)}
         )
+        if self.views:
+            events = events.with_columns(kind=pl.Series(kind))
         return EventLog(events, self._describe(world, item_ids))
 
     def _item_ids(self, rng: np.random.Generator) -> np.ndarray:
@@ -122,6 +135,24 @@ class SyntheticWorld(Reader):
                 all_item.append(last)
                 all_time.append(when)
         return np.array(all_user), np.array(all_item), np.array(all_time)
+
+    def _make_views(
+        self, world: _Items, user: np.ndarray, item: np.ndarray, when: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What users look at before each purchase, from a random stream of its own: user, item, when, (views,) each."""
+        rng = np.random.default_rng((self.seed, 1))
+        n = rng.poisson(self.views, len(user))  # (purchases,)
+        user, bought, when = np.repeat(user, n), np.repeat(item, n), np.repeat(when, n)  # (views,) each
+        when = np.maximum(when - rng.uniform(0, _HALF_HOUR, len(when)), 0)
+        fame = np.cumsum(world.fame)
+        famous = np.searchsorted(fame, rng.random(len(user)) * fame[-1], side="right")  # (views,)
+        by_kind = np.argsort(world.kind, kind="stable")  # (N,)
+        of_kind = np.bincount(world.kind)  # (kinds,)
+        place = (np.cumsum(of_kind) - of_kind)[world.kind[bought]] + (
+            rng.random(len(user)) * of_kind[world.kind[bought]]
+        ).astype(int)
+        seen = np.where(rng.random(len(user)) < 0.5, by_kind[place], famous)  # (views,)
+        return user, np.where(world.release[seen] <= when, seen, bought), when
 
     def _describe(self, world: _Items, item_ids: np.ndarray) -> pl.DataFrame:
         kinds = [(category, kind) for category, group in _CATEGORIES.items() for kind in group]
