@@ -12,7 +12,7 @@ from setrec.errors import DataError
 from setrec.inference.answers import Snapshot, chosen_beta
 from setrec.scoring.graphs import COLD_TEXT, COOCCURRENCE, TEXT, TRANSITIONS, ItemGraphs, Reach
 from setrec.scoring.neighbours import Graph
-from setrec.scoring.weights import FACTORS, Weights
+from setrec.scoring.weights import FACTORS, Weights, factors
 
 SEPARATOR = "\0"  # between texts
 
@@ -34,8 +34,8 @@ def item_table(snapshot: Snapshot) -> dict[str, np.ndarray]:
     catalogue, graphs = snapshot.catalogue, snapshot.restored.scorer.graphs
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot))
     index = snapshot.restored.scorer.index
-    widths = {"cf": index.cf.shape[1], "semantic": index.sem.shape[1]} | ({} if graphs is None else {"recency": 1})
-    factor = torch.cat([torch.full((width,), FACTORS[name].warm(weights)) for name, width in widths.items()])  # (W,)
+    widths = {name: part.shape[1] for name, part in index.parts.items()} | ({} if graphs is None else {"recency": 1})
+    factor = torch.cat([torch.full((width,), factors(name).warm(weights)) for name, width in widths.items()])  # (W,)
     table = {
         "items": (
             snapshot.retriever.table.cpu().float() * factor
