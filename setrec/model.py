@@ -88,7 +88,7 @@ class Recipe:
     Args:
         n_sem: Semantic slots of an item; 0: collaborative slots only (paper: 4 for T5, 6 for Qwen).
         n_cf: Collaborative slots of an item, one for each CF matrix of the data; 0: semantic slots only (paper: 1).
-        vectors: Slots of further sources: name in --data.vectors -> its tokens, see `Tokens`; a source without a name here is not
+        tokens: Slots of further sources: name in --data.vectors -> its tokens, see `Tokens`; a source without a name here is not
             read. null: every source of the data, with one linear slot each (the paper has none).
         bottleneck: Width H of the semantic autoencoder's bottleneck (paper: 128).
         trunk: Widths of the layers between the text vector and the bottleneck (paper: 512, 256).
@@ -112,7 +112,7 @@ class Recipe:
 
     n_sem: int = 4
     n_cf: int = 1
-    vectors: dict[str, Tokens] | None = None
+    tokens: dict[str, Tokens] | None = None
     bottleneck: int = 128
     trunk: tuple[int, ...] = (512, 256)
     missing_cf: Literal["as_is", "zero"] = "as_is"
@@ -127,9 +127,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Make `Tokens` of the plain types that a checkpoint holds."""
-        if self.vectors is not None:
-            plain = {name: one if isinstance(one, Tokens) else Tokens(**one) for name, one in self.vectors.items()}
-            object.__setattr__(self, "vectors", plain)
+        if self.tokens is not None:
+            plain = {name: one if isinstance(one, Tokens) else Tokens(**one) for name, one in self.tokens.items()}
+            object.__setattr__(self, "tokens", plain)
 
 
 class SETRec(nn.Module):
@@ -425,9 +425,9 @@ class SETRec(nn.Module):
 
 def tokens_of(recipe: Recipe, catalogue: Catalogue) -> Mapping[str, Tokens]:
     """The further sources that a model reads, in the order of the data: name -> its tokens."""
-    if recipe.vectors is None:
+    if recipe.tokens is None:
         return dict.fromkeys(catalogue.vectors, Tokens())
-    return {name: recipe.vectors[name] for name in catalogue.vectors if name in recipe.vectors}
+    return {name: recipe.tokens[name] for name in catalogue.vectors if name in recipe.tokens}
 
 
 def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
@@ -437,14 +437,14 @@ def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
         ConfigError: they don't, or it has not.
     """
     n_cf, n_sem = recipe.n_cf, recipe.n_sem
-    for name, tokens in (recipe.vectors or {}).items():
+    for name, tokens in (recipe.tokens or {}).items():
         if name not in catalogue.vectors:
             raise ConfigError(
-                f"--model.vectors names {name!r}, but the data set {catalogue.name!r} has "
+                f"--model.tokens names {name!r}, but the data set {catalogue.name!r} has "
                 f"{', '.join(catalogue.vectors) or 'no further vectors'}: add the source to --data.vectors, or leave it out."
             )
         if tokens.slots < 1 or (tokens.weight is not None and not 0 <= tokens.weight < math.inf):
-            raise ConfigError(f"--model.vectors: {name} needs 1 slot or more, and a weight of 0 or more or null.")
+            raise ConfigError(f"--model.tokens: {name} needs 1 slot or more, and a weight of 0 or more or null.")
     if n_cf + n_sem + len(tokens_of(recipe, catalogue)) < 1 or min(n_cf, n_sem) < 0:
         raise ConfigError(f"n_cf is {n_cf} and n_sem is {n_sem}: an item needs at least one slot, and none below 0.")
     if n_cf > len(catalogue.cf):

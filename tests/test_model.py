@@ -24,13 +24,13 @@ RECIPES = {
     "semantic only": Recipe(n_cf=0, n_sem=3, bottleneck=8, trunk=(12,)),
     "score": Recipe(n_cf=2, n_sem=2, bottleneck=8, trunk=(12,), objective="score", negatives="warm", memory=True),
     "sources": Recipe(
-        vectors={"image": Tokens(2), "title": Tokens(2, "autoencoder")}, n_sem=2, bottleneck=8, trunk=(12,)
+        tokens={"image": Tokens(2), "title": Tokens(2, "autoencoder")}, n_sem=2, bottleneck=8, trunk=(12,)
     ),
     "sources, score": Recipe(
-        vectors={"image": Tokens(2), "title": Tokens(2, "autoencoder")}, n_sem=2, bottleneck=8, trunk=(12,),
+        tokens={"image": Tokens(2), "title": Tokens(2, "autoencoder")}, n_sem=2, bottleneck=8, trunk=(12,),
         objective="score", negatives="warm", memory=True,
     ),
-    "sources only": Recipe(n_cf=0, n_sem=0, objective="score", memory=True, vectors={"image": Tokens(2)}),
+    "sources only": Recipe(n_cf=0, n_sem=0, objective="score", memory=True, tokens={"image": Tokens(2)}),
 }  # fmt: skip
 
 

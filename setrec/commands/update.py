@@ -25,6 +25,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 import setrec.encoders  # noqa: F401  # so that --encoder takes their names without a module
+from setrec.cf import CFVectors
 from setrec.commands import refit
 from setrec.commands.fit import checkpoint_arguments, prepared
 from setrec.commands.gate import Verdict, as_served, is_gate_user, judge, measure
@@ -43,7 +44,7 @@ from setrec.files.tables import read_table
 from setrec.files.times import TICKS
 from setrec.files.whole import sync_folder, whole_file
 from setrec.inference.restore import read_trained
-from setrec.inference.versions import NO_CHANGES, Changes, read_version, vectors_of
+from setrec.inference.versions import NO_CHANGES, Changes, read_version, source_vectors_of, vectors_of, without_vectors
 from setrec.recommend import Recommender
 from setrec.text import TextVectors
 from setrec.trainer.ranking import data_of
@@ -317,7 +318,7 @@ def make(options: Options, flags: Sequence[str]) -> dict[str, Any]:
     )
     changes, items = new_items(options, base, log, made)
     limits, fingerprint = Newest(options.share, options.days), checkpoint.catalogue["fingerprint"]
-    grown = grow(base, name, log, items, made.cf, made.cleaning, limits, fingerprint)
+    grown = grow(base, name, log, items, made.cf, made.cleaning, limits, fingerprint, made.vectors)
     with locked(new):
         write(new, grown.prepared, grown.about)
 
@@ -413,7 +414,8 @@ def new_items(options: Options, base: Path, log: EventLog, made: Preparation) ->
         table = reader.read_items(options.items, ids)
     else:
         table = read_table(options.items)
-    if made.text is None:  # nothing but its id and its events is known of an item
+    known_otherwise = [one for one in made.vectors.values() if not isinstance(one, CFVectors)]
+    if made.text is None and not known_otherwise:  # nothing but its id and its events is known of an item
         bought = log.events.select(id=pl.col("item").cast(pl.String)).unique().sort("id")
         table = pl.concat([table, bought], how="diagonal_relaxed").unique("id", maintain_order=True)
         missing = [pl.lit("").alias(name) for name in ("title", "text") if name not in table.columns]
@@ -433,8 +435,10 @@ def new_items(options: Options, base: Path, log: EventLog, made: Preparation) ->
     if changes.added is None:
         return changes, NewItems(pl.DataFrame(schema=dict.fromkeys(("id", "title", "text"), pl.String)), None)
     added = changes.added.filter(~pl.col("id").is_in(ids))
-    vectors = vectors_of(added) if len(added) else None
-    return changes, NewItems(added.drop("vector"), vectors)
+    vectors = vectors_of(added) if len(added) and made.text is not None else None
+    widths = {name: one.table.shape[1] for name, one in Catalogue.load(base).vectors.items()}
+    more = {name: source_vectors_of(added, name, width) for name, width in widths.items()}
+    return changes, NewItems(without_vectors(added), vectors, more)
 
 
 def train(

@@ -45,7 +45,7 @@ class SETRecDataModule(LightningDataModule):
         cf: what makes the CF vectors, one entry per CF slot (paper: one, CFFile with the released SASRec); null: one
             CooccurrenceSVD; []: none (the model then needs n_cf 0).
         vectors: further sources of item tokens by name, such as vectors of images or of one field of the text: FileVectors,
-            FieldText, or any class that text or cf takes. Each is a part of the score; --model.vectors says how many slots it
+            FieldText, or any class that text or cf takes. Each is a part of the score; --model.tokens says how many slots it
             has (docs/vectors.md). null: none.
         cleaning: what happens to raw events before the split. A data set that comes with its splits is not cleaned.
         split: how raw events are split. A data set that comes with its splits keeps them.

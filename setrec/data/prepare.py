@@ -214,6 +214,11 @@ def _find_current(folder: Path, options: dict[str, Any], preparation: Preparatio
     if not files_match(folder, manifest):
         return None
     if raw is None:
+        if not preparation.reader.needs_raw:  # files of vectors can be all that it is made from
+            files = {label: path for label, path in preparation.sources(None).items() if path.is_file()}
+            hashes, _ = _hashes(files, manifest)
+            if any(manifest.get("sources", {}).get(label) != one for label, one in hashes.items()):
+                return None
         return _Current(manifest, {}, [])
     here, missing = _sources_here(preparation, raw, manifest)
     sources, stamps = _hashes(here, manifest)

@@ -48,6 +48,8 @@ class SyntheticWorld(Reader):
         new_share: share of the items that are released during the year; the last of them are the cold items.
         follow: probability that a purchase follows from the one before it.
         seed: of the whole world.
+        brand_in_text: the title and the text name the brand; false: only the column `brand` does, so that another source of item
+            vectors can tell what the text does not.
     """
 
     needs_raw: ClassVar[bool] = False
@@ -60,7 +62,9 @@ class SyntheticWorld(Reader):
         new_share: float = 0.45,
         follow: float = 0.5,
         seed: int = 2023,
+        brand_in_text: bool = True,
     ) -> None:
+        self.brand_in_text = brand_in_text
         self.users, self.items, self.events = users, items, events
         self.new_share, self.follow, self.seed = new_share, follow, seed
 
@@ -131,7 +135,9 @@ class SyntheticWorld(Reader):
         ):
             category, product = kinds[kind]
             before = kinds[kind - 1 if kind % _PER_CATEGORY else kind + _PER_CATEGORY - 1][1]  # what it follows
-            title = f"{_BRAND_LIST[brand]} {_ADJECTIVE_LIST[adjective]} {product}"
+            title = f"{_ADJECTIVE_LIST[adjective]} {product}"
+            if self.brand_in_text:
+                title = f"{_BRAND_LIST[brand]} {title}"
             rows.append((own, title, f"{title}. {category}. for your {before}", category, _BRAND_LIST[brand]))
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("id", "title", "text", "category", "brand"), pl.String), orient="row"
