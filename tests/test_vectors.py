@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from setrec.cf import CooccurrenceSVD
-from setrec.cli import run
+from setrec.cli import main, run
 from setrec.data.catalogue import Catalogue, read_manifest
 from setrec.data.readers.synthetic import SyntheticWorld
 from setrec.errors import ConfigError, DataError
@@ -346,3 +346,52 @@ def test_a_source_that_the_data_lacks_is_refused(tmp_path: Path, tiny_run: Train
         ConfigError, match="--model.tokens names 'image', but the data set 'tiny' has no further vectors"
     ):
         check_recipe(Recipe(tokens={"image": Tokens()}), catalogue)
+
+
+@pytest.mark.slow
+def test_an_exported_model_carries_the_sources(source_run: TrainedRun, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.test_export import check_equal
+
+    main(["export", "--ckpt_path", str(source_run.checkpoint), f"--output={tmp_path / 'out'}", "--formats=[torch]"])
+    check_equal(source_run.checkpoint, tmp_path / "out", users=50)
+
+
+@pytest.mark.slow
+def test_an_update_carries_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from setrec.commands import update
+
+    monkeypatch.chdir(tmp_path)
+    images(tmp_path / "images.parquet")
+    given = sources(tmp_path)
+    flags = [
+        f"--data.vectors={json.dumps(given)}",
+        f"--model.tokens={json.dumps(TOKENS)}",
+        "--checkpoint.save_last=true",
+    ]
+    run([*command("fit", tmp_path, *SMALL), *flags])
+    catalogue = Catalogue.load(tmp_path / "data/tiny")
+    checkpoint = next(tmp_path.rglob("epoch-*.ckpt"))
+    main(["update", "--publish", str(checkpoint)])
+    rows = [
+        (f"user{u:05d}", own, 1_700_000_000 + t)
+        for u in range(60)
+        for t, own in enumerate(["N0", *catalogue.ids[u % 9 :][:4]])
+    ]
+    pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row").write_csv(tmp_path / "events.csv")
+    with (tmp_path / "items.jsonl").open("w") as file:
+        for item in new_items(tmp_path, lacking=True):
+            file.write(json.dumps(item) + "\n")
+    report = update.from_words(
+        ["--events", "events.csv", "--items", "items.jsonl", "--reader.timestamp", "timestamp", "--tolerance", "9",
+         "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+    )  # fmt: skip
+    assert report is not None
+    assert report["added"]["items"] == 3
+    after = Catalogue.load(tmp_path / "data/tiny.002")
+    assert after.ids[-3:] == ["N0", "N1", "N2"]
+    assert after.vectors["image"].present[-3:].tolist() == [True, False, True]
+    assert after.vectors["kind"].present[-3:].all()
+    served = Recommender.load("current.ckpt")
+    assert served.info()["slots"]["image"] == 2
+    assert served.recommend([["N0"]], k=3)[0].items

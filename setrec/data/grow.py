@@ -153,7 +153,7 @@ def grow(
         cf.append((vectors, present))
         about_cf.append(manifest["cf"][c] | {"present": int(present.sum())})
     further, about_further = {}, {}
-    kept = load_file(base / VECTORS) if catalogue.vectors else {}
+    stored = load_file(base / VECTORS) if catalogue.vectors else {}
     for source, one in catalogue.vectors.items():
         before, there = one.table.numpy(), one.present.numpy()  # (N, W), (N,)
         made_by = sources.get(source)
@@ -165,7 +165,7 @@ def grow(
             vectors = np.concatenate([before, theirs[0].astype(before.dtype)])  # (N', W)
             present = np.concatenate([there, theirs[1]])  # (N',)
         first = f"{source}.learned."
-        of_maker = {key.removeprefix(first): value for key, value in kept.items() if key.startswith(first)}
+        of_maker = {key.removeprefix(first): value for key, value in stored.items() if key.startswith(first)}
         further[source] = Made(vectors, present, of_maker)
         about_further[source] = manifest["vectors"][source] | {"missing": int((~present).sum())}
     learned = load_file(base / ENCODER) if (base / ENCODER).is_file() else None
