@@ -9,6 +9,7 @@ makes a new snapshot and puts it in place of the old one.
 """
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -66,6 +67,8 @@ from setrec.inference.versions import (
 )
 from setrec.text import TextVectors
 from setrec.vectors import ItemVectors
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Boost", "Item", "ItemDetails", "RankedItem", "RecommendOptions", "Recommendation", "Recommender", "SimilarItem", "Why",
@@ -295,7 +298,13 @@ class Recommender(HubModel):
             ids: list[str] = table["id"].to_list()
             if text is not None and vectors is not None:
                 check_lengths(ids, vectors, text)
-            more = {name: self._source_vectors(name, table) for name in self._trained.catalogue.vectors}
+            sources = self._trained.catalogue.vectors
+            unread = {c for c, dtype in table.schema.items() if c.startswith(vector_column("")) and dtype.is_nested()}
+            for column in sorted(unread - {vector_column(name) for name in sources}):
+                log.warning(
+                    "%d new items bring %s, which this model has no source for: it is not read.", len(ids), column
+                )
+            more = {name: self._source_vectors(name, table) for name in sources}
             self._change(with_added(snapshot.changes, table, vectors, settings, more), ids, keep)
             if keep is None:
                 named = {"encoder": settings} if settings is not None else {}

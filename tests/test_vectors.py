@@ -14,6 +14,7 @@ from setrec.data.catalogue import Catalogue, read_manifest
 from setrec.data.readers.synthetic import SyntheticWorld
 from setrec.errors import ConfigError, DataError
 from setrec.files.vectorfile import read_vector_file
+from setrec.inference.journal import items_of, rows_of
 from setrec.recommend import Recommender
 from setrec.text import FieldText, TfidfSVD
 from setrec.vectors import FileVectors
@@ -310,6 +311,21 @@ def test_the_journal_keeps_the_vectors_of_new_items(source_run: TrainedRun, tmp_
     shutil.rmtree(version)  # the journal alone is left
     again = Recommender.load(checkpoint, data=folder / "data/tiny")
     assert answers(again, [["N0"], ["N1"]]) == wanted
+
+
+def test_vectors_in_a_request_and_in_the_journal_are_columns_of_a_table() -> None:
+    rows = [{"id": "a", "title": "b", "vector_image": [1.0, 2.0], "price": 3}]
+    items = items_of(rows)
+    assert items == [{"id": "a", "title": "b", "vectors": {"image": [1.0, 2.0]}, "fields": {"price": 3}}]
+    assert rows_of(items) == rows
+
+
+def test_a_vector_without_a_source_is_not_dropped_in_silence(
+    tiny_run: TrainedRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    recommender = Recommender.load(tiny_run.checkpoint)
+    recommender.add_items([{"id": "N0", "title": "dome tent", "vector_image": [1.0]}])
+    assert "1 new items bring vector_image, which this model has no source for" in caplog.text
 
 
 def test_a_version_of_the_data_carries_the_sources(source_run: TrainedRun, tmp_path: Path) -> None:
