@@ -399,7 +399,7 @@ def test_an_update_carries_the_sources(tmp_path: Path, monkeypatch: pytest.Monke
         for item in new_items(tmp_path, lacking=True):
             file.write(json.dumps(item) + "\n")
     report = update.from_words(
-        ["--events", "events.csv", "--items", "items.jsonl", "--reader.timestamp", "timestamp", "--tolerance", "9",
+        ["--events", "events.csv", "--items", "items.jsonl", "--tolerance", "9",
          "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
     )  # fmt: skip
     assert report is not None
