@@ -1,15 +1,17 @@
 """From training histories to collaborative (CF) vectors (N, E), which the CF tokens are made from."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from scipy import sparse
 
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged
 from setrec.files.raw import raw_file
 from setrec.files.vectorfile import read_vector_file, train_hash
+from setrec.vectors import ItemVectors, Made
 
 
 def count_cooccurrence(
@@ -77,7 +79,7 @@ def rotated(new: np.ndarray, old: np.ndarray, shared: np.ndarray) -> np.ndarray:
     return turned.astype(np.float32)
 
 
-class CFVectors(ABC):
+class CFVectors(ItemVectors):
     """A way to get collaborative vectors. A subclass keeps its arguments in attributes of the same names."""
 
     @abstractmethod
@@ -97,13 +99,9 @@ class CFVectors(ABC):
             DataError: there is no usable data, or a file does not fit the items.
         """
 
-    def describe(self) -> dict[str, str | int | float]:
-        """Return what the manifest says about the origin of the vectors."""
-        return {"source": type(self).__name__}
-
-    def sources(self, raw: Path | None) -> list[Path]:
-        """List the files that `vectors` would read. The data is prepared again when one of them changes."""
-        return []
+    def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
+        """See `ItemVectors.make`."""
+        return Made(*self.vectors(items["id"].to_list(), train, raw))
 
 
 class CFFile(CFVectors):
@@ -134,11 +132,11 @@ class CFFile(CFVectors):
         return found.vectors, present  # (N, E), (N,)
 
     def describe(self) -> dict[str, str | int | float]:
-        """See `CFVectors.describe`."""
+        """See `ItemVectors.describe`."""
         return {"source": "CFFile", "file": Path(self.file).name}
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """See `CFVectors.sources`."""
+        """See `ItemVectors.sources`."""
         return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
 
 
@@ -180,5 +178,5 @@ class CooccurrenceSVD(CFVectors):
         return vectors, present
 
     def describe(self) -> dict[str, str | int | float]:
-        """See `CFVectors.describe`."""
+        """See `ItemVectors.describe`."""
         return {"source": "CooccurrenceSVD", "window": self.window, "seed": self.seed}

@@ -19,6 +19,8 @@ CLASSES = {  # public name -> the module that defines the class
     "setrec.backbones.T5Backbone": "setrec.backbones.t5",
     "setrec.backbones.DecoderBackbone": "setrec.backbones.decoder",
     "setrec.backbones.LoRA": "setrec.backbones.lora",
+    "setrec.vectors.FileVectors": "setrec.vectors",
+    "setrec.text.FieldText": "setrec.text",
     "setrec.text.TextFile": "setrec.text",
     "setrec.text.TfidfSVD": "setrec.text",
     "setrec.encoders.SentenceTransformerText": "setrec.encoders",

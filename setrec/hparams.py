@@ -77,6 +77,8 @@ def instantiate(value: Any, base: type = object) -> Any:
     if isinstance(value, Mapping) and "class_path" in value:
         arguments = {key: instantiate(item) for key, item in value.get("init_args", {}).items()}
         return find_class(str(value["class_path"]), base)(**arguments)
+    if isinstance(value, Mapping):
+        return {key: instantiate(item) for key, item in value.items()}
     if isinstance(value, list):
         return [instantiate(item) for item in value]
     return value

@@ -6,6 +6,8 @@
 The letters of the shape comments are defined in schemas.py.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,11 +17,19 @@ from torch import Tensor, nn
 from setrec.backbones.base import Backbone
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.layers.grounding import Index, ProjectedQueries, UserVector, project_queries, user_vector
+from setrec.layers.grounding import (
+    Index,
+    ProjectedQueries,
+    UserVector,
+    by_part,
+    project_queries,
+    source_queries,
+    user_vector,
+)
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.layers.memory import Memory
 from setrec.layers.negatives import Negatives, SoftmaxItems
-from setrec.layers.tokens import ItemTokens
+from setrec.layers.tokens import ItemTokens, Source, source_part
 from setrec.schemas import Batch, mask_of
 
 CODE_BLOCK = 1 << 16  # items encoded at a time for an index, since the trunk's hidden layers need much memory
@@ -28,16 +38,17 @@ CODE_BLOCK = 1 << 16  # items encoded at a time for an index, since the trunk's 
 class ForwardOutput(NamedTuple):
     """What one forward pass computes for the M real prefixes of a batch."""
 
-    projected: ProjectedQueries  # the query outputs at widths E and H
+    projected: ProjectedQueries  # the query outputs at the widths of the codes
     tokens: Tensor  # (U, K, D) float, the tokens of the batch's distinct items
 
 
 class SoftmaxTables(NamedTuple):
     """The item side of the loss: C items, the whole catalogue or a part of it; see `SoftmaxItems`."""
 
-    cf: list[Tensor]  # n_cf of (C, E) float
-    codes: Tensor | None  # (C, H) float
-    text: Tensor | None  # (C, F) float: raw text vectors, where the model has a memory of them
+    codes: list[Tensor]  # of every source, (C, W or H) float
+    raw: list[
+        Tensor | None
+    ]  # of every source, (C, W) float: vectors that are not its code, where the model has a memory of them
     target: Tensor  # (M,) int64: the row of every prefix's target
     log_q: Tensor | None  # (C,) float, subtracted from the logits
 
@@ -55,12 +66,30 @@ class LossSums(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """How the vectors of a source of --data.vectors become slots.
+
+    Args:
+        slots: Slots of an item.
+        tokenizer: linear, a projection of the vector, as of CF vectors; autoencoder, projections of a learned code, as of
+            text, with the same `bottleneck` and `trunk`.
+        weight: Share of the source in the score, as 1 - beta is of CF and beta of text; null: chosen on validation.
+    """
+
+    slots: int = 1
+    tokenizer: Literal["linear", "autoencoder"] = "linear"
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The options of the method. The defaults are the paper's.
 
     Args:
         n_sem: Semantic slots of an item; 0: collaborative slots only (paper: 4 for T5, 6 for Qwen).
         n_cf: Collaborative slots of an item, one for each CF matrix of the data; 0: semantic slots only (paper: 1).
+        tokens: Slots of further sources: name in --data.vectors -> its tokens, see `Tokens`; a source without a name here is not
+            read. null: every source of the data, with one linear slot each (the paper has none).
         bottleneck: Width H of the semantic autoencoder's bottleneck (paper: 128).
         trunk: Widths of the layers between the text vector and the bottleneck (paper: 512, 256).
         missing_cf: CF vector of items absent from training: as_is, the vector in the file (paper); zero, a zero vector.
@@ -83,6 +112,7 @@ class Recipe:
 
     n_sem: int = 4
     n_cf: int = 1
+    tokens: dict[str, Tokens] | None = None
     bottleneck: int = 128
     trunk: tuple[int, ...] = (512, 256)
     missing_cf: Literal["as_is", "zero"] = "as_is"
@@ -94,6 +124,12 @@ class Recipe:
     cf_score_dropout: float = 0.0
     memory: bool = False
     neighbours: bool = False
+
+    def __post_init__(self) -> None:
+        """Make `Tokens` of the plain types that a checkpoint holds."""
+        if self.tokens is not None:
+            plain = {name: one if isinstance(one, Tokens) else Tokens(**one) for name, one in self.tokens.items()}
+            object.__setattr__(self, "tokens", plain)
 
 
 class SETRec(nn.Module):
@@ -126,15 +162,26 @@ class SETRec(nn.Module):
         text = catalogue.text if self.n_sem and catalogue.text is not None else torch.zeros(catalogue.n_items, 0)
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)  # (N, F)
+        self.chosen_tokens = tokens_of(recipe, catalogue)
+        for name in self.chosen_tokens:
+            self.register_buffer(f"source_{name}", catalogue.vectors[name].table, persistent=False)  # (N, W)
         self.negatives = self.negatives_for(catalogue, targets)
-        cf_widths = [table.shape[1] for table in self.cf]
-        self.tokens = ItemTokens(
-            cf_widths, self.text.shape[1], self.n_sem, backbone.width, recipe.bottleneck, list(recipe.trunk)
-        )
-        self.queries = nn.Parameter(backbone.query_std * torch.randn(self.n_cf + self.n_sem, backbone.width))  # (K, D)
+        sources = [Source(f"cf_{c}", "cf", table.shape[1], 1, False) for c, table in enumerate(self.cf)]
+        if self.n_sem:
+            sources.append(Source("text", "semantic", self.text.shape[1], self.n_sem, True))
+        sources += [
+            Source(name, source_part(name), self.table(name).shape[1], one.slots, one.tokenizer == "autoencoder")
+            for name, one in self.chosen_tokens.items()
+        ]
+        self.tokens = ItemTokens(sources, backbone.width, recipe.bottleneck, list(recipe.trunk))
+        n_slots = sum(source.slots for source in sources)  # K
+        self.queries = nn.Parameter(backbone.query_std * torch.randn(n_slots, backbone.width))  # (K, D)
         if recipe.memory:
-            self.cf_memory = nn.ModuleList(Memory(max_age=50, scale=1.0) for _ in cf_widths)
-            self.text_memory = Memory(max_age=50, scale=3.0) if self.n_sem else None
+            memories = [Memory(max_age=50, scale=3.0 if source.autoencoder else 1.0) for source in sources]
+            self.cf_memory = nn.ModuleList(memories[: self.n_cf])
+            self.text_memory = memories[self.n_cf] if self.n_sem else None
+            more = zip(sources, memories, strict=True)
+            self.source_memory = nn.ModuleDict({of.name: one for of, one in more if of.name in self.chosen_tokens})
 
     def negatives_for(self, catalogue: Catalogue, targets: Tensor | None) -> Negatives:
         """What chooses the items of the softmax. targets: see `SETRec`."""
@@ -147,24 +194,53 @@ class SETRec(nn.Module):
         """The CF tables, n_cf of (N, E_c)."""
         return [self.get_buffer(f"cf_{c}") for c in range(self.n_cf)]
 
-    def codes(self) -> Tensor | None:
-        """The trunk codes of the whole catalogue, (N, H); None without semantic slots."""
-        if not self.n_sem:
-            return None
-        if torch.is_grad_enabled():
-            return self.tokens.encode(self.text)  # (N, H)
-        return torch.cat([self.tokens.encode(block) for block in self.text.split(CODE_BLOCK)])  # (N, H)
+    def table(self, name: str) -> Tensor:
+        """The vectors of a source of --data.vectors, (N, W)."""
+        return self.get_buffer(f"source_{name}")
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The vectors of every source of tokens, (N, W) each."""
+        text = [self.text] if self.n_sem else []
+        return [*self.cf, *text, *(self.table(name) for name in self.chosen_tokens)]
+
+    @property
+    def memories(self) -> list[Memory]:
+        """The memory of every source, where the recipe has them."""
+        text = [self.text_memory] if self.text_memory is not None else []
+        return [*self.cf_memory, *text, *self.source_memory.values()]
+
+    @property
+    def slot_names(self) -> list[str]:
+        """A name for each of the K slots: cf_0, ..., sem_0, ..., image_0, ..."""
+        names = []
+        for source in self.tokens.sources:
+            stem = {"cf": source.name, "semantic": "sem"}.get(source.part, source.name)
+            names += [stem] if source.part == "cf" else [f"{stem}_{k}" for k in range(source.slots)]
+        return names
+
+    def codes(self) -> list[Tensor]:
+        """The codes of the whole catalogue, (N, W or H) of every source."""
+        found = []
+        for s, table in enumerate(self.tables):
+            if torch.is_grad_enabled() or not self.tokens.sources[s].autoencoder:
+                found.append(self.tokens.encode(s, table))  # (N, H)
+            else:
+                found.append(torch.cat([self.tokens.encode(s, block) for block in table.split(CODE_BLOCK)]))  # (N, H)
+        return found
 
     # --------------------------------------------------------------------------------- histories -> projected queries
-    def encode_histories(self, batch: Batch, codes: Tensor | None, distinct: Tensor | None = None) -> ForwardOutput:
+    def encode_histories(
+        self, batch: Batch, codes: list[Tensor] | None, distinct: list[Tensor] | None = None
+    ) -> ForwardOutput:
         """Item tokens, backbone, projection; without memories. Arguments: see `forward`."""
-        if distinct is None and codes is not None:
-            distinct = codes[batch.unique]  # (U, H)
-        cf = [table[batch.unique] for table in self.cf]  # n_cf of (U, E)
+        if distinct is None:
+            assert codes is not None, "one of the two is given"
+            distinct = [table[batch.unique] for table in codes]  # of (U, C)
         if self.training and self.recipe.cf_dropout:
             keep = torch.rand(len(batch.unique), 1, device=batch.unique.device) >= self.recipe.cf_dropout  # (U, 1)
-            cf = [vectors * keep for vectors in cf]  # n_cf of (U, E)
-        tokens = self.tokens(cf, distinct)  # (U, K, D)
+            distinct = [*(vectors * keep for vectors in distinct[: self.n_cf]), *distinct[self.n_cf :]]  # of (U, C)
+        tokens = self.tokens(distinct)  # (U, K, D)
         items = nn.functional.embedding(batch.position, tokens.flatten(1)).unflatten(-1, tokens.shape[1:])  # (B,L,K,D)
         real = mask_of(batch.history)  # (B, L)
         outputs = self.backbone(items, real, batch.prefix, self.queries)  # (B, P, K, D)
@@ -175,18 +251,16 @@ class SETRec(nn.Module):
         """Add the memories of the history to the projected queries, where the recipe has them."""
         if not self.recipe.memory:
             return projected
-        memories = zip(projected.cf, self.cf_memory, self.cf, strict=True)
-        cf = [query + memory(batch, table) for query, memory, table in memories]  # n_cf of (M, E)
-        text = self.text_memory(batch, self.text) if self.text_memory else None  # (M, F)
-        return ProjectedQueries(cf, projected.sem, text)
+        pairs = zip(self.memories, self.tables, strict=True)
+        return projected._replace(memory=[memory(batch, table) for memory, table in pairs])  # of (M, W)
 
-    def forward(self, batch: Batch, codes: Tensor | None, distinct: Tensor | None = None) -> ForwardOutput:
+    def forward(self, batch: Batch, codes: list[Tensor] | None, distinct: list[Tensor] | None = None) -> ForwardOutput:
         """Read the histories of a batch.
 
         Args:
             batch: See `Batch`.
-            codes: (N, H) from `codes()`; None without semantic slots.
-            distinct: (U, H), the codes of the batch's distinct items, in place of `codes`.
+            codes: (N, C) of every source, from `codes()`.
+            distinct: (U, C) of every source, the codes of the batch's distinct items, in place of `codes`.
         """
         output = self.encode_histories(batch, codes, distinct)
         return output._replace(projected=self.add_memory(output.projected, batch))
@@ -200,43 +274,48 @@ class SETRec(nn.Module):
             each_slot: With objective `score`, compute every slot's own loss too, for the log; it costs a little.
         """
         target = batch.target.flatten()[batch.valid]  # (M,)
-        distinct, tables = self.softmax_tables(batch, self.negatives(target))  # (U, H)
+        distinct, tables = self.softmax_tables(batch, self.negatives(target))  # of (U, C)
         output = self.forward(batch, None, distinct)
         n_prefix = target.new_full((), len(target), dtype=torch.float32)  # ()
         if self.recipe.objective == "slots":
             ranking, slots = self.slot_losses(output.projected, tables)  # (), (K,)
         else:
             ranking = self.score_loss(output.projected, tables)  # ()
-            slots = torch.full((self.n_cf + self.n_sem,), torch.nan)  # (K,)
+            slots = torch.full((len(self.queries),), torch.nan)  # (K,)
             if each_slot:
                 with torch.no_grad():
                     slots = self.slot_losses(output.projected, tables)[1]  # (K,)
         reconstruction, n_reconstructed = n_prefix.new_zeros(()), n_prefix.new_zeros(())
-        if distinct is not None:
-            error = self.tokens.reconstruct(output.tokens) - self.text[batch.unique]  # (U, F)
-            reconstruction = (error.square().mean(dim=1) * batch.weight).sum()  # ()
-            n_reconstructed = batch.weight.sum()  # ()
+        for s, source in enumerate(self.tokens.sources):
+            if source.autoencoder:
+                error = self.tokens.reconstruct(s, output.tokens) - self.tables[s][batch.unique]  # (U, W)
+                reconstruction = reconstruction + (error.square().mean(dim=1) * batch.weight).sum()  # ()
+                n_reconstructed = batch.weight.sum()  # ()
         return LossSums(slots, ranking, reconstruction, n_prefix, n_reconstructed)
 
-    def softmax_tables(self, batch: Batch, chosen: SoftmaxItems) -> tuple[Tensor | None, SoftmaxTables]:
-        """The trunk codes of the batch's distinct items, (U, H), and the item side of the loss; one pass makes both.
+    def softmax_tables(self, batch: Batch, chosen: SoftmaxItems) -> tuple[list[Tensor], SoftmaxTables]:
+        """The codes of the batch's distinct items, (U, C) of every source, and the item side of the loss; one pass makes both.
 
         With a sample of the catalogue, only the sample and the batch's items go through the trunk.
         """
         items = chosen.items  # (C,)
-        distinct, codes = None, None
-        if self.n_sem and self.recipe.sampled is not None and items is not None:
-            both = self.tokens.encode(self.text[torch.cat([batch.unique, items])])  # (U + C, H)
-            distinct, codes = both.split([len(batch.unique), len(items)])  # (U, H), (C, H)
-        elif self.n_sem:
-            every = self.tokens.encode(self.text)  # (N, H)
-            distinct = every[batch.unique]  # (U, H)
-            codes = every if items is None else every[items]  # (C, H)
-        cf = [(table if items is None else table[items]).float() for table in self.cf]  # n_cf of (C, E)
-        text = None
-        if self.recipe.memory and self.n_sem:
-            text = (self.text if items is None else self.text[items]).float()  # (C, F)
-        return distinct, SoftmaxTables(cf, codes, text, chosen.target, chosen.log_q)
+        distinct, codes, raw = [], [], list[Tensor | None]()
+        for s, (source, table) in enumerate(zip(self.tokens.sources, self.tables, strict=True)):
+            vectors = table if items is None else table[items]  # (C, W)
+            raw.append(vectors.float() if self.recipe.memory and source.autoencoder else None)  # (C, W)
+            if not source.autoencoder:
+                distinct.append(table[batch.unique])  # (U, W)
+                codes.append(vectors.float())  # (C, W)
+            elif self.recipe.sampled is not None and items is not None:
+                both = self.tokens.encode(s, table[torch.cat([batch.unique, items])])  # (U + C, H)
+                here, there = both.split([len(batch.unique), len(items)])  # (U, H), (C, H)
+                distinct.append(here)
+                codes.append(there)
+            else:
+                every = self.tokens.encode(s, table)  # (N, H)
+                distinct.append(every[batch.unique])  # (U, H)
+                codes.append(every if items is None else every[items])  # (C, H)
+        return distinct, SoftmaxTables(codes, raw, chosen.target, chosen.log_q)
 
     def slot_losses(self, projected: ProjectedQueries, tables: SoftmaxTables) -> tuple[Tensor, Tensor]:
         """The paper's loss: a softmax over the items for every slot alone.
@@ -245,29 +324,37 @@ class SETRec(nn.Module):
             The mean over the slots, summed over the prefixes, (); and every slot's sum, (K,).
         """
         sums, slots = [], []
-        for table, queries in zip(tables.cf, projected.cf, strict=True):
-            total, each = catalogue_cross_entropy(queries, table, tables.target, log_q=tables.log_q)  # (), (M,)
+        for s, (table, queries) in enumerate(zip(tables.codes, projected.slots, strict=True)):
+            if projected.memory is not None and not self.tokens.sources[s].autoencoder:  # of the same vectors
+                queries = queries + projected.memory[s][:, None]  # (M, n, W)
+            n = queries.shape[1]
+            target = tables.target.repeat_interleave(n)  # (M * n,)
+            total, each = catalogue_cross_entropy(
+                queries.flatten(0, 1), table, target, log_q=tables.log_q
+            )  # (), (M*n,)
             sums.append(total)
-            slots.append(each.sum())
-        if tables.codes is not None and projected.sem is not None:
-            queries = projected.sem.flatten(0, 1)  # (M * n_sem, H)
-            target = tables.target.repeat_interleave(self.n_sem)  # (M * n_sem,)
-            total, each = catalogue_cross_entropy(queries, tables.codes, target, log_q=tables.log_q)  # (), (M * n_sem,)
-            sums.append(total)
-            slots += list(each.view(-1, self.n_sem).sum(dim=0))  # n_sem of ()
-        return torch.stack(sums).sum() / (self.n_cf + self.n_sem), torch.stack(slots)  # (), (K,)
+            slots += list(each.view(-1, n).sum(dim=0))  # n of ()
+        return torch.stack(sums).sum() / len(slots), torch.stack(slots)  # (), (K,)
 
     def score_loss(self, projected: ProjectedQueries, tables: SoftmaxTables) -> Tensor:
         """One softmax over the sum of all slots, twice the score at beta = 1/2; summed over the prefixes, ()."""
-        user = user_vector(projected)
-        cf = user.cf  # (M, sum(E))
-        if self.training and self.recipe.cf_score_dropout:  # the semantic slots learn to rank alone, as for cold items
-            cf = cf * (torch.rand(len(cf), 1, device=cf.device) >= self.recipe.cf_score_dropout)  # (M, sum(E))
-        queries = torch.cat([cf, user.sem], dim=1)  # (M, sum(E) + H or + H + F)
-        parts = [*tables.cf, *(t for t in (tables.codes, tables.text) if t is not None)]
-        table = torch.cat([t.to(queries.dtype) for t in parts], dim=1)  # (C, sum(E) + H or + H + F)
-        start = cf.shape[1]
-        trained = slice(start, start + (0 if tables.codes is None else tables.codes.shape[1]))  # CF and text are frozen
+        frozen: list[tuple[Tensor, Tensor]] = []  # pairs of queries (M, any) and a table (C, any)
+        learned: list[tuple[Tensor, Tensor]] = []
+        memories: list[tuple[Tensor, Tensor]] = []
+        rows = zip(source_queries(projected, self.tokens), self.tokens.sources, tables.codes, tables.raw, strict=True)
+        for (query, memory), source, code, raw in rows:
+            (learned if source.autoencoder else frozen).append((query, code))
+            if memory is not None and raw is not None:
+                memories.append((memory, raw))
+        if self.training and self.recipe.cf_score_dropout:  # the other slots learn to rank alone, as for cold items
+            some = projected.slots[0]  # (M, n, C)
+            keep = torch.rand(len(some), 1, device=some.device) >= self.recipe.cf_score_dropout  # (M, 1)
+            frozen = [(q * keep, table) for q, table in frozen[: self.n_cf]] + frozen[self.n_cf :]
+        pairs = frozen + learned + memories
+        queries = torch.cat([query for query, _ in pairs], dim=1)  # (M, width)
+        table = torch.cat([table.to(queries.dtype) for _, table in pairs], dim=1)  # (C, width)
+        start = sum(table.shape[1] for _, table in frozen)
+        trained = slice(start, start + sum(table.shape[1] for _, table in learned))  # raw vectors are frozen
         return catalogue_cross_entropy(queries, table, tables.target, trained=trained, log_q=tables.log_q)[0]  # ()
 
     # ------------------------------------------------------------------------------------ projected queries -> scores
@@ -275,35 +362,35 @@ class SETRec(nn.Module):
         """The catalogue, ready to be scored; valid until a weight changes."""
         return self.index_of(self.codes())
 
-    def index_of(self, codes: Tensor | None) -> Index:
-        """The index from trunk codes, (N, H), that are computed already."""
-        tables = self.cf or [self.text[:, :0]]
-        cf = torch.cat([table.float() for table in tables], dim=1)  # (N, sum(E))
-        if codes is None:
-            return Index(cf, cf.new_zeros(cf.shape[0], 0), cf.new_zeros(cf.shape[0], 0))
-        raw = self.text if self.recipe.memory else cf.new_zeros(cf.shape[0], 0)  # (N, F) or (N, 0)
-        sem = torch.cat([codes, raw.to(codes.dtype)], dim=1)  # (N, H or H + F)
-        return Index(cf, sem, codes)
+    def index_of(self, codes: list[Tensor]) -> Index:
+        """The index from codes, (N, C) of every source, that are computed already."""
+        pieces = [
+            [code if source.autoencoder else code.float()]
+            for source, code in zip(self.tokens.sources, codes, strict=True)
+        ]
+        if self.recipe.memory:
+            for piece, source, table in zip(pieces, self.tokens.sources, self.tables, strict=True):
+                piece += [table] if source.autoencoder else []
+        return Index(by_part(pieces, self.tokens), codes)
 
     def user_vectors(self, batch: Batch, index: Index) -> UserVector:
-        """The vectors that histories are scored with against the index, (M, sum(E)) and (M, H or H + F)."""
-        return user_vector(self.forward(batch, index.codes if self.n_sem else None).projected)
+        """The vectors that histories are scored with against the index, (M, width) for every part."""
+        return user_vector(self.forward(batch, index.codes).projected, self.tokens)
 
     def tokens_of(self, items: Tensor, index: Index) -> Tensor:
         """The tokens of some items, (any) int64 item ids -> (any, K, D) float."""
         flat = items.flatten()  # (n,)
-        codes = index.codes[flat] if self.n_sem else None  # (n, H)
-        tokens: Tensor = self.tokens([table[flat] for table in self.cf], codes)  # (n, K, D)
+        tokens: Tensor = self.tokens([codes[flat] for codes in index.codes])  # (n, K, D)
         return tokens.view(*items.shape, *tokens.shape[1:])  # (any, K, D)
 
     def user_vectors_of(self, outputs: Tensor, batch: Batch) -> UserVector:
         """What `user_vectors` makes of the backbone's query outputs, (M, K, D), of a batch."""
-        return user_vector(self.add_memory(project_queries(outputs, self.tokens), batch))
+        return user_vector(self.add_memory(project_queries(outputs, self.tokens), batch), self.tokens)
 
     def parts(
         self, batch: Batch, index: Index, items: Tensor, outputs: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What every slot and every memory adds to the CF score and to the semantic score of some items, without beta.
+    ) -> list[tuple[str, str, Tensor]]:
+        """What every slot and every memory adds to the score of some items, before it is weighed.
 
         Args:
             batch: See `Batch`; one prefix a user.
@@ -312,27 +399,35 @@ class SETRec(nn.Module):
             outputs: (B, K, D) float, the query outputs of the histories, where they are known.
 
         Returns:
-            The parts of the CF score and those of the semantic score, each name -> (B, k) float.
+            (name, part of the score, (B, k) float) each. The slots of a further source are one, called as its part is.
         """
         if outputs is None:
-            projected = self.encode_histories(batch, index.codes if self.n_sem else None).projected
+            projected = self.encode_histories(batch, index.codes).projected
         else:
             projected = project_queries(outputs, self.tokens)
-        cf, sem = {}, {}
-        for c, (query, table) in enumerate(zip(projected.cf, self.cf, strict=True)):
-            cf[f"cf_{c}"] = torch.einsum("be,bke->bk", query, table[items].to(query.dtype))  # (B, k)
-            if self.recipe.memory:
-                memory = self.cf_memory[c](batch, table)  # (B, E)
-                cf[f"memory_cf_{c}"] = torch.einsum("be,bke->bk", memory, table[items].to(memory.dtype))  # (B, k)
-        if projected.sem is not None:
-            width = index.codes.shape[1]  # H
-            codes, raw = index.sem[items].tensor_split([width], dim=2)  # (B, k, H), (B, k, 0 or F)
-            slots = torch.einsum("bsh,bkh->sbk", projected.sem, codes)  # (n_sem, B, k)
-            sem = {f"sem_{k}": part for k, part in enumerate(slots)}
-            if self.recipe.memory and self.text_memory is not None:
-                memory = self.text_memory(batch, self.text)  # (B, F)
-                sem["memory_text"] = torch.einsum("bf,bkf->bk", memory, raw)  # (B, k)
-        return cf, sem
+        memory = self.add_memory(projected, batch).memory  # of (B, W)
+        found = []
+        for s, (source, slots, codes) in enumerate(zip(self.tokens.sources, projected.slots, index.codes, strict=True)):
+            of_items = codes[items].to(slots.dtype)  # (B, k, C)
+            each = torch.einsum("bsc,bkc->sbk", slots, of_items)  # (n, B, k)
+            if source.part in ("cf", "semantic"):
+                names = [source.name] if source.part == "cf" else [f"sem_{k}" for k in range(len(each))]
+                found += [(name, source.part, one) for name, one in zip(names, each, strict=True)]
+            else:
+                found.append((source.part, source.part, each.sum(dim=0)))  # (B, k)
+            if memory is not None:
+                raw = self.tables[s][items].to(memory[s].dtype)  # (B, k, W)
+                add = torch.einsum("bw,bkw->bk", memory[s], raw)  # (B, k)
+                name = f"memory_{source.name}" if source.part in ("cf", "semantic") else f"memory:{source.name}"
+                found.append((name, source.part, add))
+        return found
+
+
+def tokens_of(recipe: Recipe, catalogue: Catalogue) -> Mapping[str, Tokens]:
+    """The further sources that a model reads, in the order of the data: name -> its tokens."""
+    if recipe.tokens is None:
+        return dict.fromkeys(catalogue.vectors, Tokens())
+    return {name: recipe.tokens[name] for name in catalogue.vectors if name in recipe.tokens}
 
 
 def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
@@ -342,7 +437,15 @@ def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
         ConfigError: they don't, or it has not.
     """
     n_cf, n_sem = recipe.n_cf, recipe.n_sem
-    if n_cf + n_sem < 1 or min(n_cf, n_sem) < 0:
+    for name, tokens in (recipe.tokens or {}).items():
+        if name not in catalogue.vectors:
+            raise ConfigError(
+                f"--model.tokens names {name!r}, but the data set {catalogue.name!r} has "
+                f"{', '.join(catalogue.vectors) or 'no further vectors'}: add the source to --data.vectors, or leave it out."
+            )
+        if tokens.slots < 1 or (tokens.weight is not None and not 0 <= tokens.weight < math.inf):
+            raise ConfigError(f"--model.tokens: {name} needs 1 slot or more, and a weight of 0 or more or null.")
+    if n_cf + n_sem + len(tokens_of(recipe, catalogue)) < 1 or min(n_cf, n_sem) < 0:
         raise ConfigError(f"n_cf is {n_cf} and n_sem is {n_sem}: an item needs at least one slot, and none below 0.")
     if n_cf > len(catalogue.cf):
         raise ConfigError(

@@ -20,7 +20,7 @@ from setrec.schemas import Batch, EvalSplit
 from setrec.scoring.graphs import history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.text_graphs import TextGraphs, text_neighbours
-from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
+from setrec.scoring.weights import Weights, state_of, weights_of
 from setrec.trainer.ranking import RankingModule
 from setrec.trainer.resume import check_rates
 from setrec.trainer.sharding import shard
@@ -101,6 +101,11 @@ class SETRecModule(RankingModule):
             self.model.negatives = self.model.negatives_for(self.data.catalogue, self.data.targets).to(self.device)
         else:
             self.model = self.make_model(self.data.catalogue, self.data.targets)
+            if self.model.chosen_tokens:
+                before = self.unchosen._replace(sources=self.scorer.source_grid[0])
+                for name, value in state_of(before).items():
+                    if not hasattr(self, name):
+                        self.register_buffer(name, value.to(self.device))
             if self.compile_backbone:
                 self.model.backbone.compile(dynamic=True)  # batches differ in length
             if self.device_mesh is not None:  # ModelParallelStrategy
@@ -163,9 +168,9 @@ class SETRecModule(RankingModule):
         n_prefix = len(batch.valid)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=n_prefix)
         if logged or self.recipe.objective == "slots":
-            names = [f"cf_{c}" for c in range(self.recipe.n_cf)] + [f"sem_{k}" for k in range(self.recipe.n_sem)]
             slots = sums.slots / sums.n_prefix  # (K,)
-            self.log_dict({f"train/loss_{name}": slots[k] for k, name in enumerate(names)}, batch_size=n_prefix)
+            names = enumerate(self.model.slot_names)
+            self.log_dict({f"train/loss_{name}": slots[k] for k, name in names}, batch_size=n_prefix)
         reconstruction = sums.reconstruction.detach() / sums.n_reconstructed.clamp(min=1)
         self.log("train/reconstruction", reconstruction, batch_size=n_prefix)
         return loss
@@ -256,5 +261,5 @@ def _convert_old_weights(module: SETRecModule, state: dict[str, Tensor], prefix:
     """Turn the weights in a state_dict of an earlier version into those of this version."""
     weights = weights_of(state, prefix)
     state.pop(prefix + "cold_weight", None)
-    for name in Weights._fields:
-        state.setdefault(prefix + buffer_name(name), torch.tensor(getattr(weights, name)))
+    for name, value in state_of(weights).items():
+        state.setdefault(prefix + name, value)

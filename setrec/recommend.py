@@ -9,6 +9,7 @@ makes a new snapshot and puts it in place of the old one.
 """
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from safetensors.numpy import load_file
 
+from setrec.cf import CFVectors
 from setrec.errors import ConfigError, DataError, ModelError, SETRecError
 from setrec.hparams import to_plain
 from setrec.inference.answers import (
@@ -45,7 +48,7 @@ from setrec.inference.journal import Journal, JournalWriteError, Mark
 from setrec.inference.journal_applied import apply_journal, items_of
 from setrec.inference.journal_lines import Change
 from setrec.inference.journal_place import journal_path
-from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors
+from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors, vector_column
 from setrec.inference.options import Boost, RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
 from setrec.inference.restore import Trained, build, instance_of, read_trained, rebuild
@@ -67,6 +70,9 @@ from setrec.inference.versions import (
     write_version,
 )
 from setrec.text import TextVectors
+from setrec.vectors import ItemVectors
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Boost", "Item", "ItemDetails", "RankedItem", "RecommendOptions", "Recommendation", "Recommender", "SimilarItem", "Why",
@@ -113,6 +119,7 @@ class Recommender(HubModel):
         self._pending: Snapshot | None = None  # of `at_once`: its catalogue and attributes are new, its model is not
         self._pending_new: list[str] = []
         self._encoder: ItemEncoder | None = None  # loaded when items are first added
+        self._makers: dict[str, ItemEncoder] = {}  # the same of further sources
         self._unsaved: list[Change] = []  # what `save` writes to the journal
         self.journal: Journal | None = None  # of the checkpoint; None: this is a version, which stays as it is
         self.lines = 0  # of the journal that the catalogue includes
@@ -264,11 +271,13 @@ class Recommender(HubModel):
         """Add new items to the catalogue. They can be recommended, and stand in histories, at once.
 
         Each gets semantic slots from its text, which is encoded as the texts of the training were. It has no CF vector: its row is
-        zero under both choices of `missing_cf`.
+        zero under both choices of `missing_cf`. Its vector of a further source (--data.vectors) is the one in the column
+        `vector_NAME`; without one it is encoded, if the source is an encoder, and otherwise zero.
 
         Args:
             items: columns id, title, text (in the form of the training's `text` column; default: the title), and what else the
-                encoder's template names; or the text vector itself in `vector`, a list of F numbers.
+                encoder's template names; or the text vector itself in `vector`, a list of F numbers. `vector_NAME`: vectors of
+                further sources, as they stand in the file of the training.
             encoder: what made the training's text vectors. Needed if the data got them from a file. It is first tried on
                 known items.
             keep: is called once the new catalogue has been tried, and before it is used; if it fails, nothing is added. It keeps
@@ -285,24 +294,32 @@ class Recommender(HubModel):
         with self._changing:
             snapshot = self._pending or self._snapshot
             text = self._trained.catalogue.text
-            if not snapshot.restored.model.n_sem or text is None:
+            if not snapshot.restored.model.n_sem and not self._sources_of_new_items(snapshot):
                 raise ConfigError(
                     "this model has collaborative slots only (n_sem 0), so it knows nothing of an item that nobody has bought: "
-                    "train with text to add items."
+                    "train with text, or with other vectors of items, to add items."
                 )
             table = check_items(items, snapshot.row)
             snapshot.attributes.check_added(table)
-            settings = None
-            if VECTOR in table.columns:
+            settings, vectors = None, None
+            if text is not None and VECTOR in table.columns:
                 vectors = ready_vectors(table, text.shape[1])  # (items, F)
-            else:
+            elif text is not None:
                 chosen = self._item_encoder(snapshot, encoder)
                 vectors = chosen(table)  # (items, F)
                 self._encoder = chosen  # it works: kept for the next items
                 settings = to_plain(encoder) if encoder is not None else None
             ids: list[str] = table["id"].to_list()
-            check_lengths(ids, vectors, text)
-            self._change(with_added(snapshot.changes, table, vectors, settings), ids, keep)
+            if text is not None and vectors is not None:
+                check_lengths(ids, vectors, text)
+            sources = self._trained.catalogue.vectors
+            unread = {c for c, dtype in table.schema.items() if c.startswith(vector_column("")) and dtype.is_nested()}
+            for column in sorted(unread - {vector_column(name) for name in sources}):
+                log.warning(
+                    "%d new items bring %s, which this model has no source for: it is not read.", len(ids), column
+                )
+            more = {name: self._source_vectors(name, table) for name in sources}
+            self._change(with_added(snapshot.changes, table, vectors, settings, more), ids, keep)
             if keep is None:
                 named = {"encoder": settings} if settings is not None else {}
                 self._unsaved.append({"add": items_of(table.to_dicts())} | named)
@@ -347,7 +364,9 @@ class Recommender(HubModel):
         with self._changing:
             snapshot, settings = self._pending or self._snapshot, self._trained.text
             template = json.dumps((snapshot.changes.encoder or settings or {}).get("init_args", {}))
-            fixed = set(re.findall(r"\{(\w+)\}", template))
+            fixed = set(re.findall(r"\{(\w+)\}", template + json.dumps(self._trained.vectors)))
+            fixed |= {made.get("init_args", {}).get("field") for made in self._trained.vectors.values()} - {None}
+            fixed |= {vector_column(name) for name in self._trained.catalogue.vectors}
             fitted = {}
             for own, fields in patches.items():
                 if own not in snapshot.row:
@@ -502,6 +521,35 @@ class Recommender(HubModel):
         learned = load_file(trained.encoder) if trained.encoder is not None else {}
         return ItemEncoder(text, learned, trained.catalogue.text, trained.items)
 
+    def _sources_of_new_items(self, snapshot: Snapshot) -> list[str]:
+        """The further sources of the model that can know an item that nobody has bought."""
+        makers = self._trained.vectors
+        chosen = snapshot.restored.model.chosen_tokens
+        return [name for name in chosen if not isinstance(instance_of(makers[name], ItemVectors), CFVectors)]
+
+    def _source_vectors(self, name: str, table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of new items in a further source, (items, W) float32, and which have one, (items,) bool.
+
+        Raises:
+            DataError: a vector is wrong, or the encoder makes others than in training.
+            ConfigError: the encoder cannot be loaded.
+        """
+        trained, known, column = self._trained, self._trained.catalogue.vectors[name], vector_column(name)
+        if name not in self._makers:
+            made_by = instance_of(trained.vectors[name], ItemVectors)
+            self._makers[name] = ItemEncoder(made_by, trained.learned_of(name), known.table, trained.items)
+        encoder = self._makers[name]
+        vectors = np.zeros((len(table), known.table.shape[1]), np.float32)  # (items, W)
+        given = np.zeros(len(table), bool)  # (items,)
+        if column in table.columns:
+            given = table[column].is_not_null().to_numpy()  # (items,)
+            vectors = ready_vectors(table, vectors.shape[1], column, needed=False)  # (items, W)
+            vectors = encoder.text.scaled(vectors, encoder.learned)
+        if encoder.text.encodes_more and not given.all():
+            vectors[~given] = encoder(table.filter(~given))
+        check_lengths(table["id"].to_list(), vectors, known.table)
+        return vectors, (vectors != 0).any(axis=1)
+
     # ------------------------------------------------------------------------------------------------------- the model
     def __len__(self) -> int:
         """Count the items of the catalogue."""
@@ -611,7 +659,8 @@ class Recommender(HubModel):
             "n_items": catalogue.n_items,
             "warm": n_warm,
             "cold": catalogue.n_items - n_warm,
-            "slots": {"cf": model.n_cf, "sem": model.n_sem},
+            "slots": {"cf": model.n_cf, "sem": model.n_sem}
+            | {name: one.slots for name, one in model.chosen_tokens.items()},
             "beta": round(chosen_beta(snapshot), 6),
             "max_history": trained.max_history,
             "fingerprint": catalogue.fingerprint,

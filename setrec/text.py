@@ -1,7 +1,7 @@
 """From item texts to text vectors (N, F), which the semantic tokens are made from. Language models are in encoders.py."""
 
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -10,14 +10,16 @@ import numpy as np
 import polars as pl
 
 from setrec.errors import DataError
+from setrec.files.ragged import Ragged
 from setrec.files.raw import raw_file
 from setrec.files.vectorfile import read_vectors
+from setrec.vectors import ItemVectors, Made
 from setrec.words import without_labels, words_of
 
 _LABELS = "labels"  # the names of fields, in what TfidfSVD learned
 
 
-class TextVectors(ABC):
+class TextVectors(ItemVectors):
     """A way to get a vector for every item's text. A subclass keeps its arguments in attributes of the same names."""
 
     shows_progress: ClassVar[bool] = False  # True: it shows its own progress bar
@@ -48,36 +50,83 @@ class TextVectors(ABC):
             DataError: there is no usable text, or a file does not fit the items.
         """
 
-    def describe(self) -> dict[str, str | int | float]:
-        """Return what the manifest says about the origin of the vectors."""
-        return {"source": type(self).__name__}
-
-    def sources(self, raw: Path | None) -> list[Path]:
-        """List the files that `encode` would read. The data is prepared again when one of them changes."""
-        return []
+    def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
+        """See `ItemVectors.make`. A zero row counts as missing."""
+        vectors = self.encode(items["id"].to_list(), items["text"].to_list(), raw, items, scratch)  # (N, F)
+        present: np.ndarray = (vectors != 0).any(axis=1)  # (N,)
+        return Made(vectors, present, self.learned())
 
     def learned(self) -> dict[str, np.ndarray]:
         """Return what the last `encode` learned from the texts and `encode_more` needs. It is stored with the vectors."""
         return {}
 
-    def preload(self) -> None:  # noqa: B027  (most have nothing to load)
-        """Load and keep what is slow to load, before a few texts are encoded again and again."""
+    @property
+    def encodes_more(self) -> bool:
+        """See `ItemVectors.encodes_more`."""
+        return True
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Make the vectors of items that came later, as `encode` would have made them.
+        """See `ItemVectors.encode_more`."""
+        return self.encode(items["id"].to_list(), items["text"].to_list(), None, items)  # (items, F)
 
-        Args:
-            items: id, title, text and any other column that the encoder reads.
-            learned: what `learned` returned after the `encode` of the other items.
 
-        Returns:
-            (items, F) float32.
+class FieldText(TextVectors):
+    """Any text encoder, restricted to one column of the items, such as the title, the brand or the category.
+
+    Args:
+        field: the column, which takes the place of the column `text`.
+        encoder: what makes its vectors.
+    """
+
+    def __init__(self, field: str, encoder: TextVectors) -> None:
+        self.field, self.encoder = field, encoder
+
+    def encode(
+        self,
+        ids: list[str],
+        texts: list[str],
+        raw: Path | None,
+        items: pl.DataFrame | None = None,
+        scratch: Path | None = None,
+    ) -> np.ndarray:
+        """See `TextVectors.encode`."""
+        table = self._table(pl.DataFrame({"id": ids, "text": texts}) if items is None else items)
+        return self.encoder.encode(ids, table["text"].to_list(), raw, table, scratch)  # (N, F)
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """See `TextVectors.learned`."""
+        return self.encoder.learned()
+
+    def preload(self) -> None:
+        """See `ItemVectors.preload`."""
+        self.encoder.preload()
+
+    @property
+    def encodes_more(self) -> bool:
+        """See `ItemVectors.encodes_more`."""
+        return self.encoder.encodes_more
+
+    def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `ItemVectors.encode_more`."""
+        return self.encoder.encode_more(self._table(items), learned)  # (items, F)
+
+    def describe(self) -> dict[str, str | int | float]:
+        """See `ItemVectors.describe`."""
+        return self.encoder.describe() | {"field": self.field}
+
+    def sources(self, raw: Path | None) -> list[Path]:
+        """See `ItemVectors.sources`."""
+        return self.encoder.sources(raw)
+
+    def _table(self, items: pl.DataFrame) -> pl.DataFrame:
+        """The table of items with the column in the place of `text`.
 
         Raises:
-            DataError: this class cannot encode new items.
-            ConfigError: the encoder cannot be loaded.
+            DataError: there is no such column.
         """
-        return self.encode(items["id"].to_list(), items["text"].to_list(), None, items)  # (items, F)
+        if self.field not in items.columns:
+            raise DataError(f"the items have no column {self.field!r} to encode; they have {', '.join(items.columns)}.")
+        return items.with_columns(text=pl.col(self.field).cast(pl.String).fill_null(""))
 
 
 class TextFile(TextVectors):
@@ -114,8 +163,13 @@ class TextFile(TextVectors):
         return vectors
 
     def describe(self) -> dict[str, str | int | float]:
-        """See `TextVectors.describe`."""
+        """See `ItemVectors.describe`."""
         return {"source": "TextFile", "file": Path(self.file).name}
+
+    @property
+    def encodes_more(self) -> bool:
+        """See `ItemVectors.encodes_more`."""
+        return False
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
         """A file has no vectors for new items.
@@ -129,7 +183,7 @@ class TextFile(TextVectors):
         )
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """See `TextVectors.sources`."""
+        """See `ItemVectors.sources`."""
         return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
 
 
@@ -194,7 +248,7 @@ class TfidfSVD(TextVectors):
         return self._learned
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See `TextVectors.encode_more`."""
+        """See `ItemVectors.encode_more`."""
         if not learned:
             raise DataError(
                 "the data was prepared before the words of TfidfSVD were kept with it: prepare it again (delete its folder; "
@@ -214,7 +268,7 @@ class TfidfSVD(TextVectors):
         return _unit(counts @ learned["components"].T)  # (items, F)
 
     def describe(self) -> dict[str, str | int | float]:
-        """See `TextVectors.describe`."""
+        """See `ItemVectors.describe`."""
         return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from setrec.scoring import choosing
 from setrec.scoring.choosing import corners, hits_of_weightings
 from setrec.scoring.topk import mask_seen, top_items
-from setrec.scoring.weights import FACTORS, Weights, weightings
+from setrec.scoring.weights import FACTORS, Weights, factors, source_grid, state_of, weightings, weights_of
 
 
 def world(seed: int, n_users: int, n_items: int, tied: bool) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
@@ -20,6 +20,7 @@ def world(seed: int, n_users: int, n_items: int, tied: bool) -> tuple[dict[str, 
         part = torch.rand(n_users, n_items, generator=draw)
         parts[name] = part * (torch.rand(n_users, n_items, generator=draw) < 0.2)
     parts["recency"] = torch.rand(n_items, generator=draw)
+    parts["source:image"] = torch.randn(n_users, n_items, generator=draw)
     if tied:
         parts = {name: (2 * part).round() / 2 for name, part in parts.items()}
     cold = torch.randperm(n_items, generator=draw)[: n_items // 5].sort().values
@@ -38,7 +39,7 @@ def exhaustive(
     columns = []
     for w in grid:
         scores = sum(
-            part * torch.where(is_cold, FACTORS[name].cold(w), FACTORS[name].warm(w)) for name, part in parts.items()
+            part * torch.where(is_cold, factors(name).cold(w), factors(name).warm(w)) for name, part in parts.items()
         )
         top = top_items(mask_seen(scores, seen), k)
         found = (top[:, :, None] == target.masked_fill(target < 0, -2)[:, None]).sum((1, 2))
@@ -53,10 +54,15 @@ def test_hits_are_those_of_ranking_everything(seed: int, n_items: int, m: int, t
     parts, cold, seen, target = world(seed, 5, n_items, tied)
     if tied:  # so that no sum is rounded and ties are ties
         grid = [
-            Weights(b, g, r, c) for b in (0.0, 0.5, 1.0) for g in (0.0, 4.0) for r in (0.0, 1.0) for c in (0.0, 8.0)
+            Weights(b, g, r, c, sources={"image": s})
+            for b in (0.0, 0.5, 1.0)
+            for g in (0.0, 4.0)
+            for r in (0.0, 1.0)
+            for c in (0.0, 8.0)
+            for s in (0.0, 0.5, 1.0)
         ]
     else:
-        grid = weightings((0.0, 0.3, 0.7, 1.0), graphs=True, text=True)
+        grid = weightings((0.0, 0.3, 1.0), graphs=True, text=True, sources=source_grid({"image": None}, 0.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "CANDIDATES", m)  # few: the bound is loose, and whole rows have to be counted
         found = hits_of_weightings(parts, cold, seen, target, grid, corners(grid), 10)
@@ -74,6 +80,23 @@ def test_every_weighting_lies_between_the_corners() -> None:
         torch.testing.assert_close(
             mixed, torch.tensor([factor(w) for w in grid], dtype=torch.float64), atol=1e-5, rtol=1e-5
         )
+
+
+def test_sources_are_weighed_in_every_combination_or_one_after_the_other() -> None:
+    two = source_grid({"a": None, "b": None, "c": 0.3}, 0.5)
+    assert len(two) == 4 * 4
+    assert two[0] == pytest.approx({"a": 0.5, "b": 0.5, "c": 0.3})
+    assert {row["c"] for row in two} == {two[0]["c"]}
+    three = source_grid(dict.fromkeys("abc"), 1.0)
+    assert len(three) == 1 + 3 * 3
+    assert all(sum(value != 1.0 for value in row.values()) <= 1 for row in three)
+    grid = weightings((0.0, 0.5, 1.0), graphs=False, text=True, sources=two)
+    assert len(grid) == 3 * len(two)
+    at = corners(grid)
+    mixed = at.share.double() @ torch.tensor([[w.sources[n] for n in "abc"] for w in at.weights], dtype=torch.float64)
+    torch.testing.assert_close(mixed.float(), torch.tensor([[w.sources[n] for n in "abc"] for w in grid]))
+    for w in grid[::7]:  # as a checkpoint holds them
+        assert weights_of(state_of(w)).sources == w.sources
 
 
 def test_beta_alone() -> None:

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from setrec.layers import loss as loss_module
-from setrec.layers.grounding import Index, part_scores, project_queries, user_vector
+from setrec.layers.grounding import Index, by_part, part_scores, project_queries, user_vector
 from setrec.layers.loss import catalogue_cross_entropy
-from setrec.layers.tokens import ItemTokens
+from setrec.layers.tokens import ItemTokens, Source
+from setrec.scoring.weights import Weights, factors
 
 N, M, D, E, F, H = 37, 11, 16, 6, 10, 8
 
@@ -48,28 +49,42 @@ def test_a_frozen_table_gets_no_gradient() -> None:
     assert table.grad is None
 
 
-@pytest.mark.parametrize(("n_cf", "n_sem"), [(1, 3), (2, 2), (2, 0), (0, 3)])
-def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: int) -> None:
+SOURCES = {
+    "cf": Source("cf_0", "cf", E, 1, False),
+    "cf 2": Source("cf_1", "cf", E, 1, False),
+    "text": Source("text", "semantic", F, 3, True),
+    "image": Source("image", "source:image", 5, 2, False),
+    "title": Source("title", "source:title", 7, 2, True),
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("cf", "text"), ("cf", "cf 2", "text"), ("cf", "cf 2"), ("text",), ("image",), ("cf", "text", "image", "title")],
+)
+def test_factorised_grounding_equals_expanding_the_catalogue(names: tuple[str, ...]) -> None:
     """Loss, gradients of every parameter, and scores under every beta, against (N, K, D) tokens and plain logits."""
-    torch.manual_seed(n_cf)
-    tokens = ItemTokens([E] * n_cf, F, n_sem, width=D, bottleneck=H, trunk=[12]).double()
-    cf = [torch.randn(N, E, dtype=torch.float64) for _ in range(n_cf)]
-    text = torch.randn(N, F, dtype=torch.float64)
-    outputs = torch.randn(M, n_cf + n_sem, D, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(len(names))
+    sources = [SOURCES[name] for name in names]
+    n_slots = sum(source.slots for source in sources)
+    tokens = ItemTokens(sources, width=D, bottleneck=H, trunk=[12]).double()
+    tables = [torch.randn(N, source.width, dtype=torch.float64) for source in sources]
+    outputs = torch.randn(M, n_slots, D, dtype=torch.float64, requires_grad=True)
     target = torch.randint(N, (M,))
 
-    codes = tokens.encode(text) if n_sem else None
-    expanded = tokens(cf, codes)  # (N, K, D)
+    codes = [tokens.encode(s, table) for s, table in enumerate(tables)]
+    expanded = tokens(codes)  # (N, K, D)
     logits = torch.einsum("mkd,nkd->mkn", outputs, expanded)  # (M, K, N)
-    naive = sum(nn.functional.cross_entropy(logits[:, k], target, reduction="sum") for k in range(n_cf + n_sem))
+    naive = sum(nn.functional.cross_entropy(logits[:, k], target, reduction="sum") for k in range(n_slots))
 
     projected = project_queries(outputs, tokens)
-    ours = sum(catalogue_cross_entropy(q, table, target)[0] for q, table in zip(projected.cf, cf, strict=True))
-    if projected.sem is not None:
-        ours = ours + catalogue_cross_entropy(projected.sem.flatten(0, 1), codes, target.repeat_interleave(n_sem))[0]
+    ours = sum(
+        catalogue_cross_entropy(slots.flatten(0, 1), code, target.repeat_interleave(slots.shape[1]))[0]
+        for slots, code in zip(projected.slots, codes, strict=True)
+    )
     torch.testing.assert_close(ours.double(), naive, rtol=1e-6, atol=1e-6)
 
-    named = [("outputs", outputs), *((n, p) for n, p in tokens.named_parameters() if not n.startswith("decoder"))]
+    named = [("outputs", outputs), *((n, p) for n, p in tokens.named_parameters() if "decoder" not in n)]
     leaves = [leaf for _, leaf in named]
     theirs = torch.autograd.grad(naive, leaves, retain_graph=True, allow_unused=True)
     mine = torch.autograd.grad(ours, leaves, retain_graph=True, allow_unused=True)
@@ -79,15 +94,17 @@ def test_factorised_grounding_equals_expanding_the_catalogue(n_cf: int, n_sem: i
         else:
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
-    nothing = torch.zeros(N, 0, dtype=torch.float64)
-    index = Index(torch.cat([*cf, nothing], dim=1), *[nothing if codes is None else codes] * 2)
-    user = user_vector(projected)
+    index = Index(by_part([[code] for code in codes], tokens), codes)
+    user = user_vector(projected, tokens)
     for beta in (0.0, 0.3, 1.0):
-        slot_weight = torch.tensor([1 - beta] * n_cf + [beta] * n_sem, dtype=torch.float64)
-        plain = torch.einsum("k,mkn->mn", slot_weight, logits)  # (M, N)
-        row = torch.cat([(1 - beta) * user.cf, beta * user.sem], dim=1)  # (M, sum(E) + H)
-        one_product = row @ torch.cat([index.cf, index.sem], dim=1).T  # (M, N)
+        weights = Weights(beta, sources={"image": 0.8, "title": 1.7 * beta})
+        factor = {part: factors(part).warm(weights) for part in user.parts}
+        slot_weight = [factor[source.part] for source in sources for _ in range(source.slots)]  # K
+        plain = torch.einsum("k,mkn->mn", torch.tensor(slot_weight, dtype=torch.float64), logits)  # (M, N)
+        row = torch.cat([factor[part] * query for part, query in user.parts.items()], dim=1)  # (M, W)
+        one_product = row @ torch.cat([index.parts[part] for part in user.parts], dim=1).T  # (M, N)
         parts = part_scores(user, index)
-        torch.testing.assert_close((1 - beta) * parts[0] + beta * parts[1], one_product)
+        summed = torch.stack([factor[part] * score for part, score in parts.items()]).sum(dim=0)  # (M, N)
+        torch.testing.assert_close(summed, one_product)
         difference = plain - one_product  # equal but for a constant of the user
         torch.testing.assert_close(difference, difference[:, :1].expand(-1, N), rtol=1e-9, atol=1e-9)

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from setrec.backbones import T5Backbone
 from setrec.data.batches import EvalRows, TrainRows
-from setrec.data.catalogue import Catalogue
+from setrec.data.catalogue import Catalogue, Vectors
 from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
 from setrec.layers.grounding import part_scores
-from setrec.model import Recipe, SETRec
+from setrec.model import Recipe, SETRec, Tokens
 from setrec.schemas import Batch
+from setrec.scoring.weights import Weights, factors
 
 N, E, F = 30, 6, 9
 ROWS = [[3, 7, 7, 1, 20], [4, 3], [9, 8, 7, 6, 5, 4, 3], [12]]
@@ -22,10 +23,18 @@ RECIPES = {
     "CF only": Recipe(n_sem=0),
     "semantic only": Recipe(n_cf=0, n_sem=3, bottleneck=8, trunk=(12,)),
     "score": Recipe(n_cf=2, n_sem=2, bottleneck=8, trunk=(12,), objective="score", negatives="warm", memory=True),
-}
+    "sources": Recipe(
+        tokens={"image": Tokens(2), "title": Tokens(2, "autoencoder")}, n_sem=2, bottleneck=8, trunk=(12,)
+    ),
+    "sources, score": Recipe(
+        tokens={"image": Tokens(2), "title": Tokens(2, "autoencoder")}, n_sem=2, bottleneck=8, trunk=(12,),
+        objective="score", negatives="warm", memory=True,
+    ),
+    "sources only": Recipe(n_cf=0, n_sem=0, objective="score", memory=True, tokens={"image": Tokens(2)}),
+}  # fmt: skip
 
 
-def catalogue() -> Catalogue:
+def catalogue(sources: bool = False) -> Catalogue:
     generator = torch.Generator().manual_seed(5)
     count = torch.ones(N, dtype=torch.int64)
     count[25:] = 0  # five cold items
@@ -38,12 +47,18 @@ def catalogue() -> Catalogue:
         present=(count > 0, count > 0),
         count=count,
         fingerprint="",
-    )
+        vectors={
+            name: Vectors(torch.randn(N, width, generator=generator), torch.ones(N, dtype=torch.bool))
+            for name, width in (("image", 5), ("title", 7))
+        } if sources else {},
+    )  # fmt: skip
 
 
 def build(name: str) -> SETRec:
     torch.manual_seed(11)
-    return SETRec(catalogue(), T5Backbone(shape="nano", recency_bias=True), RECIPES[name]).eval()
+    return SETRec(
+        catalogue(sources="sources" in name), T5Backbone(shape="nano", recency_bias=True), RECIPES[name]
+    ).eval()
 
 
 @pytest.fixture(params=list(RECIPES))
@@ -62,8 +77,9 @@ def evaluation(rows: list[list[int]]) -> Batch:
 
 def scores(model: SETRec, rows: list[list[int]], beta: float = 0.4) -> Tensor:
     index = model.index()
-    cf, sem = part_scores(model.user_vectors(evaluation(rows), index), index)
-    return ((1 - beta) * cf + beta * sem).detach()
+    weights = Weights(beta, sources=dict.fromkeys(model.chosen_tokens, 0.7 * beta))
+    parts = part_scores(model.user_vectors(evaluation(rows), index), index)
+    return torch.stack([factors(name).warm(weights) * part for name, part in parts.items()]).sum(dim=0).detach()
 
 
 def test_all_prefixes_in_one_row_equal_one_row_per_prefix(model: SETRec) -> None:
@@ -91,7 +107,7 @@ def test_loss_equals_the_paper_written_out() -> None:
     model = build("paper")
     batch = training(prefix_parallel=False)
     sums = model.losses(batch)
-    expanded = model.tokens(model.cf, model.codes())  # (N, K, D)
+    expanded = model.tokens(model.codes())  # (N, K, D)
     real = batch.history >= 0
     items = expanded[batch.history.clamp(min=0)]  # (B, L, K, D)
     outputs = model.backbone(items, real, batch.prefix, model.queries)[:, 0]  # (B, K, D)
@@ -100,7 +116,7 @@ def test_loss_equals_the_paper_written_out() -> None:
     torch.testing.assert_close(sums.ranking / sums.n_prefix, torch.stack(slots).mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sums.slots / sums.n_prefix, torch.stack(slots).detach(), rtol=1e-5, atol=1e-6)
     shown = batch.history[real]  # every history item of every row, as often as it occurs
-    error = (model.tokens.reconstruct(expanded[shown]) - model.text[shown]).square().mean()
+    error = (model.tokens.reconstruct(1, expanded[shown]) - model.text[shown]).square().mean()
     torch.testing.assert_close(sums.reconstruction / sums.n_reconstructed, error, rtol=1e-5, atol=1e-6)
 
 
@@ -119,8 +135,8 @@ def test_score_objective_trains_what_is_ranked_by() -> None:
 def test_permuting_an_items_slots_changes_no_score(model: SETRec) -> None:
     """Permute the tokens that every history item is read as; the catalogue's side stays."""
     plain = scores(model, ROWS)
-    make, order = model.tokens.forward, torch.randperm(model.n_cf + model.n_sem)
-    model.tokens.forward = lambda cf, codes: make(cf, codes)[:, order]  # type: ignore[method-assign]
+    make, order = model.tokens.forward, torch.randperm(len(model.queries))
+    model.tokens.forward = lambda codes: make(codes)[:, order]  # type: ignore[method-assign]
     torch.testing.assert_close(scores(model, ROWS), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -139,14 +155,14 @@ def test_an_empty_history_has_a_prior(model: SETRec) -> None:
 
 def test_one_forward_serves_every_beta(model: SETRec) -> None:
     index = model.index()
-    cf, sem = part_scores(model.user_vectors(evaluation(ROWS), index), index)
-    torch.testing.assert_close(0.3 * cf + 0.7 * sem, scores(model, ROWS, beta=0.7))
+    cf, sem, *more = part_scores(model.user_vectors(evaluation(ROWS), index), index).values()
+    torch.testing.assert_close(0.3 * cf + 0.7 * sem + 0.49 * sum(more), scores(model, ROWS, beta=0.7))
 
 
 def test_zero_missing_cf_takes_the_cf_score_from_cold_items() -> None:
     model = build("two CF slots")
     index = model.index()
-    cf, _ = part_scores(model.user_vectors(evaluation(ROWS), index), index)
+    cf, _ = part_scores(model.user_vectors(evaluation(ROWS), index), index).values()
     assert cf[:, 25:].abs().max() == 0
     assert cf[:, :25].abs().min() > 0
 

@@ -355,8 +355,8 @@ def test_similar_by_slots_is_the_cosine_of_the_tokens(recommender: Recommender, 
     snapshot = recommender._snapshot
     model, index = snapshot.restored.model, snapshot.restored.scorer.index
     with torch.no_grad():
-        zero = model.tokens([table[:1] * 0 for table in model.cf], index.codes[:1] * 0)  # (1, K, D): the constants
-        tokens = (model.tokens(model.cf, index.codes) - zero).flatten(1)  # (N, K * D)
+        zero = model.tokens([codes[:1] * 0 for codes in index.codes])  # (1, K, D): the constants
+        tokens = (model.tokens(index.codes) - zero).flatten(1)  # (N, K * D)
         expected = torch.nn.functional.cosine_similarity(tokens[5:6], tokens)  # (N,)
     found = recommender.similar(ids[5], "slots", k=1000)
     assert {one.id for one in found} == set(ids) - {ids[5]}

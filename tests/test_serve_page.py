@@ -291,7 +291,11 @@ def users(live: Live) -> list[tuple[str, str | None]]:
             return route.fulfill(status=401, json={"error": "This request needs the token."})
         if "/recommendations" not in route.request.url:
             return route.fulfill(json=USER)
-        why = {"parts": {"cf_0": 1.5, "sem_0": 0.5}, "nearest_text": [{"id": "A007", "cosine": 0.5}], "nearest_cf": []}
+        why = {
+            "parts": {"cf_0": 1.25, "sem_0": 0.5, "source:image": 0.25},
+            "nearest_text": [{"id": "A007", "cosine": 0.5}],
+            "nearest_cf": [],
+        }
         item = {"id": "A002", "title": NASTY, "score": 2.0, "warm": True, "why": why}
         return route.fulfill(json={"recommendations": [{"items": [item], "unknown": []}]})
 
@@ -317,7 +321,9 @@ def test_a_user_is_shown_with_history_and_what_comes_next(live: Live) -> None:
     sync_api.expect(page.locator("#user-answers-say")).to_have_text("1 recommended")
     assert live.titles("user-answers") == [NASTY]
     page.locator("#user-answers summary").click()
-    assert "Closest by text: toy train 7 (0.50)" in page.locator("#user-answers details").inner_text()
+    shown = page.locator("#user-answers details").inner_text()
+    assert "Closest by text: toy train 7 (0.50)" in shown
+    assert "image\t0.250" in shown
     assert page.evaluate("window.hacked") is None
     assert {path.partition("?")[0] for path, _ in asked} == {"/users/u%2F1", "/users/u%2F1/recommendations"}
     assert not any("s3cret" in address for address in live.asked)

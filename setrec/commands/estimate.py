@@ -212,7 +212,7 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
         batch = Batch(*(fake.from_tensor(t) for t in evaluation))
         with torch.no_grad():
             index = model.index()
-            for table in index:
+            for table in (*index.parts.values(), *index.codes):
                 eval_counter.hold(table)
             with eval_counter:
                 user = model.user_vectors(batch, index)

@@ -139,7 +139,7 @@ def make(options: UpdateOptions, flags: Sequence[str]) -> dict[str, Any]:
     )
     changes, items = new_items(options, base, log, made)
     limits, fingerprint = Newest(options.share, options.days), checkpoint.catalogue["fingerprint"]
-    grown = grow(base, name, log, items, made.cf, made.cleaning, limits, fingerprint)
+    grown = grow(base, name, log, items, made.cf, made.cleaning, limits, fingerprint, made.vectors)
     with locked(new):
         write(new, grown.prepared, grown.about)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from setrec.cf import CFVectors
 from setrec.commands.update_options import UpdateOptions
 from setrec.data.catalogue import Catalogue
 from setrec.data.grow import NewItems
@@ -15,7 +16,7 @@ from setrec.data.readers.table import TableFiles
 from setrec.errors import ConfigError, DataError
 from setrec.files.tables import read_table
 from setrec.files.times import TICKS
-from setrec.inference.versions import NO_CHANGES, Changes, read_version, vectors_of
+from setrec.inference.versions import NO_CHANGES, Changes, read_version, source_vectors_of, vectors_of, without_vectors
 from setrec.recommend import Recommender
 
 
@@ -65,7 +66,8 @@ def new_items(options: UpdateOptions, base: Path, log: EventLog, made: Preparati
         table = reader.read_items(options.items, ids)
     else:
         table = read_table(options.items)
-    if made.text is None:  # nothing but its id and its events is known of an item
+    known_otherwise = [one for one in made.vectors.values() if not isinstance(one, CFVectors)]
+    if made.text is None and not known_otherwise:  # nothing but its id and its events is known of an item
         bought = log.events.select(id=pl.col("item").cast(pl.String)).unique().sort("id")
         table = pl.concat([table, bought], how="diagonal_relaxed").unique("id", maintain_order=True)
         missing = [pl.lit("").alias(name) for name in ("title", "text") if name not in table.columns]
@@ -85,5 +87,7 @@ def new_items(options: UpdateOptions, base: Path, log: EventLog, made: Preparati
     if changes.added is None:
         return changes, NewItems(pl.DataFrame(schema=dict.fromkeys(("id", "title", "text"), pl.String)), None)
     added = changes.added.filter(~pl.col("id").is_in(ids))
-    vectors = vectors_of(added) if len(added) else None
-    return changes, NewItems(added.drop("vector"), vectors)
+    vectors = vectors_of(added) if len(added) and made.text is not None else None
+    widths = {name: one.table.shape[1] for name, one in Catalogue.load(base).vectors.items()}
+    more = {name: source_vectors_of(added, name, width) for name, width in widths.items()}
+    return changes, NewItems(without_vectors(added), vectors, more)

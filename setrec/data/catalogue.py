@@ -5,9 +5,9 @@ Vectors and histories are memory-mapped: the system reads what is asked for, and
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,8 +23,16 @@ from setrec.schemas import EvalSplit
 
 ITEMS, USERS, MANIFEST = "items.parquet", "users.parquet", "manifest.json"
 TEXT, CF, ENCODER = "text.safetensors", "cf.safetensors", "encoder.safetensors"
+VECTORS = "vectors.safetensors"  # of the sources of --data.vectors
 HISTORIES = "histories.safetensors"
 KINDS = "kinds"  # in its metadata: the table of kinds
+
+
+class Vectors(NamedTuple):
+    """The vectors of a source of --data.vectors. An item without one has a zero row."""
+
+    table: Tensor  # (N, W) float32 or float16
+    present: Tensor  # (N,) bool: the items that have one
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Catalogue:
         texts: N texts, "" where none is known; None: they were not kept.
         identity: how checkpoints know the catalogue again; None: it did not come from prepared data.
         grown_from: fingerprints of the catalogues that `update` made this one from: weights for them are a start for this one.
+        vectors: of the sources of --data.vectors, by name, in their order.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Catalogue:
     texts: list[str] | None = None
     identity: Identity | None = None
     grown_from: tuple[str, ...] = ()
+    vectors: Mapping[str, Vectors] = field(default_factory=dict)
 
     @property
     def n_items(self) -> int:
@@ -116,10 +126,18 @@ class Catalogue:
         tables = _load_tensors(folder / CF, ids)
         slots = range(len(tables) // 2)
         cf = [(tables[f"vectors_{c}"].numpy(), tables[f"present_{c}"].numpy()) for c in slots]
+        found = _load_tensors(folder / VECTORS, ids)
+        vectors = {
+            name: Vectors(found[f"{name}.vectors"], found[f"{name}.present"]) for name in manifest.get("vectors", {})
+        }
         stamps = manifest.get("file_stamps", {})
-        same = all(stamps.get(path.name) == stamp(path) for n in (ITEMS, TEXT, CF) if (path := folder / n).exists())
+        files = [folder / name for name in (ITEMS, TEXT, CF, VECTORS)]
+        same = all(stamps.get(path.name) == stamp(path) for path in files if path.exists())
         identity = known_identity(manifest) if same else None  # else every vector is read
-        identity = identity or identify(ids, count.numpy(), manifest, text.numpy() if text is not None else None, cf)
+        plain = {name: (one.table.numpy(), one.present.numpy()) for name, one in vectors.items()}
+        identity = identity or identify(
+            ids, count.numpy(), manifest, text.numpy() if text is not None else None, cf, plain
+        )
         return cls(
             name=manifest["name"],
             ids=ids,
@@ -132,6 +150,7 @@ class Catalogue:
             texts=items["text"].to_list(),
             identity=identity,
             grown_from=tuple(manifest.get("grown_from", ())),
+            vectors=vectors,
         )
 
 

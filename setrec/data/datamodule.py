@@ -1,5 +1,6 @@
 """The data of a run: prepared once, then read in batches for training, validation, test and prediction."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,13 @@ from setrec.errors import ConfigError, DataError
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.schemas import EvalSplit, FitOn
 from setrec.text import TextVectors, TfidfSVD
+from setrec.vectors import ItemVectors
 
 # Defaults that the command line can show and change field by field; `instantiate_default` makes the instances.
 _OFFICIAL, _TFIDF, _BY_TIME = lazy_instance(OfficialRelease), lazy_instance(TfidfSVD), lazy_instance(TimeRatioSplit)
 _CLEANING, _ALL_KINDS = Cleaning(), Kinds()
+# names of sources; those of CF and text slots are taken
+_NAME, _TAKEN = re.compile(r"[A-Za-z]\w{0,39}", re.ASCII), re.compile(r"(text|cf|sem)(_\d+)?")
 
 
 class SETRecDataModule(LightningDataModule):
@@ -40,6 +44,9 @@ class SETRecDataModule(LightningDataModule):
             null: a data set without text (the model then needs n_sem 0).
         cf: what makes the CF vectors, one entry per CF slot (paper: one, CFFile with the released SASRec); null: one
             CooccurrenceSVD; []: none (the model then needs n_cf 0).
+        vectors: further sources of item tokens by name, such as vectors of images or of one field of the text: FileVectors,
+            FieldText, or any class that text or cf takes. Each is a part of the score; --model.tokens says how many slots it
+            has (docs/vectors.md). null: none.
         cleaning: what happens to raw events before the split. A data set that comes with its splits is not cleaned.
         split: how raw events are split. A data set that comes with its splits keeps them.
         paper_ids: give ids as the official release does (items shuffled with seed 2023, users by first appearance), which
@@ -78,6 +85,7 @@ class SETRecDataModule(LightningDataModule):
         reader: Reader = _OFFICIAL,
         text: TextVectors | None = _TFIDF,
         cf: list[CFVectors] | None = None,
+        vectors: dict[str, ItemVectors] | None = None,
         cleaning: Cleaning = _CLEANING,
         split: Split = _BY_TIME,
         paper_ids: bool = False,
@@ -105,9 +113,14 @@ class SETRecDataModule(LightningDataModule):
                 raise ConfigError(f"--data.{option} is {value}; it must be 1 or more.")
         if not name or Path(name).name != name or name.startswith("."):
             raise ConfigError(f"--data.name {name!r} must be a plain folder name: no /, no dot at the start.")
+        for own in vectors or {}:
+            if not _NAME.fullmatch(own) or _TAKEN.fullmatch(own):
+                raise ConfigError(
+                    f"--data.vectors: {own!r} can't be a name: take letters, digits and _, a letter first, and not text, cf or sem."
+                )
         reader, text, split = instantiate_default(reader), instantiate_default(text), instantiate_default(split)
         arguments = {
-            "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
+            "name": name, "reader": reader, "text": text, "cf": cf, "vectors": vectors, "cleaning": cleaning, "split": split,
             "paper_ids": paper_ids, "vector_dtype": vector_dtype, "raw": raw, "root": root, "prepared_only": prepared_only,
             "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
             "prefix_parallel": prefix_parallel, "fit_on": fit_on, "kinds": kinds, "replay": replay, "seed": seed,
@@ -115,7 +128,14 @@ class SETRecDataModule(LightningDataModule):
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.preparation = Preparation(
-            reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids, vector_dtype
+            reader,
+            text,
+            [CooccurrenceSVD()] if cf is None else cf,
+            cleaning,
+            split,
+            paper_ids,
+            vector_dtype,
+            vectors or {},
         )
         self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size

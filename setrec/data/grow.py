@@ -9,7 +9,7 @@ Everything known before is training data of the new version. Of the new events, 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import polars as pl
 from safetensors.numpy import load_file
 
 from setrec.cf import CFFile, CFVectors, rotated
-from setrec.data.catalogue import ENCODER, ITEMS, MANIFEST, Catalogue, Histories, read_manifest
+from setrec.data.catalogue import ENCODER, ITEMS, MANIFEST, VECTORS, Catalogue, Histories, read_manifest
 from setrec.data.clean import Cleaning
 from setrec.data.identity import inputs_hash
 from setrec.data.prepare import microseconds, numbered_kinds, splits_of
@@ -28,6 +28,7 @@ from setrec.data.split import TRAIN, VALIDATION
 from setrec.data.store import Prepared
 from setrec.errors import DataError
 from setrec.files.times import TICKS, UNKNOWN
+from setrec.vectors import ItemVectors, Made
 
 _BEFORE_ALL, _AFTER_ALL = -(1 << 44), 1 << 44  # seconds, for events without a time: old ones are before, new ones after
 _DAY = 86_400
@@ -38,6 +39,9 @@ class NewItems(NamedTuple):
 
     table: pl.DataFrame  # id, title, text and further columns
     vectors: np.ndarray | None  # (new, F) float32; None: the data has no text
+    more: Mapping[
+        str, tuple[np.ndarray, np.ndarray]
+    ] = {}  # of further sources, vectors (new, W) and present (new,), by name
 
 
 class Newest(NamedTuple):
@@ -84,6 +88,7 @@ def grow(
     cleaning: Cleaning,
     newest: Newest,
     also_from: str,
+    sources: Mapping[str, ItemVectors] = {},
 ) -> Grown:
     """Put new events and items after those of prepared data.
 
@@ -101,6 +106,7 @@ def grow(
         cleaning: how the data was cleaned.
         newest: the validation split.
         also_from: fingerprint of a catalogue that weights for the new version may come from, beside those of `base`.
+        sources: makers of further vectors, by name: CF vectors are made again; new items bring the others, or have none.
 
     Raises:
         DataError: there is nothing new, or `base` cannot be read.
@@ -142,15 +148,34 @@ def grow(
         text = np.concatenate([text, new.vectors.astype(text.dtype)])  # (N', F)
     cf, about_cf = [], []
     for c, maker in enumerate(makers):
-        vectors, present = _cf(catalogue, c, maker, ids, splits["items"].train)  # (N', E), (N',)
+        known = catalogue.cf[c].numpy(), catalogue.present[c].numpy()  # (N, E), (N,)
+        vectors, present = _cf(known, maker, ids, splits["items"].train)  # (N', E), (N',)
         cf.append((vectors, present))
         about_cf.append(manifest["cf"][c] | {"present": int(present.sum())})
+    further, about_further = {}, {}
+    stored = load_file(base / VECTORS) if catalogue.vectors else {}
+    for source, one in catalogue.vectors.items():
+        before, there = one.table.numpy(), one.present.numpy()  # (N, W), (N,)
+        made_by = sources.get(source)
+        if isinstance(made_by, CFVectors):
+            vectors, present = _cf((before, there), made_by, ids, splits["items"].train)  # (N', W), (N',)
+        else:
+            none = np.zeros((len(new.table), before.shape[1]), before.dtype), np.zeros(len(new.table), bool)
+            theirs = new.more.get(source, none)
+            vectors = np.concatenate([before, theirs[0].astype(before.dtype)])  # (N', W)
+            present = np.concatenate([there, theirs[1]])  # (N',)
+        first = f"{source}.learned."
+        of_maker = {key.removeprefix(first): value for key, value in stored.items() if key.startswith(first)}
+        further[source] = Made(vectors, present, of_maker)
+        about_further[source] = manifest["vectors"][source] | {"missing": int((~present).sum())}
     learned = load_file(base / ENCODER) if (base / ENCODER).is_file() else None
     of_kinds = splits.get("kinds")
-    prepared = Prepared(name, table, users, *splits["items"], text, cf, learned, times, of_kinds, kinds, since)
+    prepared = Prepared(name, table, users, *splits["items"], text, cf, learned, times, of_kinds, kinds, since, further)
     assert catalogue.identity is not None, "it was read from the disk"
     from_ = [*manifest.get("grown_from", []), catalogue.identity.fingerprint, also_from]
-    about = {"text": manifest["text"], "cf": about_cf}
+    about: dict[str, Any] = {"text": manifest["text"], "cf": about_cf}
+    if further:
+        about["vectors"] = about_further
     about |= {"inputs": inputs_hash(table, splits["items"].train, about), "grown_from": list(dict.fromkeys(from_))}
     about |= {name: manifest[name] for name in ("reader", "options") if name in manifest}
     about |= {"sources": {}, "stamps": {}, "raw": None, "report": {"warnings": []}, "skipped_lines": {}}
@@ -223,9 +248,11 @@ def _parts(fresh: pl.DataFrame, newest: Newest) -> pl.Expr:
     return pl.when(is_newest).then(VALIDATION).otherwise(TRAIN).cast(pl.UInt8)
 
 
-def _cf(catalogue: Catalogue, slot: int, maker: CFVectors, ids: list[str], train: Any) -> tuple[np.ndarray, np.ndarray]:
-    """CF vectors of a slot, (N', E), and which are present, (N',) bool."""
-    old, there = catalogue.cf[slot].numpy(), catalogue.present[slot].numpy()  # (N, E), (N,)
+def _cf(
+    known: tuple[np.ndarray, np.ndarray], maker: CFVectors, ids: list[str], train: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """CF vectors, (N', E), and which are present, (N',) bool. known: those of the items before, (N, E) and (N,)."""
+    old, there = known
     more = len(ids) - len(old)
     if isinstance(maker, CFFile):
         return np.pad(old, ((0, more), (0, 0))), np.pad(there, (0, more))

@@ -69,6 +69,7 @@ def identify(
     origin: Mapping[str, Any],
     text: np.ndarray | None,
     cf: Sequence[tuple[np.ndarray, np.ndarray]],
+    vectors: Mapping[str, tuple[np.ndarray, np.ndarray]] = {},
 ) -> Identity:
     """Identify a catalogue.
 
@@ -78,16 +79,18 @@ def identify(
         origin: the manifest: what it says of the vectors (`text` and `cf`) and of `inputs`.
         text: (N, F) float32 or float16.
         cf: for each CF slot, vectors (N, E) float32 or float16 and present (N,) bool.
+        vectors: the same of every further source, by name.
     """
     counted = "\n".join((ids_hash(ids), hashlib.sha256(count.astype(np.int64).tobytes()).hexdigest()))
-    made = json.dumps([origin["text"], origin["cf"]], sort_keys=True)
+    made = json.dumps(_makers(origin), sort_keys=True)
     content = hashlib.sha256(counted.encode())
     sketch: list[float] = []
-    for matrix in (text, *(matrix for slot in cf for matrix in slot)):
+    for matrix in (text, *(matrix for slot in (*cf, *vectors.values()) for matrix in slot)):
         content.update(b"none" if matrix is None else f"{matrix.dtype}{matrix.shape}".encode())
         if matrix is not None:
             content.update(np.ascontiguousarray(matrix).data)
             sketch += _sketch(matrix)
+    content.update("\n".join(vectors).encode())
     former = hashlib.sha256("\n".join((counted, made)).encode()).hexdigest()
     return Identity(content.hexdigest(), former, origin.get("inputs", ""), sketch)
 
@@ -100,11 +103,16 @@ def known_identity(manifest: Mapping[str, Any]) -> Identity | None:
 
 def inputs_hash(items: pl.DataFrame, train: Ragged, origin: Mapping[str, Any]) -> str:
     """Return the sha256 of what vectors are made from: the table of items, the training histories, and the makers of vectors."""
-    digest = hashlib.sha256(json.dumps([origin["text"], origin["cf"]], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_makers(origin), sort_keys=True).encode())
     for name in sorted(items.columns):
         digest.update(ids_hash([name, *map(str, items[name].to_list())]).encode())
     digest.update(train.offsets.tobytes() + train.items.tobytes())
     return digest.hexdigest()
+
+
+def _makers(origin: Mapping[str, Any]) -> list[Any]:
+    """What the manifest says of the vectors."""
+    return [origin["text"], origin["cf"], *([origin["vectors"]] if origin.get("vectors") else [])]
 
 
 def _sketch(matrix: np.ndarray) -> list[float]:

@@ -16,10 +16,10 @@ from setrec.cf import CFVectors
 from setrec.class_names import current_names, public_name
 from setrec.data.catalogue import read_manifest
 from setrec.data.clean import Cleaning
-from setrec.data.identity import identify, inputs_hash
+from setrec.data.identity import inputs_hash
 from setrec.data.readers.base import EventLog, Reader, SplitLog
 from setrec.data.readers.download import fetch
-from setrec.data.report import about_targets, about_times, about_vectors, lines, warnings
+from setrec.data.report import about_source, about_targets, about_times, about_vectors, lines, warnings
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
 from setrec.data.store import FORMAT, Prepared, files_match, locked, update_manifest, write
 from setrec.data.ties import share_of_ties, tie_keys
@@ -29,6 +29,7 @@ from setrec.files.ragged import Ragged, Splits
 from setrec.files.times import TICKS, UNKNOWN
 from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
+from setrec.vectors import ItemVectors, Made
 
 VectorType = Literal["float32", "float16"]
 _BIG = 1 << 26  # bytes: a raw file of this size or more is hashed again only if its size or time of change is another
@@ -44,6 +45,7 @@ class Preparation(NamedTuple):
     split: Split
     paper_ids: bool
     vector_dtype: VectorType = "float32"
+    vectors: Mapping[str, ItemVectors] = {}  # further sources, by name
 
     def options(self) -> dict[str, Any]:
         """Return the preparation in plain types, without the options that this reader does not use and its downloads."""
@@ -54,14 +56,17 @@ class Preparation(NamedTuple):
         options["reader"]["init_args"].pop("download", None)
         if self.vector_dtype != "float32":  # as version 0.2.0, which had no other, wrote it
             options["vector_dtype"] = self.vector_dtype
+        if self.vectors:
+            options["vectors"] = json.loads(json.dumps(to_plain(self.vectors)))
         return options
 
     def sources(self, raw: Path | None) -> dict[str, Path]:
         """Return every file that would be read, under its name in the manifest."""
-        makers: list[Reader | CFVectors | TextVectors] = [
+        makers: list[Reader | ItemVectors] = [
             self.reader,
             *self.cf,
             *([self.text] if self.text is not None else []),
+            *self.vectors.values(),
         ]
         files = {path for maker in makers for path in maker.sources(raw)}
         inside = {path for path in files if raw is not None and path.is_relative_to(raw)}
@@ -119,8 +124,7 @@ def prepare(
         prepared, about = _add_vectors(name, log, preparation, raw, sources, scratch)
         _finish_report(report, log, prepared)
         if trained_on is not None:
-            here = identify(log.items["id"].to_list(), prepared.counts(), about, prepared.text, prepared.cf)
-            here.check(
+            prepared.identify(about).check(
                 trained_on, name, "The checkpoint",
                 f"nothing was changed in {folder}: give the raw files as they were, use what is prepared with --data.raw null, or "
                 "train again under another --data.name",
@@ -210,6 +214,11 @@ def _find_current(folder: Path, options: dict[str, Any], preparation: Preparatio
     if not files_match(folder, manifest):
         return None
     if raw is None:
+        if not preparation.reader.needs_raw:  # files of vectors can be all that it is made from
+            files = {label: path for label, path in preparation.sources(None).items() if path.is_file()}
+            hashes, _ = _hashes(files, manifest)
+            if any(manifest.get("sources", {}).get(label) != one for label, one in hashes.items()):
+                return None
         return _Current(manifest, {}, [])
     here, missing = _sources_here(preparation, raw, manifest)
     sources, stamps = _hashes(here, manifest)
@@ -230,6 +239,9 @@ def _options_of(manifest: Mapping[str, Any], preparation: Preparation) -> Any:
 
     makers = {"reader": preparation.reader, "text": preparation.text, "split": preparation.split}
     options |= {key: filled(options[key], maker) for key, maker in makers.items() if key in options}
+    if isinstance(options.get("vectors"), dict):
+        stored = options["vectors"]
+        options["vectors"] = {name: filled(one, preparation.vectors.get(name)) for name, one in stored.items()}
     options["cf"] = [filled(*pair) for pair in zip(options.get("cf", []), preparation.cf, strict=False)]
     if isinstance(options.get("reader"), dict):
         options["reader"]["init_args"].pop("download", None)
@@ -287,11 +299,24 @@ def _add_vectors(
         hashes = [sources[label] for label, path in preparation.sources(raw).items() if path in maker.sources(raw)]
         cf.append((_stored(vectors, preparation.vector_dtype, ids), np.ascontiguousarray(present, bool)))
         about_cf.append(maker.describe() | {"width": vectors.shape[1], "present": int(present.sum()), "files": hashes})
+    more: dict[str, Made] = {}
+    about_more: dict[str, dict[str, Any]] = {}
+    for source, made_by in preparation.vectors.items():
+        with _progress(f"data set {name}: vectors {source} by {type(made_by).__name__}"):
+            made = made_by.make(log.items, log.train, raw, scratch)
+        table = _stored(made.vectors * made.present[:, None], preparation.vector_dtype, ids)  # (N, W)
+        more[source] = Made(table, made.present, made.learned)
+        hashes = [sources[label] for label, path in preparation.sources(raw).items() if path in made_by.sources(raw)]
+        about_more[source] = made_by.describe() | {
+            "width": table.shape[1], "missing": int((~made.present).sum()), "files": hashes
+        }  # fmt: skip
     learned = preparation.text.learned() if preparation.text is not None else None
     splits = (log.train, log.validation, log.test)
     facts = (log.times, log.kinds, log.kind_names)
-    prepared = Prepared(name, log.items, log.user_ids, *splits, text, cf, learned, *facts)
-    about = {"text": about_text, "cf": about_cf}
+    prepared = Prepared(name, log.items, log.user_ids, *splits, text, cf, learned, *facts, vectors=more)
+    about: dict[str, Any] = {"text": about_text, "cf": about_cf}
+    if more:
+        about["vectors"] = about_more
     return prepared, about | {"inputs": inputs_hash(log.items, log.train, about)}
 
 
@@ -407,6 +432,9 @@ def _finish_report(report: dict[str, Any], log: SplitLog, prepared: Prepared) ->
     report["items"] = {"described": int((log.items["text"] != "").sum())}
     if prepared.text is not None:
         report["text"] = about_vectors(prepared.text)
+    cold = prepared.counts() == 0  # (N,)
+    if prepared.vectors:
+        report["vectors"] = {name: about_source(made.present, cold) for name, made in prepared.vectors.items()}
     report["warnings"] = warnings(report, log)
 
 

@@ -53,6 +53,12 @@ def about_vectors(vectors: np.ndarray) -> dict[str, int]:
     return {"empty": len(vectors) - len(some), "duplicate": sum(count for count in same.values() if count > 1)}
 
 
+def about_source(present: np.ndarray, cold: np.ndarray) -> dict[str, int]:
+    """Count the items without a vector, and the cold items and those of them that have one. present, cold: (N,) bool."""
+    known = int((present & cold).sum())
+    return {"missing": int((~present).sum()), "cold": int(cold.sum()), "cold_known": known}
+
+
 def warnings(report: Mapping[str, Any], log: SplitLog) -> list[str]:
     """What must not be overlooked, one sentence each."""
     return list(_warnings(report, log))
@@ -110,6 +116,11 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "text" in report:
         text = report["text"]
         yield f"text vectors: {text['empty']:,} empty, {text['duplicate']:,} the same as another's"
+    for name, one in report.get("vectors", {}).items():
+        yield (
+            f"vectors {name}: {one['missing']:,} of {kept['items']:,} items have none (zero in their place); known for "
+            f"{one['cold_known']:,} of {one['cold']:,} cold items"
+        )
 
 
 def _events(counts: Mapping[str, int]) -> str:

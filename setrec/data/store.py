@@ -8,13 +8,15 @@
                                   train_since (users,), with data that `update` made
               text.safetensors    vectors (N, F) float32 or float16; absent without text
               cf.safetensors      vectors_0 (N, E) float32 or float16, present_0 (N,) bool, vectors_1, ...; absent without CF
+              vectors.safetensors of every source of --data.vectors: NAME.vectors (N, W), NAME.present (N,) bool, and
+                                  NAME.learned.KEY, what vectors of later items are made with; absent without any
               encoder.safetensors what the text encoder learned from the texts; absent if it learns nothing
               manifest.json       counts, options, the origin of everything, sha256 of every file
 """
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +27,13 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, KINDS, MANIFEST, TEXT, USERS, read_manifest
-from setrec.data.identity import identify
+from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, KINDS, MANIFEST, TEXT, USERS, VECTORS, read_manifest
+from setrec.data.identity import Identity, identify
 from setrec.errors import DataError
 from setrec.files.hashes import changed_file, file_hash, ids_hash, stamp
 from setrec.files.ragged import Ragged, Splits
 from setrec.files.whole import clear_leftovers, whole_file, whole_folder
+from setrec.vectors import Made
 
 FORMAT = 1
 
@@ -51,6 +54,12 @@ class Prepared(NamedTuple):
     kinds: Splits | None = None
     kind_names: tuple[str, ...] = ()
     since: np.ndarray | None = None  # see `Histories`
+    vectors: dict[str, Made] = {}  # noqa: RUF012  (never changed) of further sources
+
+    def identify(self, about: Mapping[str, Any]) -> Identity:
+        """Identify its catalogue. about: what the manifest says of the vectors and of `inputs`."""
+        more = {name: (made.vectors, made.present) for name, made in self.vectors.items()}
+        return identify(self.items["id"].to_list(), self.counts(), about, self.text, self.cf, more)
 
     def counts(self) -> np.ndarray:
         """How often each item occurs in training, (N,) int64."""
@@ -127,9 +136,7 @@ def write(folder: Path, prepared: Prepared, about: dict[str, Any]) -> None:
             _write_files(hidden, prepared)
             files = {path.name: file_hash(path) for path in sorted(hidden.iterdir())}
             manifest = {"format": FORMAT, "name": prepared.name, "counts": _counts(prepared), **about, "files": files}
-            identity = identify(
-                prepared.items["id"].to_list(), prepared.counts(), about, prepared.text, prepared.cf
-            )._asdict()
+            identity = prepared.identify(about)._asdict()
             del identity["inputs"]  # the manifest has it
             manifest["identity"] = identity
             manifest["file_stamps"] = {name: stamp(hidden / name) for name in files}
@@ -179,6 +186,13 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
     made_for = {"ids_sha256": ids_hash(ids)}
     if prepared.text is not None:
         save_file({"vectors": np.ascontiguousarray(prepared.text)}, folder / TEXT, made_for)
+    if prepared.vectors:
+        flat = {}
+        for name, made in prepared.vectors.items():
+            flat[f"{name}.vectors"] = np.ascontiguousarray(made.vectors)  # (N, W)
+            flat[f"{name}.present"] = np.ascontiguousarray(made.present, bool)  # (N,)
+            flat |= {f"{name}.learned.{key}": np.ascontiguousarray(value) for key, value in made.learned.items()}
+        save_file(flat, folder / VECTORS, made_for)
     if prepared.encoder:
         save_file(prepared.encoder, folder / ENCODER)
     if prepared.cf:

@@ -1,4 +1,4 @@
-"""Matrices with one row per item in .npy, .safetensors or .pkl files, checked when they are read."""
+"""Matrices with one row per item in .npy, .safetensors, .pkl or .parquet files, checked when they are read."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -65,14 +66,15 @@ def read_vector_file(path: Path, ids: list[str]) -> VectorFile:
 
     Args:
         path: .npy; .safetensors (the tensor "vectors", or the only one; the metadata entry ids_sha256 is checked if there is
-            one); or .pkl (a pickled tensor, read by the restricted unpickler).
+            one); .pkl (a pickled tensor, read by the restricted unpickler); or .parquet (columns `id` and `vector`, in any order;
+            an item without a row has zeros and is not present).
         ids: the items' own ids in row order.
 
     Raises:
         DataError: the file cannot be read, or does not hold a matrix of numbers with N rows, or was made for other ids, or
             holds NaN or infinity.
     """
-    vectors, about = _read(path)
+    vectors, about = _by_id(path, ids) if path.suffix == ".parquet" else _read(path)
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise DataError(
             f"{path.name} must hold a matrix of numbers with one row per item; this file holds something else."
@@ -111,6 +113,26 @@ class _Metadata(NamedTuple):
     present: np.ndarray | None = None
 
 
+def _by_id(path: Path, ids: list[str]) -> tuple[object, _Metadata]:
+    """The rows of a table of ids and vectors in the order of `ids`."""
+    try:
+        table = pl.read_parquet(path, columns=["id", "vector"])
+        rows = table.select(pl.col("id").cast(pl.String), "vector").drop_nulls()
+        if rows["id"].is_duplicated().any():
+            raise DataError(f"{path.name} has item {rows.filter(rows['id'].is_duplicated())['id'][0]!r} twice.")
+        matrix = np.stack([np.asarray(row, np.float32) for row in rows["vector"].to_list()])  # (rows, width)
+    except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path.name} must hold the columns id and vector, lists of numbers of one length ({reason})."
+        ) from None
+    place = {own: i for i, own in enumerate(rows["id"].to_list())}
+    at = np.array([place.get(own, -1) for own in ids])  # (N,)
+    vectors = np.zeros((len(ids), *matrix.shape[1:]), np.float32)
+    vectors[at >= 0] = matrix[at[at >= 0]]
+    return vectors, _Metadata(present=at >= 0)
+
+
 def _read(path: Path) -> tuple[object, _Metadata]:
     """Return the content of a file, and what the file says about it."""
     if path.suffix == ".npy":
@@ -134,4 +156,6 @@ def _read(path: Path) -> tuple[object, _Metadata]:
                 return file.get_tensor(name).float().numpy(), about
         except (OSError, SafetensorError, IndexError) as error:
             raise DataError(f"{path.name} is truncated or damaged ({error}); make or download it again.") from None
-    raise DataError(f"{path.name}: vectors are read from .npy, .safetensors or .pkl; convert it to one of them.")
+    raise DataError(
+        f"{path.name}: vectors are read from .npy, .safetensors, .pkl or .parquet; convert it to one of them."
+    )

@@ -202,7 +202,8 @@ def asked(snapshot: Snapshot, options: RecommendOptions) -> Asked:
         mask = snapshot.attributes.mask(options.filter).to(snapshot.restored.device)  # (N,)
         allowed = mask if allowed is None else allowed & mask
     model, index = snapshot.restored.model, snapshot.restored.scorer.index
-    vectors = model.text if model.text.shape[1] else index.cf  # (N, any)
+    tables = (model.text, index.cf, *model.tables)  # of (N, any)
+    vectors = next(table for table in tables if table.shape[1])  # (N, any)
     return Asked(options, allowed, make_rules(options, snapshot.attributes, allowed, vectors))
 
 

@@ -113,7 +113,7 @@ def write_exported(folder: Path, snapshot: Snapshot, formats: Sequence[Format]) 
     model, table = snapshot.restored.model, item_table(snapshot)
     index = snapshot.restored.scorer.index
     width = table["items"].shape[1]  # W
-    tower = UserTower(model, index, width - index.cf.shape[1] - index.sem.shape[1])
+    tower = UserTower(model, index, width - sum(part.shape[1] for part in index.parts.values()))
     program, refused = torch_program(tower), None
     inside = folder / TOWER / "1"
     inside.mkdir(parents=True)

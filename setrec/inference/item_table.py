@@ -10,7 +10,7 @@ import torch
 from setrec.errors import DataError
 from setrec.inference.answers import Snapshot, chosen_beta
 from setrec.scoring.graphs import ItemGraphs, Reach
-from setrec.scoring.weights import FACTORS, Weights
+from setrec.scoring.weights import Weights, factors
 
 SEPARATOR = "\0"  # between texts
 
@@ -32,8 +32,8 @@ def item_table(snapshot: Snapshot) -> dict[str, np.ndarray]:
     catalogue, graphs = snapshot.catalogue, snapshot.restored.scorer.graphs
     weights = snapshot.restored.weights._replace(beta=chosen_beta(snapshot))
     index = snapshot.restored.scorer.index
-    widths = {"cf": index.cf.shape[1], "semantic": index.sem.shape[1]} | ({} if graphs is None else {"recency": 1})
-    factor = torch.cat([torch.full((width,), FACTORS[name].warm(weights)) for name, width in widths.items()])  # (W,)
+    widths = {name: part.shape[1] for name, part in index.parts.items()} | ({} if graphs is None else {"recency": 1})
+    factor = torch.cat([torch.full((width,), factors(name).warm(weights)) for name, width in widths.items()])  # (W,)
     table = {
         "items": (
             snapshot.retriever.table.cpu().float() * factor
@@ -55,7 +55,7 @@ def folded_graphs(graphs: ItemGraphs, weights: Weights) -> dict[str, tuple[sp.cs
     cold = graphs.is_cold().cpu()  # (N,)
     found = {}
     for one in graphs.lists():
-        factor = FACTORS[one.part].cold(weights) if one.of_cold else FACTORS[one.part].warm(weights)
+        factor = factors(one.part).cold(weights) if one.of_cold else factors(one.part).warm(weights)
         item = one.graph.item.cpu().long()  # (N, S)
         entries = one.graph.weight.cpu() * (cold[item] == one.of_cold) * factor  # (N, S)
         row, place = entries.nonzero(as_tuple=True)  # (entries,), (entries,)

@@ -36,6 +36,7 @@ def rows_of(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Items in the form of a journal, or of a request, as rows of a table: their fields become columns."""
     return [
         {name: item[name] for name in ("id", "title", "text", "vector") if item.get(name) is not None}
+        | {f"vector_{name}": vector for name, vector in (item.get("vectors") or {}).items()}
         | {name: value for name, value in (item.get("fields") or {}).items() if name not in item}
         for item in items
     ]
@@ -46,6 +47,9 @@ def items_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     items = []
     for row in json.loads(json.dumps(rows, default=str)):
         own = {name: row.pop(name) for name in ("id", "title", "text", "vector") if name in row}
+        more = [name for name, value in row.items() if name.startswith("vector_") and isinstance(value, list)]
+        if more:
+            own["vectors"] = {name.removeprefix("vector_"): row.pop(name) for name in more}
         fields = {name: value for name, value in row.items() if value is not None}
         items.append(own | ({"fields": fields} if fields else {}))
     return items

@@ -38,7 +38,8 @@ def model_card(
     if origin:
         head.append(f"base_model: {json.dumps(origin['pretrained'])}")
     model = info["model"]
-    slots = f"{info['slots']['cf']} collaborative and {info['slots']['sem']} semantic slots an item"
+    more = "".join(f", {count} of {name}" for name, count in info["slots"].items() if name not in ("cf", "sem"))
+    slots = f"{info['slots']['cf']} collaborative and {info['slots']['sem']} semantic slots an item{more}"
     encoder = text["class_path"].rpartition(".")[2] if text is not None else "none"
     trained = {name: value for name, value in arguments.items() if name not in ("backbone", "filter_seen", "top_k")}
     needs = (

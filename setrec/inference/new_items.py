@@ -1,4 +1,4 @@
-"""Items that are added after training: their table, and their text vectors."""
+"""Items that are added after training: their table, and their vectors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from setrec.errors import DataError
 from setrec.files.ids import as_ids, as_text
-from setrec.text import TextVectors
+from setrec.vectors import ItemVectors
 
 VECTOR = "vector"  # the column with an item's text vector
 _TRIED = 16  # known items that an encoder is tried on
@@ -60,14 +60,27 @@ def _texts(items: pl.DataFrame, column: str) -> pl.Series:
     return as_text(items[column]).fill_null("").alias(column)
 
 
-def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
-    """Read the column `vector` of new items, (items, F) float32.
+def vector_column(source: str) -> str:
+    """The column with an item's vector of a source of --data.vectors."""
+    return f"{VECTOR}_{source}"
+
+
+def ready_vectors(table: pl.DataFrame, width: int, column: str = VECTOR, needed: bool = True) -> np.ndarray:
+    """Read a column of vectors of new items, (items, width) float32.
+
+    Args:
+        table: the new items.
+        width: numbers in a vector.
+        column: its name.
+        needed: every item has a vector; False: one without has zeros.
 
     Raises:
         DataError: a row is not a list of `width` finite numbers.
     """
     vectors = np.zeros((len(table), width), np.float32)
-    for row, value in enumerate(table[VECTOR].to_list()):
+    for row, value in enumerate(table[column].to_list()):
+        if value is None and not needed:
+            continue
         try:
             with np.errstate(over="ignore"):  # infinity, which is refused below
                 numbers = np.asarray(value, np.float32)  # (F,)
@@ -75,8 +88,8 @@ def ready_vectors(table: pl.DataFrame, width: int) -> np.ndarray:
             numbers = np.zeros(0, np.float32)
         if numbers.shape != (width,) or not np.isfinite(numbers).all():
             raise DataError(
-                f"new items, row {row + 1}: item {table['id'][row]!r}: its vector must be a list of {width} finite numbers, "
-                "made by the encoder of the training."
+                f"new items, row {row + 1}: item {table['id'][row]!r}: its {column} must be a list of {width} finite numbers, "
+                "made as those of the training were."
             )
         vectors[row] = numbers
     return vectors
@@ -105,17 +118,17 @@ def check_lengths(ids: list[str], vectors: np.ndarray, known: torch.Tensor) -> N
 
 
 class ItemEncoder:
-    """The text encoder of a model. It is tried on known items before it encodes new ones.
+    """An encoder of a model, of texts or of a further source. It is tried on known items before it encodes new ones.
 
     Args:
         text: the encoder.
-        learned: what it learned in training, see `TextVectors.learned`.
+        learned: what it learned in training.
         vectors: (N, F) float32, the vectors of the known items.
         items: the table of the known items, in the same order.
     """
 
     def __init__(
-        self, text: TextVectors, learned: Mapping[str, np.ndarray], vectors: torch.Tensor, items: pl.DataFrame
+        self, text: ItemVectors, learned: Mapping[str, np.ndarray], vectors: torch.Tensor, items: pl.DataFrame
     ) -> None:
         self.text, self.learned = text, learned
         self._vectors, self._items = vectors, items

@@ -2,9 +2,11 @@
 
     config.json            arguments and sizes of the model, the data set, hashes of the other files and its own
     model.safetensors      the weights (without a frozen base, which config.json names)
-    catalogue.parquet      the items: id, title, text, ..., count, warm, vector (F), cf_0 (E), present_0, ...
+    catalogue.parquet      the items: id, title, text, ..., count, warm, vector (F), cf_0 (E), present_0, ...; of every source of
+                           --data.vectors: vector_NAME (W), present_NAME
     encoder/config.json    the text encoder: class_path and init_args
     encoder/...            what it learned (encoder.safetensors), or its model if that is a local folder
+    vectors/NAME/...       the same of every source of --data.vectors; vectors/learned.safetensors: what all of them learned
     neighbours.safetensors co-occurrence and recency of the items, if the model uses them
     results.json           of the test run, if there was one
     README.md              the model card
@@ -14,6 +16,7 @@ No file is a pickle, and nothing in the folder is executed.
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from setrec.class_names import current_names
-from setrec.data.catalogue import ENCODER, Catalogue
+from setrec.data.catalogue import ENCODER, Catalogue, Vectors
 from setrec.data.kinds import Kinds
 from setrec.errors import ConfigError, DataError
 from setrec.evaluation.results import package_versions
 from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.hparams import to_plain
-from setrec.inference.new_items import VECTOR
+from setrec.inference.new_items import VECTOR, vector_column
 from setrec.inference.restore import Restored, Trained, rows_of
 from setrec.scoring.graphs import HistoryStatistics
 from setrec.scoring.neighbours import Graph
 
-CONFIG, WEIGHTS, CATALOGUE, RESULTS, ENCODERS = (
-    "config.json", "model.safetensors", "catalogue.parquet", "results.json", "encoder",
+CONFIG, WEIGHTS, CATALOGUE, RESULTS, ENCODERS, SOURCES = (
+    "config.json", "model.safetensors", "catalogue.parquet", "results.json", "encoder", "vectors",
 )  # fmt: skip
-NEIGHBOURS = "neighbours.safetensors"
+NEIGHBOURS, LEARNED = "neighbours.safetensors", "learned.safetensors"
 _FORMAT = 1
 _MODEL = "model"  # inside encoder/: a copy of the encoder's own folder
 _COPIED = (
@@ -88,9 +91,19 @@ def write_published(
         shutil.rmtree(folder / ENCODERS, ignore_errors=True)
         if text is not None:
             _write_encoder(folder / ENCODERS, text, trained.encoder)
+        shutil.rmtree(folder / SOURCES, ignore_errors=True)
+        for name, settings in trained.vectors.items():
+            _write_encoder(folder / SOURCES / name, settings, None)
+        if trained.vectors:
+            learned = {
+                f"{name}.learned.{key}": torch.from_numpy(value)
+                for name in trained.vectors
+                for key, value in trained.learned_of(name).items()
+            }
+            save_file(learned, folder / SOURCES / LEARNED)
         if trained.results is not None:
             (folder / RESULTS).write_text(json.dumps(trained.results, indent=2) + "\n")
-        for path in folder.glob("*.safetensors"):
+        for path in (*folder.glob("*.safetensors"), *folder.glob(f"{SOURCES}/*.safetensors")):
             path.chmod(0o644)  # safetensors lets only the owner read, whatever the umask
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_hashed(path.relative_to(folder))]
         config = {
@@ -105,6 +118,7 @@ def write_published(
             "max_history": trained.max_history,
             "kinds": to_plain(trained.kinds),
             "cf_slots": len(catalogue.cf),
+            **({"vectors": list(catalogue.vectors)} if catalogue.vectors else {}),
             "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
         }
         (folder / CONFIG).write_text(json.dumps(sealed(config), indent=2, ensure_ascii=False) + "\n")
@@ -114,7 +128,7 @@ def write_published(
 
 def _is_hashed(path: Path) -> bool:
     """Say whether config.json holds the hash of this file; a hub folder may hold further files."""
-    return path.parts[0] in (WEIGHTS, CATALOGUE, RESULTS, ENCODERS, NEIGHBOURS)
+    return path.parts[0] in (WEIGHTS, CATALOGUE, RESULTS, ENCODERS, SOURCES, NEIGHBOURS)
 
 
 def _statistics_tensors(statistics: HistoryStatistics, base: Catalogue, catalogue: Catalogue) -> dict[str, Tensor]:
@@ -142,6 +156,8 @@ def catalogue_table(catalogue: Catalogue, items: pl.DataFrame) -> pl.DataFrame:
         columns.append(_vectors(VECTOR, catalogue.text))
     for c, (vectors, present) in enumerate(zip(catalogue.cf, catalogue.present, strict=True)):
         columns += [_vectors(f"cf_{c}", vectors), pl.Series(f"present_{c}", present.numpy())]
+    for name, (vectors, present) in catalogue.vectors.items():
+        columns += [_vectors(vector_column(name), vectors), pl.Series(f"present_{name}", present.numpy())]
     return items.drop([column.name for column in columns], strict=False).with_columns(columns)
 
 
@@ -151,15 +167,19 @@ def _vectors(name: str, vectors: Tensor) -> pl.Series:
 
 def _write_encoder(folder: Path, text: dict[str, Any], learned: Path | None) -> None:
     """Write the encoder's settings, what it learned, and its model if that is a local folder."""
-    folder.mkdir()
-    model = text.get("init_args", {}).get("model")
+    folder.mkdir(parents=True)
+    text = deepcopy(text)
+    inner = text  # an encoder inside of another, such as FieldText, is the one with a model
+    while isinstance(inner.get("init_args", {}).get("encoder"), dict):
+        inner = inner["init_args"]["encoder"]
+    model = inner.get("init_args", {}).get("model")
     if learned is not None:
         shutil.copyfile(learned, folder / ENCODER)
     if model is not None and Path(model).is_dir():
         if not list(Path(model).rglob("*.safetensors")):
             raise DataError(f"the text encoder {model} has no weights as safetensors, and a pickle is not published.")
         shutil.copytree(model, folder / _MODEL, ignore=_left_out)
-        text = text | {"init_args": text["init_args"] | {"model": _MODEL}}
+        inner["init_args"]["model"] = _MODEL
     (folder / CONFIG).write_text(json.dumps(text, indent=2) + "\n")
 
 
@@ -187,6 +207,8 @@ def read_published(path: Path) -> Trained:
         table = pl.read_parquet(path / CATALOGUE)
         results = read_sealed(path / RESULTS) if RESULTS in config["files"] else None
         learned = path / ENCODERS / ENCODER
+        sources = config.get("vectors", [])
+        own = {vector_column(name) for name in sources}
         return Trained(
             path=path,
             arguments=current_names(config["model"]),
@@ -195,7 +217,7 @@ def read_published(path: Path) -> Trained:
             sizes=config["backbone_sizes"],
             catalogue=_catalogue(config, table),
             items=table.drop(
-                [name for name in table.columns if name == VECTOR or name.startswith(("cf_", "present_"))]
+                [name for name in table.columns if name in {VECTOR} | own or name.startswith(("cf_", "present_"))]
             ),
             max_history=config["max_history"],
             text=_read_encoder(path / ENCODERS),
@@ -204,6 +226,8 @@ def read_published(path: Path) -> Trained:
             results=results,
             statistics=_read_statistics(path / NEIGHBOURS) if NEIGHBOURS in config["files"] else None,
             kinds=Kinds(**config.get("kinds", {})),
+            vectors={name: made for name in sources if (made := _read_encoder(path / SOURCES / name)) is not None},
+            learned=path / SOURCES / LEARNED if sources else None,
         )
     except (
         OSError,
@@ -236,6 +260,9 @@ def _catalogue(config: dict[str, Any], table: pl.DataFrame) -> Catalogue:
         count=torch.from_numpy(table["count"].to_numpy().astype(np.int64)),  # (N,)
         fingerprint=config["fingerprint"],
         texts=table["text"].to_list() if "text" in table.columns else None,
+        vectors={
+            name: Vectors(matrix(vector_column(name)), flags(f"present_{name}")) for name in config.get("vectors", [])
+        },
     )
 
 
@@ -245,5 +272,8 @@ def _read_encoder(folder: Path) -> dict[str, Any] | None:
         return None
     text: dict[str, Any] = current_names(json.loads((folder / CONFIG).read_text()))
     if (folder / _MODEL).is_dir():
-        text["init_args"]["model"] = str(folder / _MODEL)
+        inner = text
+        while isinstance(inner["init_args"].get("encoder"), dict):
+            inner = inner["init_args"]["encoder"]
+        inner["init_args"]["model"] = str(folder / _MODEL)
     return text

@@ -126,7 +126,7 @@ def reranked(top: Top, batch: Batch, user: UserVector, rules: Rules, k: int) -> 
     for place, pool in enumerate(_pools(top, batch, user, rules, size)):
         one = slice(place, place + 1)
         mine = batch._replace(history=batch.history[one], seen=batch.seen[one])
-        row = UserVector(user.cf[one], user.sem[one])
+        row = UserVector({name: part[one] for name, part in user.parts.items()})
         choices, more = _chosen(pool, rules, k), size
         while len(choices) < k and not pool.whole:
             more *= _GROWTH

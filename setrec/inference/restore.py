@@ -5,12 +5,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from setrec.backbones.base import Backbone
-from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, TEXT, USERS, Catalogue, Histories
+from setrec.data.catalogue import CF, ENCODER, HISTORIES, ITEMS, TEXT, USERS, VECTORS, Catalogue, Histories
 from setrec.data.kinds import Kinds
 from setrec.data.past import past_events
 from setrec.data.store import check_prepared
@@ -22,7 +24,7 @@ from setrec.model import Recipe, SETRec
 from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.text_graphs import TextNeighbours, text_neighbours
-from setrec.scoring.weights import Weights, buffer_name, state_of, weights_of
+from setrec.scoring.weights import Weights, state_of, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,17 @@ class Trained(NamedTuple):
     results: dict[str, Any] | None  # the content of results.json
     statistics: HistoryStatistics | None  # co-occurrence and recency, if the model uses item graphs
     kinds: Kinds = Kinds()  # which kinds of events are read
+    vectors: dict[str, dict[str, Any]] = {}  # noqa: RUF012  (never changed) makers of further sources, by name, as `text`
+    learned: Path | None = None  # the file with what they learned, NAME.learned.KEY
+
+    def learned_of(self, source: str) -> dict[str, np.ndarray]:
+        """What the maker of a further source learned in training."""
+        if self.learned is None:
+            return {}
+        first = f"{source}.learned."
+        with safe_open(self.learned, framework="np") as file:
+            names = [name for name in file.keys() if name.startswith(first)]  # noqa: SIM118  (not a dict)
+            return {name.removeprefix(first): file.get_tensor(name) for name in names}
 
 
 def read_trained(path: Path, data: Path | None = None) -> Trained:
@@ -79,7 +92,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
             "folder with --data DIR."
         )
     neighbours = bool(checkpoint.model.get("neighbours"))
-    check_prepared(folder, [ITEMS, TEXT, CF, ENCODER, *([USERS, HISTORIES] if neighbours else [])])
+    check_prepared(folder, [ITEMS, TEXT, CF, VECTORS, ENCODER, *([USERS, HISTORIES] if neighbours else [])])
     trained_on = checkpoint.catalogue
     catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
     catalogue.check(trained_on, f"The checkpoint {path}")
@@ -101,6 +114,8 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
         statistics=_statistics(folder, catalogue.n_items, kinds) if neighbours else None,
         kinds=kinds,
+        vectors=arguments.get("vectors") or {},
+        learned=folder / VECTORS if (folder / VECTORS).is_file() else None,
     )
 
 
@@ -172,7 +187,8 @@ def build(trained: Trained, catalogue: Catalogue, device: torch.device, ngrams_o
     model = SETRec(catalogue, backbone, recipe_of(trained))
     backbone.check_origin(trained.origin)
     weights = {name: value for name, value in trained.weights.items() if name.startswith("model.")}
-    others = trained.weights.keys() - weights.keys() - {buffer_name(name) for name in Weights._fields} - {"cold_weight"}
+    of_score = state_of(weights_of(trained.weights)).keys() | {"cold_weight"}
+    others = trained.weights.keys() - weights.keys() - of_score
     try:
         if others:
             raise RuntimeError(f"unexpected weights {', '.join(sorted(others))}")

@@ -28,7 +28,7 @@ class SimilarItems:
 
     def __init__(self, restored: Restored) -> None:
         self._restored = restored
-        self._slots: Tensor | None = None  # (N, sum(E) + H), made when first asked for
+        self._slots: Tensor | None = None  # (N, sum(C)), made when first asked for
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -71,21 +71,17 @@ class SimilarItems:
         return table
 
     def _slot_vectors(self) -> Tensor:
-        """Vectors with the inner products of the items' tokens side by side, without the constants: (N, sum(E) + H).
+        """Vectors with the inner products of the items' tokens side by side, without the constants: (N, sum(C)).
 
         <U_1 a, U_1 b> + ... + <U_n a, U_n b> = <M a, M b> with M the root of U_1' U_1 + ... + U_n' U_n, so no item is expanded to K
         tokens of width D.
         """
         tokens, index = self._restored.model.tokens, self._restored.scorer.index
-        parts, start = [], 0
-        for layer in tokens.cf:
-            weight = layer.get_parameter("weight")  # (D, E)
-            parts.append(index.cf[:, start : start + weight.shape[1]].float() @ _root(weight))  # (N, E)
-            start += weight.shape[1]
-        if tokens.n_sem:
-            heads = torch.cat([head.get_parameter("weight") for head in tokens.heads])  # (n_sem * D, H)
-            parts.append(index.codes.float() @ _root(heads))  # (N, H)
-        return torch.cat(parts, dim=1)  # (N, sum(E) + H)
+        parts = []
+        for tokenizer, codes in zip(tokens.tokenizers, index.codes, strict=True):
+            heads = torch.cat([head.get_parameter("weight") for head in tokenizer.heads])  # (n * D, C)
+            parts.append(codes.float() @ _root(heads))  # (N, C)
+        return torch.cat(parts, dim=1)  # (N, sum(C))
 
     def _by_graph(self, item: int) -> Tensor:
         """Similarity by co-occurrence, (N,); -inf where two items never occurred together."""

@@ -55,7 +55,7 @@ class UserTower(nn.Module):
         )
         user = model.user_vectors_of(outputs, batch)
         ones = user.cf.new_ones(n_batch, self.constants)  # (B, 0 or more)
-        return torch.cat([user.cf, user.sem, ones], dim=1).float()  # (B, W)
+        return torch.cat([*user.parts.values(), ones], dim=1).float()  # (B, W)
 
 
 def torch_program(tower: UserTower) -> torch.export.ExportedProgram:

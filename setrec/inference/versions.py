@@ -2,7 +2,8 @@
 
     <checkpoint>.items-001/version.json    the model it belongs to, the removed ids, changed attributes, fingerprints, hashes,
                                            the lines of the journal that it includes
-                           added.parquet   the added items: id, title, text, ..., vector (F); absent without any
+                           added.parquet   the added items: id, title, text, ..., vector (F), and vector_NAME of every source of
+                                           --data.vectors; absent without any
 
 A version is a folder beside the checkpoint: a snapshot of its journal (journal.py), with vectors. It holds only the differences, is
 written whole or not at all, and is never overwritten. The catalogue of a checkpoint is its newest version and the lines of the
@@ -26,12 +27,12 @@ import polars as pl
 import torch
 
 from setrec.class_names import current_names
-from setrec.data.catalogue import Catalogue
+from setrec.data.catalogue import Catalogue, Vectors
 from setrec.errors import ConfigError, DataError
 from setrec.files.hashes import file_hash, read_sealed, sealed
 from setrec.files.whole import whole_folder
 from setrec.inference.journal import Journal, Mark
-from setrec.inference.new_items import VECTOR
+from setrec.inference.new_items import VECTOR, vector_column
 
 VERSION, ADDED = "version.json", "added.parquet"
 _FORMAT = 1
@@ -54,10 +55,27 @@ class Changes(NamedTuple):
 NO_CHANGES = Changes(frozenset(), None, None)
 
 
-def with_added(changes: Changes, table: pl.DataFrame, vectors: np.ndarray, encoder: dict[str, Any] | None) -> Changes:
-    """Add items: their table, their vectors (items, F) float32, and the settings of their encoder."""
-    column = pl.Series(VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
-    table = table.with_columns(column)
+def with_added(
+    changes: Changes,
+    table: pl.DataFrame,
+    vectors: np.ndarray | None,
+    encoder: dict[str, Any] | None,
+    more: Mapping[str, tuple[np.ndarray, np.ndarray]] = {},
+) -> Changes:
+    """Add items.
+
+    Args:
+        changes: those before.
+        table: the new items.
+        vectors: their text vectors, (items, F) float32; None: a catalogue without text.
+        encoder: settings of the text encoder.
+        more: of further sources, vectors (items, W) float32 and present (items,) bool, by name.
+    """
+    columns = [] if vectors is None else [pl.Series(VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))]
+    for name, (found, present) in more.items():
+        rows = [row if there else None for row, there in zip(found.tolist(), present.tolist(), strict=True)]
+        columns.append(pl.Series(vector_column(name), rows, dtype=pl.Array(pl.Float32, found.shape[1])))
+    table = table.with_columns(columns)
     added = table if changes.added is None else pl.concat([changes.added, table], how="diagonal_relaxed")
     return changes._replace(added=added, encoder=encoder or changes.encoder)
 
@@ -110,6 +128,7 @@ def apply_changes(base: Catalogue, changes: Changes) -> Catalogue:
         cf=tuple(torch.cat([table[rows], table.new_zeros(n_added, table.shape[1])]) for table in base.cf),  # (N', E)
         present=tuple(torch.cat([there[rows], there.new_zeros(n_added)]) for there in base.present),  # (N',)
         count=torch.cat([base.count[rows], base.count.new_zeros(n_added)]),  # (N',)
+        vectors={name: _extended(name, one, rows, added) for name, one in base.vectors.items()},
         fingerprint=_fingerprint(base.fingerprint, changes),
     )
     return retitled(catalogue, changes)
@@ -129,12 +148,39 @@ def vectors_of(added: pl.DataFrame) -> np.ndarray:
     return np.stack([np.asarray(vector, np.float32) for vector in added[VECTOR].to_list()])
 
 
+def source_vectors_of(added: pl.DataFrame, name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of added items in a further source, (items, W) float32, zeros where there is none; present, (items,) bool."""
+    vectors, present = np.zeros((len(added), width), np.float32), np.zeros(len(added), bool)
+    if vector_column(name) in added.columns:
+        for row, vector in enumerate(added[vector_column(name)].to_list()):
+            if vector is not None:
+                vectors[row], present[row] = vector, True
+    return vectors, present
+
+
+def without_vectors(added: pl.DataFrame) -> pl.DataFrame:
+    """The table of added items without the columns of their vectors."""
+    arrays = [name for name, dtype in added.schema.items() if dtype.is_nested()]
+    return added.drop([name for name in arrays if name == VECTOR or name.startswith(vector_column(""))])
+
+
+def _extended(name: str, one: Vectors, rows: torch.Tensor, added: pl.DataFrame | None) -> Vectors:
+    """The vectors of a further source in a version. rows: (kept,) int64, of the base."""
+    table, present = one.table[rows], one.present[rows]  # (kept, W), (kept,)
+    if added is None:
+        return Vectors(table, present)
+    vectors, there = source_vectors_of(added, name, table.shape[1])  # (items, W), (items,)
+    return Vectors(
+        torch.cat([table, torch.from_numpy(vectors).to(table.dtype)]), torch.cat([present, torch.from_numpy(there)])
+    )  # (N', W), (N',)
+
+
 def table_of(items: pl.DataFrame, changes: Changes) -> pl.DataFrame:
     """The table of a version's items, in the order of `apply_changes`, without vectors and as it was before patches."""
     table = items.filter(~pl.col("id").is_in(sorted(changes.removed))) if changes.removed else items
     if changes.added is not None:
         count = pl.lit(0, pl.Int64).alias("count"), pl.lit(False).alias("warm")
-        table = pl.concat([table, changes.added.drop(VECTOR).with_columns(*count)], how="diagonal_relaxed")
+        table = pl.concat([table, without_vectors(changes.added).with_columns(*count)], how="diagonal_relaxed")
     return table
 
 
@@ -142,7 +188,11 @@ def _fingerprint(base: str, changes: Changes) -> str:
     digest = hashlib.sha256(json.dumps([base, sorted(changes.removed)]).encode())
     if changes.added is not None:
         digest.update(json.dumps(changes.added.select("id", "title", "text").rows()).encode("utf8", "surrogatepass"))
-        digest.update(vectors_of(changes.added).tobytes())
+        for name in sorted(set(changes.added.columns) - set(without_vectors(changes.added).columns)):
+            if name == VECTOR:
+                digest.update(vectors_of(changes.added).tobytes())
+            else:  # an item without a vector is null
+                digest.update(json.dumps([name, changes.added[name].to_list()]).encode())
     return digest.hexdigest()
 
 

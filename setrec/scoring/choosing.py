@@ -23,7 +23,7 @@ from torch import Tensor
 
 from setrec.schemas import PAD, mask_of
 from setrec.scoring.topk import mask_seen
-from setrec.scoring.weights import FACTORS, GRAPHS, Weights
+from setrec.scoring.weights import GRAPHS, Weights, factors
 
 CANDIDATES = 50  # m, best items of a corner
 STRONGEST = 32  # candidates that are looked at first
@@ -44,18 +44,19 @@ def corners(grid: Sequence[Weights], betas: int = 3) -> Corners:
         grid: V weightings.
         betas: values of beta that corners are placed at, spread evenly; more corners make a tighter bound.
     """
-    axes: list[list[float]] = []
-    for place, name in enumerate(Weights._fields):
-        low, high = min(w[place] for w in grid), max(w[place] for w in grid)
+    axes: dict[str, list[float]] = {}
+    rows = [w.plain() for w in grid]
+    for name in rows[0]:
+        low, high = min(row[name] for row in rows), max(row[name] for row in rows)
         n = betas if name == "beta" else 2
-        axes.append([low] if low == high else [low + (high - low) * i / (n - 1) for i in range(n)])
-    weights = [Weights(*values) for values in itertools.product(*axes)]
-    share = torch.ones(len(grid), len(weights), dtype=torch.float64)  # (V, C)
-    for place, axis in enumerate(axes):
-        for v, w in enumerate(grid):
-            hats = _hats(w[place], axis)
-            share[v] *= torch.tensor([hats[axis.index(corner[place])] for corner in weights])  # (C,)
-    return Corners(weights, share.float())
+        axes[name] = [low] if low == high else [low + (high - low) * i / (n - 1) for i in range(n)]
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    share = torch.ones(len(grid), len(points), dtype=torch.float64)  # (V, C)
+    for name, axis in axes.items():
+        places = torch.tensor([axis.index(point[name]) for point in points])  # (C,)
+        hats = torch.tensor([_hats(row[name], axis) for row in rows])  # (V, points of the axis)
+        share *= hats[:, places]  # (V, C)
+    return Corners([Weights.of(point) for point in points], share.float())
 
 
 def _hats(value: float, axis: list[float]) -> list[float]:
@@ -72,7 +73,7 @@ def _hats(value: float, axis: list[float]) -> list[float]:
 
 def factors_of(grid: Sequence[Weights], parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
     """(V, 2 P) float32: what each part is multiplied by under each weighting, for warm items, then for cold ones."""
-    rows = [[FACTORS[name].warm(w) for name in parts] + [FACTORS[name].cold(w) for name in parts] for w in grid]
+    rows = [[factors(name).warm(w) for name in parts] + [factors(name).cold(w) for name in parts] for w in grid]
     return torch.tensor(rows, device=device)  # (V, 2 P)
 
 
@@ -102,7 +103,7 @@ def hits_of_weightings(
     device, n_items = target.device, next(iter(parts.values())).shape[1]
     by_text = torch.zeros(n_items, dtype=torch.bool, device=device)  # (N,)
     by_text[cold] = True
-    factors = factors_of(grid, parts, device)  # (V, 2 P)
+    by_part = factors_of(grid, parts, device)  # (V, 2 P)
     ids, edges = _candidates(parts, by_text, seen, target, at.weights)  # (B, U), (B, C)
     whole = torch.stack([part.expand(len(target), -1) for part in parts.values()], dim=1)  # (B, P, N)
     values = _by_group(
@@ -124,15 +125,15 @@ def hits_of_weightings(
         for start in range(0, len(user), step):
             u, item = user[start : start + step], wanted[start : start + step]  # (t,), (t,)
             place = (ids[u] == item[:, None]).long().argmax(dim=1)  # (t,): a target is among its candidates
-            mine = factors @ values[u, :, place][:, :, None]  # (t, V, 1)
-            above = _count_above(factors @ values[u, :, :few], mine, ids[u, :few], item)  # (t, V)
+            mine = by_part @ values[u, :, place][:, :, None]  # (t, V, 1)
+            above = _count_above(by_part @ values[u, :, :few], mine, ids[u, :few], item)  # (t, V)
             if few == STRONGEST < ids.shape[1]:
                 kept.append((above < k).any(dim=1))  # (t,)
                 continue
             unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
             for t in unsure.any(dim=1).nonzero().flatten().tolist():
                 for v in unsure[t].nonzero().flatten().split(max(1, CHUNK // n_items)):  # (v,)
-                    above[t, v] = _above(whole[u[t]], by_text, factors[v], seen[u[t]], item[t])
+                    above[t, v] = _above(whole[u[t]], by_text, by_part[v], seen[u[t]], item[t])
             hits.index_add_(0, u, (above < k).long())
         if not kept:
             break
@@ -153,7 +154,7 @@ def _candidates(
     dense = {name: part for name, part in parts.items() if name not in GRAPHS}  # of (B, N)
     found, edges, known = [target], [], {}
     for w in weights:
-        key = tuple((FACTORS[name].warm(w), FACTORS[name].cold(w)) for name in dense)
+        key = tuple((factors(name).warm(w), factors(name).cold(w)) for name in dense)
         if key not in known:  # the items that no graph touches
             scores = mask_seen(_weighed(dense, by_text, w), seen).masked_fill_(touched, -torch.inf)  # (B, N)
             best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)  # (B, m)
@@ -179,7 +180,7 @@ def _weighed(parts: Mapping[str, Tensor], by_text: Tensor, w: Weights) -> Tensor
     """The weighted sum of parts, (B, n) each; by_text: (n,) or (B, n) bool."""
     scores = torch.zeros_like(next(iter(parts.values())))  # (B, n)
     for name, part in parts.items():
-        warm, cold = FACTORS[name].warm(w), FACTORS[name].cold(w)
+        warm, cold = factors(name).warm(w), factors(name).cold(w)
         if warm == cold:
             scores.add_(part, alpha=warm)  # (B, n)
         else:
@@ -218,10 +219,10 @@ def _count_above(scores: Tensor, mine: Tensor, ids: Tensor, item: Tensor) -> Ten
     return above + tied.sum(dim=2, dtype=torch.int32)
 
 
-def _above(parts: Tensor, by_text: Tensor, factors: Tensor, seen: Tensor, item: Tensor) -> Tensor:
+def _above(parts: Tensor, by_text: Tensor, by_part: Tensor, seen: Tensor, item: Tensor) -> Tensor:
     """How many items stand above one in the whole catalogue: (P, N), (N,), (v, 2 P), (any,), () -> (v,) int32."""
     everything = torch.arange(parts.shape[1], device=parts.device)  # (N,)
-    scores = factors @ _by_group(parts[None], by_text[None])[0]  # (v, N)
+    scores = by_part @ _by_group(parts[None], by_text[None])[0]  # (v, N)
     scores = mask_seen(scores, seen.expand(len(scores), -1))  # (v, N)
     mine = scores[:, item, None]  # (v, 1)
     return ((scores > mine) | ((scores == mine) & (everything < item))).sum(dim=1, dtype=torch.int32)

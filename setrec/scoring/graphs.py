@@ -29,7 +29,7 @@ from setrec.schemas import PAD
 from setrec.scoring.neighbours import Graph, strongest
 from setrec.scoring.similarity import cooccurrence_cosine, faded_items, transition_cosine
 from setrec.scoring.text_graphs import COLD_NEIGHBOURS, NEIGHBOURS, TextGraphs
-from setrec.scoring.weights import FACTORS, Weights
+from setrec.scoring.weights import Weights, factors
 
 
 class Reach(NamedTuple):
@@ -198,7 +198,7 @@ def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Grap
     cold = graphs.is_cold()  # (N,)
     items, added = [], []
     for one in graphs.lists():
-        factor = FACTORS[one.part].cold(weights) if one.of_cold else FACTORS[one.part].warm(weights)
+        factor = factors(one.part).cold(weights) if one.of_cold else factors(one.part).warm(weights)
         if factor:
             entries = graph_entries(one.graph, history, one.reach)  # (B, last * S)
             items.append(entries.item)

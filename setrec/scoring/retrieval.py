@@ -24,12 +24,12 @@ from setrec.scoring.int8 import LEAST, Int8Table, exact_products
 from setrec.scoring.neighbours import Graph
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.topk import best_first, mask_seen, top_scored
-from setrec.scoring.weights import FACTORS, Weights
+from setrec.scoring.weights import FACTORS, Weights, factors
 
 TOUCHED = 1 << 24  # numbers of gathered rows held at once
 FEW_USERS = 64  # up to which bounds are faster than all products
 GRAPH_ITEMS = 4096  # items that the graphs touch for a user, about
-_ANY = Weights(*[0.5] * len(Weights._fields))
+_ANY = Weights.of(dict.fromkeys(Weights._fields, 0.5))
 
 
 class Found(NamedTuple):
@@ -278,13 +278,13 @@ class Retriever:
         if not (self.fixed and hasattr(self.scorer, "index")):
             self.scorer.refresh()
         index = self.scorer.index
-        columns = {"cf": index.cf, "semantic": index.sem.to(index.cf.dtype)}  # of (N, any)
+        columns = {name: part.to(index.cf.dtype) for name, part in index.parts.items()}  # of (N, any)
         if graphs is not None:
             columns["recency"] = graphs.recency[:, None].to(index.cf.dtype)  # (N, 1)
-            for name in columns:
+            for name in columns.keys() & FACTORS.keys():
                 if FACTORS[name].cold(_ANY) == 0:  # a cold item has no such part, whatever the weights
                     columns[name] = columns[name].index_fill(0, graphs.cold, 0)
-        self.table = torch.cat(list(columns.values()), dim=1)  # (N, sum(E) + H, or one more)
+        self.table = torch.cat(list(columns.values()), dim=1)  # (N, W)
         self.search.build(self.table)
         self._made_of = stamp
         return True
@@ -320,12 +320,12 @@ class Retriever:
         if user is None:
             with torch.autocast(batch.history.device.type, enabled=False):
                 user = self.scorer.model.user_vectors(batch, self.scorer.index)
-        rows = [FACTORS["cf"].warm(weights) * user.cf, FACTORS["semantic"].warm(weights) * user.sem]
+        rows = [factors(name).warm(weights) * part for name, part in user.parts.items()]  # of (B, any)
         graphs, added = self.scorer.graphs, None
         if graphs is not None:
             rows.append(user.cf.new_full((len(user.cf), 1), FACTORS["recency"].warm(weights)))
             added = touched_items(graphs, batch.history, weights)  # (B, U)
-        row = torch.cat(rows, dim=1)  # (B, sum(E) + H, or one more)
+        row = torch.cat(rows, dim=1)  # (B, W)
         seen = batch.seen if filter_seen else batch.seen[:, :0]  # (B, any)
         if allowed is None:
             return self.search.top(row, k, seen, added)

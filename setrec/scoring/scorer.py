@@ -10,7 +10,7 @@ from setrec.model import SETRec
 from setrec.schemas import Batch
 from setrec.scoring.choosing import Corners, corners, hits_of_weightings
 from setrec.scoring.graphs import ItemGraphs, graph_parts
-from setrec.scoring.weights import BETAS, FACTORS, Weights, weightings
+from setrec.scoring.weights import BETAS, Weights, factors, source_grid, weightings
 
 KEPT_BYTES = 256 << 20  # of user vectors, between the two passes of a validation
 
@@ -38,9 +38,18 @@ class Scorer:
         n_cf, n_sem = self.model.n_cf, self.model.n_sem
         return BETAS if n_sem and n_cf else (float(n_sem > 0),)
 
+    @property
+    def source_grid(self) -> list[dict[str, float]]:
+        """Weights of the further sources that validation tries, those of training first."""
+        fixed = {name: one.weight for name, one in self.model.chosen_tokens.items()}
+        if not self.model.n_cf and not self.model.n_sem:  # the first is what the others are weighed against
+            first = next(iter(fixed))
+            fixed[first] = 1.0 if fixed[first] is None else fixed[first]
+        return source_grid(fixed, 0.5 if self.model.n_cf and self.model.n_sem else 1.0)
+
     def weightings(self) -> list[Weights]:
         """Every weighting that validation tries."""
-        return weightings(self.betas, self.graphs is not None, bool(self.model.n_sem))
+        return weightings(self.betas, self.graphs is not None, bool(self.model.n_sem), self.source_grid)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -57,7 +66,9 @@ class Scorer:
         if self._corners is None or self._corners[0] != tuple(grid):
             self._corners = tuple(grid), corners(grid)
         user = self._user(batch)
-        if (len(self._kept) + 1) * sum(part.numel() * part.element_size() for part in user) <= KEPT_BYTES:
+        if (len(self._kept) + 1) * sum(
+            part.numel() * part.element_size() for part in user.parts.values()
+        ) <= KEPT_BYTES:
             self._kept[_name(batch)] = user
         return hits_of_weightings(
             self._parts(batch, user), self._cold, seen, target, grid, self._corners[1], k
@@ -69,9 +80,9 @@ class Scorer:
         cold = self._cold  # (cold,)
         cold_parts = {name: part[..., cold] for name, part in parts.items()}  # of (B, cold) or (cold,)
         for weights in grid:
-            scores = _sum({name: (FACTORS[name].warm(weights), part) for name, part in parts.items()})  # (B, N)
+            scores = _sum({name: (factors(name).warm(weights), part) for name, part in parts.items()})  # (B, N)
             if len(cold):
-                by_text = _sum({name: (FACTORS[name].cold(weights), part) for name, part in cold_parts.items()})
+                by_text = _sum({name: (factors(name).cold(weights), part) for name, part in cold_parts.items()})
                 scores.index_copy_(1, cold, by_text)  # (B, N)
             yield scores
 
@@ -87,14 +98,11 @@ class Scorer:
             outputs: (B, K, D) float, the query outputs of the histories, where they are known.
 
         Returns:
-            name -> (B, k) float: cf_0, memory_cf_0, ..., neighbours_cf, transitions; sem_0, ..., memory_text, neighbours_text;
-            recent.
+            name -> (B, k) float: cf_0, memory_cf_0, ..., sem_0, ..., memory_text; source:NAME, memory:NAME, ...; neighbours_cf,
+            transitions, neighbours_text, recent.
         """
         with torch.autocast(batch.history.device.type, enabled=False):
-            cf, sem = self.model.parts(batch, self.index, items, outputs)
-        named = [(name, "cf", part) for name, part in cf.items()] + [
-            (name, "semantic", part) for name, part in sem.items()
-        ]
+            named = self.model.parts(batch, self.index, items, outputs)
         if self.graphs is not None:
             shown = {
                 "cooccurrence": "neighbours_cf",
@@ -107,7 +115,7 @@ class Scorer:
                 named.append((shown[kind], kind, at_items))
         is_cold = torch.isin(items, self._cold)  # (B, k)
         return {
-            name: part * torch.where(is_cold, FACTORS[kind].cold(weights), FACTORS[kind].warm(weights))  # (B, k)
+            name: part * torch.where(is_cold, factors(kind).cold(weights), factors(kind).warm(weights))  # (B, k)
             for name, kind, part in named
         }
 
@@ -129,9 +137,9 @@ class Scorer:
     def _parts(self, batch: Batch, user: UserVector | None = None) -> dict[str, Tensor]:
         """The parts of the score before they are weighed, (B, N) each; recency (N,)."""
         with torch.autocast(batch.history.device.type, enabled=False):
-            cf, sem = part_scores(user if user is not None else self._user(batch), self.index)  # (B, N), (B, N)
+            slots = part_scores(user if user is not None else self._user(batch), self.index)  # of (B, N)
         counted = {} if self.graphs is None else graph_parts(self.graphs, batch.history)  # of (B, N) or (N,)
-        return {"cf": cf, "semantic": sem} | counted
+        return slots | counted
 
 
 def _name(batch: Batch) -> bytes:

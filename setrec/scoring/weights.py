@@ -9,21 +9,28 @@ The score of an item is a sum of parts, each times a factor that depends on the 
     transitions    what comes next after the last items                    (1 - beta) g t   0
     text           neighbours of the last items by text and char n-grams   beta g           beta c
     recency        how often an item was the newest of a history           r                0
+    source:NAME    slots and memory of a source of --data.vectors          s_NAME           s_NAME
 
-g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`, i is `inferred`. A model without item graphs has the first
-two parts only, and the factors of warm items for all. Where there are graphs, a cold item (absent from training) is scored by its
-text, and by the co-occurrence that its text lets expect (graphs.py). Validation holds no cold item with co-occurrence or recency of
-its own, so it can't say what these are worth there.
+g is `neighbours`, t is `transitions`, r is `recency`, c is `cold_text`, i is `inferred`, s_NAME is `sources[NAME]`. A model without
+item graphs has the slots only, and the factors of warm items for all. Where there are graphs, a cold item (absent from training) is
+scored by its text and its further vectors, and by the co-occurrence that its text lets expect (graphs.py): validation holds no cold
+item with co-occurrence or recency of its own, so it can't say what these are worth there. An item without a vector of a source has
+a zero vector there.
 
 Not in the paper, which has beta only.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from setrec.layers.tokens import source_part
+
+_SOURCE = source_part("")
+_OF_SOURCE = "source_"  # before the name of a source, in what a weight is called
 
 
 class Weights(NamedTuple):
@@ -35,6 +42,19 @@ class Weights(NamedTuple):
     cold_text: float = 0.0
     transitions: float = 0.0
     inferred: float = 0.0
+    sources: Mapping[str, float] = {}  # of the sources of --data.vectors, by name
+
+    def plain(self) -> dict[str, float]:
+        """Every weight by its name; that of a source is called source_NAME."""
+        own = {name: getattr(self, name) for name in self._fields if name != "sources"}
+        return own | {_OF_SOURCE + name: value for name, value in self.sources.items()}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, float]) -> Self:
+        """The weights of what `plain` gives; one that is not there is 0."""
+        own = {name: plain.get(name, 0.0) for name in cls._fields if name != "sources"}
+        more = {name.removeprefix(_OF_SOURCE): v for name, v in plain.items() if name.startswith(_OF_SOURCE)}
+        return cls(**own, sources=more)
 
 
 BETAS = tuple(b / 10 for b in range(11))
@@ -45,6 +65,10 @@ GRID = {  # what validation tries beside beta, in units of log odds, like the sl
     "transitions": (0.0, 2.0, 4.0),  # in units of `neighbours`
     "inferred": (1.0,),  # in units of `cold_text`; models of before have 0
 }
+
+
+SHARES = (1.0, 0.0, 0.5, 2.0)  # of a source, in units of the share that it had in training
+FULL_GRID = 2  # sources with weights to choose, up to which every combination is tried; else one after the other varies
 
 
 class Factors(NamedTuple):
@@ -64,25 +88,59 @@ FACTORS = {
 }
 
 
+def factors(part: str) -> Factors:
+    """What a part of the score is multiplied by."""
+    if not part.startswith(_SOURCE):
+        return FACTORS[part]
+    name = part.removeprefix(_SOURCE)
+    return Factors(lambda w: w.sources[name], lambda w: w.sources[name])
+
+
 GRAPHS = {"cooccurrence", "transitions", "text"}  # these parts are 0 for most items and never negative
 
 
-def weightings(betas: tuple[float, ...], graphs: bool, text: bool) -> list[Weights]:
+def weightings(
+    betas: tuple[float, ...], graphs: bool, text: bool, sources: Sequence[Mapping[str, float]] = ({},)
+) -> list[Weights]:
     """Every combination that validation tries; of equals it takes the first.
 
     Args:
         betas: values of beta.
         graphs: the model has item graphs; otherwise beta is all there is.
         text: the items have text, so that there are text neighbours of cold items to be weighed.
+        sources: the weights of the further sources that are tried, see `source_grid`.
     """
     if not graphs:
-        return [Weights(beta) for beta in betas]
+        return [Weights(beta, sources=of) for of in sources for beta in betas]
     tried = GRID if text else GRID | {"cold_text": (0.0,)}
     every = [
-        Weights(beta, **dict(zip(tried, others, strict=True)))
+        Weights(beta, **dict(zip(tried, others, strict=True)), sources=of)
+        for of in sources
         for *others, beta in itertools.product(*tried.values(), betas)
     ]
     return [w for w in every if w.neighbours or not w.transitions]  # `transitions` is a factor of `neighbours`
+
+
+def source_grid(fixed: Mapping[str, float | None], share: float) -> list[dict[str, float]]:
+    """The weights of further sources that validation tries; the first are those of training.
+
+    Up to `FULL_GRID` sources are tried in every combination, more of them one after the other, so that validation stays cheap.
+
+    Args:
+        fixed: the weight of every source; None: to be chosen.
+        share: what a source without a fixed weight has before validation chooses: as much as in training.
+    """
+    start = {name: share if weight is None else rounded(weight) for name, weight in fixed.items()}
+    free = [name for name, weight in fixed.items() if weight is None]
+    if len(free) <= FULL_GRID:
+        choices = itertools.product(*([share * part for part in SHARES] for _ in free))
+        return [start | dict(zip(free, one, strict=True)) for one in choices]
+    return [start] + [start | {name: share * part} for name in free for part in SHARES[1:]]
+
+
+def rounded(weight: float) -> float:
+    """A weight as a checkpoint holds it."""
+    return float(torch.tensor(weight))
 
 
 # ----------------------------------------------------------------------------------------------- weights in a state_dict
@@ -93,14 +151,18 @@ def buffer_name(weight: str) -> str:
 
 def weights_of(state: Mapping[str, Tensor], prefix: str = "") -> Weights:
     """The weights in a state_dict, those of an earlier version included; a weight that it doesn't hold is 0."""
-    found = {name: state.get(prefix + buffer_name(name), torch.tensor(0.0)) for name in Weights._fields}
+    names = [name for name in Weights._fields if name != "sources"]
+    found = {name: state.get(prefix + buffer_name(name), torch.tensor(0.0)) for name in names}
     if prefix + "cold_weight" in state:  # version 0.1.0 began with a factor of `neighbours`
         found["cold_text"] = state[prefix + "cold_weight"] * found["neighbours"]
     elif prefix + buffer_name("cold_text") not in state:
         found["cold_text"] = found["neighbours"]
-    return Weights(**{name: float(value) for name, value in found.items()})
+    first, last = prefix + _OF_SOURCE, buffer_name("")
+    of_sources = [name for name in state if name.startswith(first) and name.endswith(last)]
+    found |= {name.removeprefix(prefix).removesuffix(last): state[name] for name in of_sources}
+    return Weights.of({name: float(value) for name, value in found.items()})
 
 
 def state_of(weights: Weights) -> dict[str, Tensor]:
     """The weights as a state_dict holds them."""
-    return {buffer_name(name): torch.tensor(value) for name, value in weights._asdict().items()}
+    return {buffer_name(name): torch.tensor(value) for name, value in weights.plain().items()}

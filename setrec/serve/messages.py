@@ -138,6 +138,10 @@ class NewItem(Body):
     vector: Annotated[
         list[float] | None, Field(max_length=16_384, description="The text vector itself; then no encoder is needed.")
     ] = None
+    vectors: Annotated[
+        dict[str, Annotated[list[float], Field(max_length=16_384)]] | None,
+        Field(max_length=20, description="Vectors of further sources of the model, by name, such as image."),
+    ] = None
 
 
 class ItemsBody(Body):

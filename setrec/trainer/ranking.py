@@ -319,7 +319,7 @@ class RankingModule(LightningModule):
             for name, value in row.items()
             if name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
         }
-        figures |= {f"validation/{name}": value for name, value in chosen._asdict().items()}
+        figures |= {f"validation/{name}": value for name, value in chosen.plain().items()}
         self.log_dict({name: torch.tensor(value) for name, value in figures.items()})
         # the name that early stopping and checkpoints watch, short enough for the progress bar
         self.log("recall@10", torch.tensor(table.value("recall@10")), prog_bar=True, logger=False)
@@ -381,7 +381,7 @@ class RankingModule(LightningModule):
         self.results_path = folder / RESULTS[comparison.split] if folder is not None else None
         data, figures = self.data, comparison.compute()
         own = figures[self.filter_seen][MODEL].table
-        catalogue, weights = data.catalogue, self.compared_weights._asdict()
+        catalogue, weights = data.catalogue, self.compared_weights.plain()
         protocol = Protocol.of(
             comparison.split,
             data.fit_on,

@@ -147,7 +147,7 @@ def naive_evaluation(model: SETRec, warm: Tensor, rows: EvalRows, users: np.ndar
         metrics = RankingMetrics(CUTOFFS)
         for user in users:
             batch = rows[np.array([user])]
-            catalogue = model.tokens(model.cf, codes).transpose(0, 1).contiguous()  # (K, N, D)
+            catalogue = model.tokens(codes).transpose(0, 1).contiguous()  # (K, N, D)
             scores = mask_seen(naive.scores(model, catalogue, batch, beta)[None], batch.seen)  # (1, N)
             metrics.update(batch.user, top_groups(scores, warm, max(CUTOFFS)), batch.target, warm)
         metrics.compute()

@@ -30,7 +30,7 @@ def batches(train: Ragged, max_history: int, seed: int) -> Iterator[Batch]:
 
 def expanded(model: SETRec) -> Tensor:
     """Every item's tokens from its vectors, (K, N, D)."""
-    return model.tokens(model.cf, model.codes()).transpose(0, 1).contiguous()  # (K, N, D)
+    return model.tokens(model.codes()).transpose(0, 1).contiguous()  # (K, N, D)
 
 
 def query_outputs(model: SETRec, catalogue: Tensor, batch: Batch) -> Tensor:
@@ -46,7 +46,7 @@ def loss(model: SETRec, batch: Batch, alpha: float) -> Tensor:
     logits = torch.einsum("bkd,knd->bkn", outputs, catalogue)  # (B, K, N)
     n_slots = logits.shape[1]
     ranking = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target[:, 0].repeat_interleave(n_slots))
-    decoded = model.tokens.reconstruct(catalogue.transpose(0, 1))  # (N, F)
+    decoded = model.tokens.reconstruct(model.n_cf, catalogue.transpose(0, 1))  # (N, F)
     shown = batch.history[mask_of(batch.history)]  # every history item of every row
     return ranking + alpha * (decoded[shown] - model.text[shown]).square().mean()
 

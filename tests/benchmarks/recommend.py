@@ -113,7 +113,7 @@ def held_out(checkpoint: str, users: list[list[str]], encoder: SentenceTransform
         assert now.catalogue.text is not None
         at = [now.row[own] for own in catalogue.ids]  # where each item of the old order is now
         vectors = float((now.catalogue.text[at] - catalogue.text).abs().max())
-        codes = float((now.restored.scorer.index.codes[at] - from_start.scorer.index.codes).abs().max())
+        codes = float((now.restored.scorer.index.codes[-1][at] - from_start.scorer.index.codes[-1]).abs().max())
         worst = scale = 0.0
         own = [[state.row[own] for own in user] for user in users]  # in the order from the start
         moved = [[at[item] for item in user] for user in own]

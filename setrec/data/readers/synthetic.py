@@ -51,6 +51,8 @@ class SyntheticWorld(Reader):
         seed: of the whole world.
         views: items that a user looks at in the half hour before a purchase, on average; half of them are products of the same
             kind, the others are famous ones. Events then have a kind, view or buy, and purchases are the same as without views.
+        brand_in_text: the title and the text name the brand; false: only the column `brand` does, so that another source of item
+            vectors can tell what the text does not.
     """
 
     needs_raw: ClassVar[bool] = False
@@ -64,7 +66,9 @@ class SyntheticWorld(Reader):
         follow: float = 0.5,
         seed: int = 2023,
         views: float = 0.0,
+        brand_in_text: bool = True,
     ) -> None:
+        self.brand_in_text = brand_in_text
         self.users, self.items, self.events = users, items, events
         self.new_share, self.follow, self.seed, self.views = new_share, follow, seed, views
 
@@ -162,7 +166,9 @@ class SyntheticWorld(Reader):
         ):
             category, product = kinds[kind]
             before = kinds[kind - 1 if kind % _PER_CATEGORY else kind + _PER_CATEGORY - 1][1]  # what it follows
-            title = f"{_BRAND_LIST[brand]} {_ADJECTIVE_LIST[adjective]} {product}"
+            title = f"{_ADJECTIVE_LIST[adjective]} {product}"
+            if self.brand_in_text:
+                title = f"{_BRAND_LIST[brand]} {title}"
             rows.append((own, title, f"{title}. {category}. for your {before}", category, _BRAND_LIST[brand]))
         return pl.DataFrame(
             rows, schema=dict.fromkeys(("id", "title", "text", "category", "brand"), pl.String), orient="row"
