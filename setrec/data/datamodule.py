@@ -12,6 +12,7 @@ from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
+from setrec.data.engines import Engine, PolarsEngine
 from setrec.data.past import PastEvents, past_events
 from setrec.data.prepare import Preparation, VectorType, prepare, say_what_changed
 from setrec.data.readers.base import Reader
@@ -26,6 +27,7 @@ from setrec.text import TextVectors, TfidfSVD
 
 # Defaults that the command line can show and change field by field; `instantiate_default` makes the instances.
 _OFFICIAL, _TFIDF, _BY_TIME = lazy_instance(OfficialRelease), lazy_instance(TfidfSVD), lazy_instance(TimeRatioSplit)
+_POLARS = lazy_instance(PolarsEngine)
 _CLEANING = Cleaning()
 
 
@@ -46,6 +48,8 @@ class SETRecDataModule(LightningDataModule):
             depends on the order of the raw rows. Otherwise ids are in order of the own ids, which does not.
         vector_dtype: how vectors are stored and, since they are memory-mapped, held: float16 takes half of the disk and memory, and
             rounds every number to 3 digits. Training and scores compute in float32 either way.
+        engine: what cleans and splits raw events: PolarsEngine in memory, DuckDBEngine on the disk, SparkEngine on a cluster. The
+            prepared data is the same (docs/scaling.md).
         raw: folder of the raw files; null: use what is prepared, or download what the reader knows a public source of, to
             <root>/raw/<name>. A file of 64 MiB or more counts as unchanged while its size and time of change are the same.
         root: folder for prepared data.
@@ -81,6 +85,7 @@ class SETRecDataModule(LightningDataModule):
         split: Split = _BY_TIME,
         paper_ids: bool = False,
         vector_dtype: VectorType = "float32",
+        engine: Engine = _POLARS,
         raw: str | None = None,
         root: str = "data",
         prepared_only: bool = False,
@@ -104,16 +109,18 @@ class SETRecDataModule(LightningDataModule):
         if not name or Path(name).name != name or name.startswith("."):
             raise ConfigError(f"--data.name {name!r} must be a plain folder name: no /, no dot at the start.")
         reader, text, split = instantiate_default(reader), instantiate_default(text), instantiate_default(split)
+        engine = instantiate_default(engine)
         arguments = {
             "name": name, "reader": reader, "text": text, "cf": cf, "cleaning": cleaning, "split": split,
-            "paper_ids": paper_ids, "vector_dtype": vector_dtype, "raw": raw, "root": root, "prepared_only": prepared_only,
+            "paper_ids": paper_ids, "vector_dtype": vector_dtype, "engine": engine, "raw": raw, "root": root,
+            "prepared_only": prepared_only,
             "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
             "prefix_parallel": prefix_parallel, "fit_on": fit_on, "replay": replay, "seed": seed, "num_workers": num_workers,
             "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.preparation = Preparation(
-            reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids, vector_dtype
+            reader, text, [CooccurrenceSVD()] if cf is None else cf, cleaning, split, paper_ids, vector_dtype, engine
         )
         self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size

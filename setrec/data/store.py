@@ -176,6 +176,7 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
     if prepared.kinds is not None:
         about[KINDS] = json.dumps(prepared.kind_names)
     save_file(flat, folder / HISTORIES, about)
+    _order_metadata(folder / HISTORIES)
     made_for = {"ids_sha256": ids_hash(ids)}
     if prepared.text is not None:
         save_file({"vectors": np.ascontiguousarray(prepared.text)}, folder / TEXT, made_for)
@@ -187,6 +188,19 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
             tables[f"vectors_{c}"] = np.ascontiguousarray(vectors)  # (N, E)
             tables[f"present_{c}"] = np.ascontiguousarray(present, bool)  # (N,)
         save_file(tables, folder / CF, made_for)
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file into order: it is written in any, and equal data must be equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"{path.name}: the header grew from {length} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _counts(prepared: Prepared) -> dict[str, int]:

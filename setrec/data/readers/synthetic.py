@@ -1,7 +1,7 @@
 """A small synthetic world with patterns that a recommender can learn, made from a seed in a second."""
 
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -50,7 +50,7 @@ class SyntheticWorld(Reader):
         seed: of the whole world.
     """
 
-    needs_raw: ClassVar[bool] = False
+    needs_raw = False
 
     def __init__(
         self,
