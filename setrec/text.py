@@ -11,6 +11,7 @@ import polars as pl
 
 from setrec.errors import DataError
 from setrec.files.raw import raw_file
+from setrec.files.text_blocks import Share
 from setrec.files.vectorfile import read_vectors
 from setrec.words import without_labels, words_of
 
@@ -59,6 +60,15 @@ class TextVectors(ABC):
     def learned(self) -> dict[str, np.ndarray]:
         """Return what the last `encode` learned from the texts and `encode_more` needs. It is stored with the vectors."""
         return {}
+
+    def help(self, scratch: Path, share: Share) -> None:
+        """Do a part of the encoding that another process is at. A quick encoder needs no help.
+
+        Args:
+            scratch: the folder that the other process gave to `encode`.
+            share: this process's part.
+        """
+        return None
 
     def preload(self) -> None:  # noqa: B027  (most have nothing to load)
         """Load and keep what is slow to load, before a few texts are encoded again and again."""

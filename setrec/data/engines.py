@@ -242,6 +242,7 @@ class DuckDBEngine(Engine):
             settings |= {"threads": str(self.threads)} if self.threads is not None else {}
             try:
                 with duckdb.connect(config=settings) as connection:
+                    connection.execute("SET enable_progress_bar = false")
                     yield _DuckDB(place, connection)
             except duckdb.Error as error:
                 raise DataError(_failed("DuckDBEngine", error)) from None

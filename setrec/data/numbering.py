@@ -203,7 +203,8 @@ def _numbered(
     first, last, n, n_users, n_items = collected(ends).row(0)
     tied, different = collected(tied_events(frame)).row(0)
     if table is not None:
-        table.counter.skip_some(_NO_ROWS, table.counter.lines - n)
+        if n < table.counter.lines:
+            table.counter.skip_some(_NO_ROWS, table.counter.lines - n)
         table.counter.close()
         if not n:
             raise DataError(

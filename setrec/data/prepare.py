@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from pathlib import Path
@@ -30,6 +30,7 @@ from setrec.data.store import FORMAT, Prepared, files_match, locked, update_mani
 from setrec.errors import DataError
 from setrec.files.hashes import file_hash, stamp
 from setrec.files.ragged import Ragged, Splits
+from setrec.files.text_blocks import Share
 from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
 
@@ -67,6 +68,11 @@ class Preparation(NamedTuple):
         if self.vector_dtype != "float32":  # as version 0.2.0, which had no other, wrote it
             options["vector_dtype"] = self.vector_dtype
         return options
+
+    def helper(self, scratch: Path) -> Callable[[], None] | None:
+        """What one of several processes does while another prepares: encode its share of the texts; None: it is alone."""
+        share, text = Share.of_environment(), self.text
+        return None if text is None or share.world == 1 else lambda: text.help(scratch, share)
 
     def sources(self, raw: Path | None) -> dict[str, Path]:
         """Return every file that would be read, under its name in the manifest."""
@@ -115,7 +121,8 @@ def prepare(
         found.use(folder, raw)
         return False
     work = folder.parent / f".{folder.name}.engine"  # intermediate results of the engine
-    with locked(folder), preparation.engine.opened(work) as session:
+    scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
+    with locked(folder, preparation.helper(scratch)), preparation.engine.opened(work) as session:
         if _find_current(folder, options, preparation, raw) is not None:  # another process has just made it
             return False
         if raw is not None and not raw.is_dir():
@@ -134,7 +141,6 @@ def prepare(
             if not isinstance(preparation.engine, PolarsEngine):
                 preparation = preparation.counting(divided.cooccurrence)
             del divided
-        scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
         prepared, about = _add_vectors(name, log, preparation, raw, sources, scratch)
         _finish_report(report, log, prepared)
         if trained_on is not None:

@@ -14,14 +14,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -86,8 +86,12 @@ def check_prepared(folder: Path, names: list[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, meanwhile: Callable[[], None] | None = None) -> Iterator[None]:
     """Lock `folder`, so that a second process waits here, and clear what a killed process left behind.
+
+    Args:
+        folder: the folder.
+        meanwhile: called again and again while another process holds the lock.
 
     Raises:
         DataError: the folder above cannot be written to.
@@ -95,7 +99,13 @@ def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        while True:
+            try:
+                lock.acquire(timeout=-1 if meanwhile is None else 0.5)
+                break
+            except Timeout:
+                if meanwhile is not None:
+                    meanwhile()
     except OSError as error:
         raise DataError(
             f"cannot write to {folder.parent} ({error}); choose another place with --data.root DIR."
