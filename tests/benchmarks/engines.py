@@ -1,6 +1,6 @@
 """Cleaning, split, ids and co-occurrence of generated events through each engine: time, peak memory, hashes.
 
-    python tests/benchmarks/engines.py [--events 50000000] [--engines polars duckdb spark] [--folder /tmp/events50]
+    python tests/benchmarks/engines.py [--events 50000000] [--engines polars duckdb] [--memory 4] [--folder DIR]
 
 The events are written once, as parquet parts of a million rows. Each engine prepares them in a process of its own, one after the
 other. The memory is that of the process and its children, twice a second.
@@ -20,8 +20,8 @@ import psutil
 _CHUNK, _CLUSTER = 1_000_000, 100
 _ENGINES = {
     "polars": "PolarsEngine()",
-    "duckdb": "DuckDBEngine(memory='4GB', threads=2)",
-    "spark": "SparkEngine('local[2]', {'spark.driver.memory': '6g', 'spark.sql.shuffle.partitions': '64'})",
+    "duckdb": "DuckDBEngine(memory='{memory}GB', threads=2)",
+    "spark": "SparkEngine('local[2]', {{'spark.driver.memory': '{memory}g', 'spark.sql.shuffle.partitions': '16'}})",
 }
 _PREPARE = """
 import hashlib, json, sys, time
@@ -88,12 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=50_000_000)
     parser.add_argument("--engines", nargs="+", default=list(_ENGINES), choices=list(_ENGINES))
+    parser.add_argument("--memory", type=int, default=4, help="GB that DuckDB may hold, and Spark's heap")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/events50"))
     options = parser.parse_args()
     if not (options.folder / "events").exists():
         generate(options.folder, options.events)
     for name in options.engines:
-        lines, peak, cpu = measured([sys.executable, "-c", _PREPARE, str(options.folder), name, _ENGINES[name]])
+        lines, peak, cpu = measured(
+            [sys.executable, "-c", _PREPARE, str(options.folder), name, _ENGINES[name].format(memory=options.memory)]
+        )
         print(name, f"peak {peak:.1f} GiB, {cpu:.0f} CPU seconds", *lines, sep="\n  ", flush=True)
 
 
