@@ -43,7 +43,7 @@ def read_log(
         DataError: see `Reader.read`.
         ConfigError: the engine does not keep the order of the rows, which paper_ids needs.
     """
-    if isinstance(session, SQLSession) and not reader.gives_splits:
+    if isinstance(session, SQLSession):
         if paper_ids:
             raise ConfigError(
                 f"paper_ids needs the order of the raw rows, which {type(engine).__name__} does not keep; use --data.engine "

@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -122,23 +122,25 @@ def prepare(
         return False
     work = folder.parent / f".{folder.name}.engine"  # intermediate results of the engine
     scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
-    with locked(folder, preparation.helper(scratch)), preparation.engine.opened(work) as session:
+    with locked(folder, preparation.helper(scratch)), ExitStack() as stack:
         if _find_current(folder, options, preparation, raw) is not None:  # another process has just made it
             return False
         if raw is not None and not raw.is_dir():
             raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
         if raw is None and preparation.reader.needs_raw:
             raw = _download(name, folder, preparation)
+        engine = PolarsEngine() if preparation.reader.gives_splits else preparation.engine
+        session = stack.enter_context(engine.opened(work))
         with _progress(f"data set {name}: reading raw files"):
             sources, stamps = _hashes(preparation.sources(raw), {})
-            log, files = read_log(preparation.reader, raw, preparation.engine, session, preparation.paper_ids)
+            log, files = read_log(preparation.reader, raw, engine, session, preparation.paper_ids)
         report: dict[str, Any] = {"files": files}
         skipped = {file: said.get("skipped", 0) for file, said in files.items()}
         if isinstance(log, NumberedLog):
             with _progress(f"data set {name}: cleaning and splitting {log.read['events']:,} events"):
                 divided = _split_log(log, preparation, session, report)
             log = divided.log
-            if not isinstance(preparation.engine, PolarsEngine):
+            if not isinstance(engine, PolarsEngine):
                 preparation = preparation.counting(divided.cooccurrence)
             del divided
         prepared, about = _add_vectors(name, log, preparation, raw, sources, scratch)
