@@ -1,8 +1,11 @@
 """From training histories to collaborative (CF) vectors (N, E), which the CF tokens are made from."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import narwhals as nw
 import numpy as np
 import polars as pl
 from scipy import sparse
@@ -12,6 +15,8 @@ from setrec.files.ragged import Ragged
 from setrec.files.raw import raw_file
 from setrec.files.vectorfile import read_vector_file, train_hash
 from setrec.vectors import ItemVectors, Made
+
+Counter: TypeAlias = "Callable[[Ragged, int, int], sparse.csr_matrix]"  # what `count_cooccurrence` is
 
 
 def count_cooccurrence(
@@ -30,6 +35,29 @@ def count_cooccurrence(
     """
     counts = count_transitions(sequences, n_items, window, worth=worth)  # (N, N) sparse
     return (counts + counts.T).tocsr()
+
+
+def count_pairs(events: "nw.LazyFrame[Any]", window: int) -> "nw.LazyFrame[Any]":
+    """What `count_cooccurrence` counts, as an expression that a dataframe engine computes.
+
+    Args:
+        events: user, item (numbers), time, row: the order of a user's events.
+        window: the most steps between the two.
+
+    Returns:
+        first and second, items with first < second, and n > 0: how often they stand together.
+    """
+    before = {
+        f"before_{step}": nw.col("item").shift(step).over("user", order_by=["time", "row"])
+        for step in range(1, window + 1)
+    }
+    events = events.select("item", **before)
+    counts = []
+    for name in before:  # one step at a time, to limit memory
+        pairs = events.select("item", other=name).filter(nw.col("other") != nw.col("item"))
+        pairs = pairs.select(first=nw.min_horizontal("item", "other"), second=nw.max_horizontal("item", "other"))
+        counts.append(pairs.group_by("first", "second").agg(n=nw.len()))
+    return nw.concat(counts).group_by("first", "second").agg(n=nw.col("n").sum().cast(nw.Int64))
 
 
 def count_transitions(
@@ -155,6 +183,7 @@ class CooccurrenceSVD(CFVectors):
 
     def __init__(self, width: int = 64, window: int = 5, seed: int = 2023) -> None:
         self.width, self.window, self.seed = width, window, seed
+        self.count: Counter = count_cooccurrence  # or that of an engine
 
     def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
         """See `CFVectors.vectors`."""
@@ -162,7 +191,7 @@ class CooccurrenceSVD(CFVectors):
 
         n_items = len(ids)
         count = np.bincount(train.items, minlength=n_items)  # (N,)
-        together = count_cooccurrence(train, n_items, self.window)  # (N, N) sparse
+        together = self.count(train, n_items, self.window)  # (N, N) sparse
         if together.nnz == 0 or not together.data.any():
             raise DataError("no two items follow each other in the training split; use --data.cf '[]' (and n_cf 0).")
         scale = 1 / np.sqrt(np.maximum(count, 1)).astype(np.float32)  # (N,)

@@ -6,6 +6,7 @@ a kill: every finished block is a file in the scratch folder, and the next run c
 
 import hashlib
 import json
+import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError, DataError
-from setrec.files.text_blocks import Encode, encode_blocks, render
+from setrec.files.text_blocks import Encode, Share, encode_blocks, help_encoding, render
 from setrec.text import TextVectors
 
 BLOCK = 8  # batches in a block: the most work that a kill can cost
@@ -58,6 +59,16 @@ class LanguageModelText(TextVectors):
         """See `TextVectors.preload`."""
         self.preloaded = self.preloaded or self.load()
 
+    def help(self, scratch: Path, share: Share) -> None:
+        """See `TextVectors.help`."""
+
+        def load() -> Encode:
+            self.preload()
+            assert self.preloaded is not None, "it was loaded"
+            return self.preloaded
+
+        help_encoding(load, scratch, share)
+
     def combine_fields(self, vectors: np.ndarray, filled: np.ndarray) -> np.ndarray:
         """Combine the vectors of an item's texts into one vector per item.
 
@@ -89,7 +100,7 @@ class LanguageModelText(TextVectors):
             )
         encode = self.preloaded or self.load()
         found = encode_blocks(
-            flat, encode, self.batch_size * BLOCK, self._blocks_folder(scratch, flat)
+            flat, encode, self.batch_size * BLOCK, self._blocks_folder(scratch, flat), Share.of_environment()
         )  # (N * fields, F)
         filled = np.array([bool(text) for text in flat]).reshape(len(ids), -1)  # (N, fields)
         vectors = self.combine_fields(found.reshape(*filled.shape, -1), filled)  # (N, F)
@@ -126,8 +137,9 @@ class LanguageModelText(TextVectors):
     @property
     def torch_device(self) -> torch.device:
         """The device to compute on; auto: a GPU if there is one."""
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(automatic if self.device == "auto" else self.device)
+        if self.device == "auto" and torch.cuda.is_available():  # processes that encode together take one each
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("cpu" if self.device == "auto" else self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:

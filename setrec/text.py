@@ -12,6 +12,7 @@ import polars as pl
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged
 from setrec.files.raw import raw_file
+from setrec.files.text_blocks import Share
 from setrec.files.vectorfile import read_vectors
 from setrec.vectors import ItemVectors, Made
 from setrec.words import without_labels, words_of
@@ -64,6 +65,15 @@ class TextVectors(ItemVectors):
     def encodes_more(self) -> bool:
         """See `ItemVectors.encodes_more`."""
         return True
+
+    def help(self, scratch: Path, share: Share) -> None:
+        """Do a part of the encoding that another process is at. A quick encoder needs no help.
+
+        Args:
+            scratch: the folder that the other process gave to `encode`.
+            share: this process's part.
+        """
+        return None
 
     def encode_more(self, items: pl.DataFrame, learned: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `ItemVectors.encode_more`."""

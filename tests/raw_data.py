@@ -3,7 +3,6 @@
 import gzip
 import json
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -64,7 +63,7 @@ def prepared(tmp_path: Path, reader, name: str = "x", **options) -> tuple[Catalo
 class Fixed(Reader):
     """Events given by the test."""
 
-    needs_raw: ClassVar[bool] = False
+    needs_raw = False
 
     def __init__(self, events: list[tuple], items: list[tuple] | None = None) -> None:
         self.events, self.items = events, items

@@ -23,12 +23,13 @@ ROOT = Path(__file__).parent.parent
 SAME_EVERYWHERE = ["--model.backbone.dropout=0", "--model.backbone.attention_dropout=0"]  # dropout differs by process
 
 
-def launch(words: list[str], processes: int, folder: Path) -> None:
-    """python main.py ... on several CPU processes, one thread each."""
+def launch(words: list[str], processes: int, folder: Path, torchrun: bool = False) -> None:
+    """python main.py ... on several CPU processes, one thread each, which Lightning starts, or torchrun."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     flags = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *words, *flags],
+        [sys.executable, *(start if torchrun else []), str(ROOT / "main.py"), *words, *flags],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -59,6 +60,62 @@ def test_two_processes_take_the_same_steps_as_one(pair: tuple[Path, Path]) -> No
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert (value - two[name]).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
+
+
+def test_torchrun_takes_the_same_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    launch([*command("fit", tmp_path), "--trainer.max_epochs=2", *model(*SAME_EVERYWHERE)], 2, tmp_path, torchrun=True)
+    one, found = weights(pair[0]), weights(tmp_path)
+    assert one.keys() == found.keys()
+    for name, value in one.items():
+        assert (value - found[name]).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
+
+
+_ENCODE = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from setrec.data import SETRecDataModule, SyntheticWorld
+from setrec.encoders import HiddenStatesText
+import setrec.encoders
+setrec.encoders.BLOCK = 1
+class Slow(HiddenStatesText):
+    blocks = 0
+    def load(self):
+        def encode(texts):
+            Slow.blocks += 1
+            time.sleep(0.2)
+            return np.array([[len(text), sum(text.encode())] for text in texts], np.float32)
+        return encode
+text = Slow("no folder", batch_size=4)
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+(folder / ("ready" + os.environ["RANK"])).touch()
+while len(list(folder.glob("ready*"))) < int(os.environ["WORLD_SIZE"]):
+    time.sleep(0.05)
+SETRecDataModule("x", SyntheticWorld(users=60, items=120), text, [], root=sys.argv[1]).prepare_data()
+print(Slow.blocks, flush=True)
+"""
+
+
+def test_processes_of_torchrun_share_the_encoding_of_texts(tmp_path: Path) -> None:
+    def encoded(folder: Path, world: int) -> tuple[list[int], bytes]:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", _ENCODE, str(folder)],
+                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )
+            for rank in range(world)
+        ]  # fmt: skip
+        blocks = [int(process.communicate(timeout=120)[0]) for process in started]
+        return blocks, (folder / "x/text.safetensors").read_bytes()
+
+    (alone,), vectors = encoded(tmp_path / "one", 1)
+    shared, same = encoded(tmp_path / "two", 2)
+    assert same == vectors
+    assert min(shared) >= 3  # of about 25
+    assert sum(shared) <= alone + 2  # hardly anything twice
+    assert not list((tmp_path / "two").glob(".x.*s"))
 
 
 def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], tmp_path: Path) -> None:

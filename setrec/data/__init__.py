@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from setrec.data.catalogue import Catalogue, Histories
     from setrec.data.clean import Cleaning
     from setrec.data.datamodule import SETRecDataModule
+    from setrec.data.engines import DuckDBEngine, Engine, PolarsEngine, SparkEngine
     from setrec.data.kinds import Kinds
     from setrec.data.readers.amazon import AmazonReviews
     from setrec.data.readers.base import EventLog, Reader, SplitLog
@@ -29,16 +30,20 @@ __all__ = [
     "AmazonReviews",
     "Catalogue",
     "Cleaning",
+    "DuckDBEngine",
+    "Engine",
     "EventLog",
     "Histories",
     "Kinds",
     "LeaveOneOut",
     "OfficialRelease",
+    "PolarsEngine",
     "Ragged",
     "Reader",
     "RecBoleFiles",
     "SETRecDataModule",
     "Source",
+    "SparkEngine",
     "Split",
     "SplitLog",
     "SteamReviews",
@@ -50,6 +55,7 @@ __all__ = [
 
 _OTHERS = {  # public names that no file holds, and the modules that define them
     "Catalogue": "setrec.data.catalogue",
+    "Engine": "setrec.data.engines",
     "EventLog": "setrec.data.readers.base",
     "Histories": "setrec.data.catalogue",
     "Ragged": "setrec.files.ragged",

@@ -1,11 +1,14 @@
 """Cleaning of events before they are split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import narwhals as nw
+import numpy as np
 import polars as pl
 
+from setrec.data.engines import Frame, collected, count_rows, in_memory
 from setrec.errors import DataError
 
 
@@ -29,56 +32,73 @@ class Cleaning:
     max_user_events: int | None = None
 
     def apply(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Clean events.
+        """Clean events in memory.
 
         Args:
             events: user and item (any type), time int64, row (place in the raw file), optionally rating.
 
         Returns:
-            The rows that stay, in the same order.
+            The rows that stay, in order of `row`.
 
         Raises:
             DataError: min_rating is set and there are no ratings, or no event is left.
         """
-        for _, kept in self.steps(events):
-            events = kept
-        return events
+        frame = nw.from_native(events.lazy())
+        *_, (_, kept, _) = [("", frame, 0), *self.steps(frame, in_memory)]
+        return collected(kept).sort("row")
 
-    def steps(self, events: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Yield the name of each step and the rows that stay after it. See `apply`."""
-        before = len(events)
+    def steps(self, events: Frame, keep: Callable[[Frame], Frame]) -> Iterator[tuple[str, Frame, int]]:
+        """Yield the name of each step, the rows that stay after it, and how many. No result depends on the order of the rows.
+
+        Args:
+            events: user, item, time, row: an order of at least the events of a user; optionally rating, and further columns.
+            keep: computes a frame and keeps its rows. See `setrec.data.engines.Session.keep`.
+
+        Raises:
+            DataError: see `apply`.
+        """
+        before = left = count_rows(events)
         if self.min_rating is not None:
-            if "rating" not in events.columns:
+            types = events.collect_schema()
+            if "rating" not in types:
                 raise DataError("cleaning.min_rating is set but the events have no rating; leave it null.")
-            events = events.filter(pl.col("rating") >= self.min_rating)
-            yield f"min_rating {self.min_rating:g}", events
+            least = float(np.float32(self.min_rating)) if types["rating"] == nw.Float32 else self.min_rating
+            events = keep(events.filter(nw.col("rating") >= least))
+            left = count_rows(events)
+            yield f"min_rating {self.min_rating:g}", events, left
         if self.drop_duplicates:
-            ordered = events.sort(
-                "time", "user", "item", "row"
-            )  # equal rows become neighbours: takes less memory than hashing
-            repeated = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in ("time", "user", "item"))
-            events = ordered.filter(~repeated.fill_null(False)).sort("row")
-            yield "drop_duplicates", events
+            events = keep(events.filter(nw.col("row") == nw.col("row").min().over("user", "item", "time")))
+            left = count_rows(events)
+            yield "drop_duplicates", events, left
         if self.repeats == "first":
-            events = events.filter(pl.struct("time", "row").rank("ordinal").over("user", "item") == 1)
+            earliest = nw.when(nw.col("time") == nw.col("time").min().over("user", "item")).then(nw.col("row"))
+            events = events.with_columns(earliest=earliest)
+            events = keep(
+                events.filter(nw.col("row") == nw.col("earliest").min().over("user", "item")).drop("earliest")
+            )
         elif self.repeats == "last":
-            events = events.with_columns(first=pl.col("row").min().over("user", "item"))
-            events = events.filter(pl.col("row") == pl.col("row").max().over("user", "item"))
-            events = events.with_columns(row="first").drop("first").sort("row")
+            first, last = (end.over("user", "item") for end in (nw.col("row").min(), nw.col("row").max()))
+            events = events.with_columns(first=first, last=last).filter(nw.col("row") == nw.col("last"))
+            events = keep(events.with_columns(row=nw.col("first")).drop("first", "last"))
         if self.repeats != "keep":
-            yield f"repeats {self.repeats}", events
+            left = count_rows(events)
+            yield f"repeats {self.repeats}", events, left
         if self.max_user_events is not None:
-            latest = pl.struct("time", "row").rank("ordinal", descending=True).over("user")
-            events = events.filter(latest <= self.max_user_events)
-            yield f"max_user_events {self.max_user_events}", events
+            events = events.with_columns(from_end=from_end())
+            events = keep(events.filter(nw.col("from_end") <= self.max_user_events).drop("from_end"))
+            left = count_rows(events)
+            yield f"max_user_events {self.max_user_events}", events, left
         if self.k_core > 1:
-            events = self._core(events)
-            yield f"k_core {self.k_core}", events
-        if not len(events):
+            enough = (nw.len().over("user") >= self.k_core) & (nw.len().over("item") >= self.k_core)
+            while True:
+                events, more = keep(events.filter(enough)), left
+                if (left := count_rows(events)) == more:
+                    break
+            yield f"k_core {self.k_core}", events, left
+        if not left:
             raise DataError(f"cleaning leaves none of {before} events; lower k_core ({self.k_core}) or min_rating.")
 
-    def _core(self, events: pl.DataFrame) -> pl.DataFrame:
-        enough = (pl.len().over("user") >= self.k_core) & (pl.len().over("item") >= self.k_core)
-        while len(kept := events.filter(enough)) < len(events):
-            events = kept
-        return events
+
+def from_end() -> nw.Expr:
+    """1 for the last event of a user, 2 for the one before, and so on: by time, then by row."""
+    return nw.col("row").cum_count(reverse=True).over("user", order_by=["time", "row"])

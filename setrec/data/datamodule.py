@@ -13,6 +13,7 @@ from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
+from setrec.data.engines import Engine, PolarsEngine
 from setrec.data.kinds import Kinds
 from setrec.data.past import PastEvents, past_events
 from setrec.data.prepare import Preparation, VectorType, prepare, say_what_changed
@@ -28,6 +29,7 @@ from setrec.vectors import ItemVectors
 
 # Defaults that the command line can show and change field by field; `instantiate_default` makes the instances.
 _OFFICIAL, _TFIDF, _BY_TIME = lazy_instance(OfficialRelease), lazy_instance(TfidfSVD), lazy_instance(TimeRatioSplit)
+_POLARS = lazy_instance(PolarsEngine)
 _CLEANING, _ALL_KINDS = Cleaning(), Kinds()
 # names of sources; those of CF and text slots are taken
 _NAME, _TAKEN = re.compile(r"[A-Za-z]\w{0,39}", re.ASCII), re.compile(r"(text|cf|sem)(_\d+)?")
@@ -53,6 +55,8 @@ class SETRecDataModule(LightningDataModule):
             depends on the order of the raw rows. Otherwise ids are in order of the own ids, which does not.
         vector_dtype: how vectors are stored and, since they are memory-mapped, held: float16 takes half of the disk and memory, and
             rounds every number to 3 digits. Training and scores compute in float32 either way.
+        engine: what cleans and splits raw events: PolarsEngine in memory, DuckDBEngine on the disk, SparkEngine on a cluster. The
+            prepared data is the same (docs/scaling.md).
         raw: folder of the raw files; null: use what is prepared, or download what the reader knows a public source of, to
             <root>/raw/<name>. A file of 64 MiB or more counts as unchanged while its size and time of change are the same.
         root: folder for prepared data.
@@ -90,6 +94,7 @@ class SETRecDataModule(LightningDataModule):
         split: Split = _BY_TIME,
         paper_ids: bool = False,
         vector_dtype: VectorType = "float32",
+        engine: Engine = _POLARS,
         raw: str | None = None,
         root: str = "data",
         prepared_only: bool = False,
@@ -119,10 +124,11 @@ class SETRecDataModule(LightningDataModule):
                     f"--data.vectors: {own!r} can't be a name: take letters, digits and _, a letter first, and not text, cf or sem."
                 )
         reader, text, split = instantiate_default(reader), instantiate_default(text), instantiate_default(split)
+        engine = instantiate_default(engine)
         arguments = {
             "name": name, "reader": reader, "text": text, "cf": cf, "vectors": vectors, "cleaning": cleaning, "split": split,
-            "paper_ids": paper_ids, "vector_dtype": vector_dtype, "raw": raw, "root": root, "prepared_only": prepared_only,
-            "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
+            "paper_ids": paper_ids, "vector_dtype": vector_dtype, "engine": engine, "raw": raw, "root": root,
+            "prepared_only": prepared_only, "max_history": max_history, "batch_size": batch_size, "eval_batch_size": eval_batch_size,
             "prefix_parallel": prefix_parallel, "fit_on": fit_on, "kinds": kinds, "replay": replay, "seed": seed,
             "num_workers": num_workers, "pin_memory": pin_memory,
         }  # fmt: skip
@@ -136,6 +142,7 @@ class SETRecDataModule(LightningDataModule):
             paper_ids,
             vector_dtype,
             vectors or {},
+            engine,
         )
         self.name, self.raw, self.root, self.prepared_only = name, raw, root, prepared_only
         self.max_history, self.batch_size, self.eval_batch_size = max_history, batch_size, eval_batch_size

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import narwhals as nw
 import numpy as np
 import polars as pl
 from safetensors.numpy import load_file
@@ -21,8 +22,10 @@ from safetensors.numpy import load_file
 from setrec.cf import CFFile, CFVectors, rotated
 from setrec.data.catalogue import ENCODER, ITEMS, MANIFEST, VECTORS, Catalogue, Histories, read_manifest
 from setrec.data.clean import Cleaning
+from setrec.data.engines import collected, in_memory
 from setrec.data.identity import inputs_hash
-from setrec.data.prepare import microseconds, numbered_kinds, splits_of
+from setrec.data.numbering import microseconds
+from setrec.data.prepare import numbered_kinds, splits_of
 from setrec.data.readers.base import EventLog
 from setrec.data.split import TRAIN, VALIDATION
 from setrec.data.store import Prepared
@@ -124,7 +127,8 @@ def grow(
     events = pl.concat([old, fresh], how="diagonal_relaxed").with_row_index("row")
     again = cleaning.drop_duplicates and (log is None or log.timed)
     rules = replace(cleaning, min_rating=None, drop_duplicates=again, k_core=0)
-    for step, kept in rules.steps(events):
+    for step, frame, _ in rules.steps(nw.from_native(events.lazy()), in_memory):
+        kept = collected(frame).sort("row")
         _count(dropped, step, int(events["new"].sum()), int(kept["new"].sum()))
         events = kept
     added = int(events["new"].sum())
@@ -227,12 +231,13 @@ def _new_events(
         {"user": everyone, "user_id": range(len(everyone))}, {"user": pl.String, "user_id": pl.Int64}
     )
     kept = kept.join(numbers, "user", how="left", maintain_order="left")
-    when = microseconds(log.ticks) if log.timed else pl.lit(UNKNOWN, pl.Int64)
     time = pl.col("time") // log.ticks if log.timed else pl.int_range(pl.len()) + _AFTER_ALL
     no_kind = pl.lit("" if has_kinds else None, pl.String)
-    kept = kept.with_columns(
-        when=when, time=time, kind=pl.col("kind").cast(pl.String) if "kind" in kept.columns else no_kind
-    )
+    if log.timed:
+        kept = nw.from_native(kept).with_columns(when=microseconds(log.ticks)).to_native()
+    else:
+        kept = kept.with_columns(when=pl.lit(UNKNOWN, pl.Int64))
+    kept = kept.with_columns(time=time, kind=pl.col("kind").cast(pl.String) if "kind" in kept.columns else no_kind)
     kept = kept.with_columns(user="user_id", item="item_id", new=pl.lit(True))
     kept = kept.select("user_id", "item_id", "when", "kind", "user", "item", "time", "new")
     return everyone, kept.sort("time", maintain_order=True)

@@ -3,30 +3,34 @@
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import narwhals as nw
 import numpy as np
 import polars as pl
 from rich.console import Console
+from scipy import sparse
 
-from setrec.cf import CFVectors
+from setrec.cf import CFVectors, CooccurrenceSVD, Counter, count_pairs
 from setrec.class_names import current_names, public_name
 from setrec.data.catalogue import read_manifest
 from setrec.data.clean import Cleaning
+from setrec.data.engines import Engine, Frame, PolarsEngine, Session, collected
 from setrec.data.identity import inputs_hash
-from setrec.data.readers.base import EventLog, Reader, SplitLog
+from setrec.data.numbering import NumberedLog, kind_names, read_log
+from setrec.data.readers.base import Reader, SplitLog
 from setrec.data.readers.download import fetch
 from setrec.data.report import about_source, about_targets, about_times, about_vectors, lines, warnings
 from setrec.data.split import TEST, TRAIN, VALIDATION, Split, paper_item_ids
 from setrec.data.store import FORMAT, Prepared, files_match, locked, update_manifest, write
-from setrec.data.ties import share_of_ties, tie_keys
 from setrec.errors import DataError
 from setrec.files.hashes import file_hash, stamp
 from setrec.files.ragged import Ragged, Splits
-from setrec.files.times import TICKS, UNKNOWN
+from setrec.files.text_blocks import Share
 from setrec.hparams import default_arguments, to_plain
 from setrec.text import TextVectors
 from setrec.vectors import ItemVectors, Made
@@ -46,6 +50,15 @@ class Preparation(NamedTuple):
     paper_ids: bool
     vector_dtype: VectorType = "float32"
     vectors: Mapping[str, ItemVectors] = {}  # further sources, by name
+    engine: Engine = PolarsEngine()  # changes nothing about the data
+
+    def counting(self, count: Counter) -> "Preparation":
+        """The same, with another way to count co-occurrence."""
+        makers = [copy(maker) for maker in self.cf]
+        for maker in makers:
+            if isinstance(maker, CooccurrenceSVD):
+                maker.count = count
+        return self._replace(cf=makers)
 
     def options(self) -> dict[str, Any]:
         """Return the preparation in plain types, without the options that this reader does not use and its downloads."""
@@ -59,6 +72,11 @@ class Preparation(NamedTuple):
         if self.vectors:
             options["vectors"] = json.loads(json.dumps(to_plain(self.vectors)))
         return options
+
+    def helper(self, scratch: Path) -> Callable[[], None] | None:
+        """What one of several processes does while another prepares: encode its share of the texts; None: it is alone."""
+        share, text = Share.of_environment(), self.text
+        return None if text is None or share.world == 1 else lambda: text.help(scratch, share)
 
     def sources(self, raw: Path | None) -> dict[str, Path]:
         """Return every file that would be read, under its name in the manifest."""
@@ -107,20 +125,29 @@ def prepare(
     if found is not None:
         found.use(folder, raw)
         return False
-    with locked(folder):
+    work = folder.parent / f".{folder.name}.engine"  # intermediate results of the engine
+    scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
+    with locked(folder, preparation.helper(scratch)), ExitStack() as stack:
         if _find_current(folder, options, preparation, raw) is not None:  # another process has just made it
             return False
         if raw is not None and not raw.is_dir():
             raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
         if raw is None and preparation.reader.needs_raw:
             raw = _download(name, folder, preparation)
+        engine = PolarsEngine() if preparation.reader.gives_splits else preparation.engine
+        session = stack.enter_context(engine.opened(work))
         with _progress(f"data set {name}: reading raw files"):
             sources, stamps = _hashes(preparation.sources(raw), {})
-            log, report, skipped = _read(preparation.reader, raw)
-        if isinstance(log, _NumberedLog):
-            with _progress(f"data set {name}: cleaning and splitting {len(log.events):,} events"):
-                log = _split_log(log, preparation, report)
-        scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
+            log, files = read_log(preparation.reader, raw, engine, session, preparation.paper_ids)
+        report: dict[str, Any] = {"files": files}
+        skipped = {file: said.get("skipped", 0) for file, said in files.items()}
+        if isinstance(log, NumberedLog):
+            with _progress(f"data set {name}: cleaning and splitting {log.read['events']:,} events"):
+                divided = _split_log(log, preparation, session, report)
+            log = divided.log
+            if not isinstance(engine, PolarsEngine):
+                preparation = preparation.counting(divided.cooccurrence)
+            del divided
         prepared, about = _add_vectors(name, log, preparation, raw, sources, scratch)
         _finish_report(report, log, prepared)
         if trained_on is not None:
@@ -337,90 +364,77 @@ def _stored(vectors: np.ndarray, dtype: VectorType, ids: list[str]) -> np.ndarra
     return stored
 
 
-class _NumberedLog(NamedTuple):
-    """A log of events with numbers in place of ids, so that 20 million events fit in memory."""
+class _Divided(NamedTuple):
+    """A log with its splits, and the same events as a frame of the engine."""
 
-    events: pl.DataFrame  # user u32, item u32, time i64, optionally rating and kind, in file order
-    users: pl.DataFrame  # user u32 (by first appearance), id str
-    items: pl.DataFrame  # item u32, id str
-    table: pl.DataFrame  # the reader's table of items
-    ticks: int
-    extra: list[str]  # own ids of items without any event that enter the catalogue
-    timed: bool
+    log: SplitLog
+    events: Frame  # user, item, time, row, part
+    item_ids: np.ndarray  # number of an item in `events` -> item id, int32
 
-
-def _read(reader: Reader, raw: Path | None) -> tuple[SplitLog | _NumberedLog, dict[str, Any], dict[str, int]]:
-    """Read the raw files. Returns the log, the beginning of the report, and the number of skipped lines of each file."""
-    log = reader.read(raw)
-    files = dict(log.files or {})
-    if isinstance(log, SplitLog):
-        return log, {"files": files}, {name: about.get("skipped", 0) for name, about in files.items()}
-    for name, count in (log.skipped or {}).items():  # a reader of the user's own may say only this
-        files.setdefault(name, {"skipped": count})
-    return _number_ids(log), {"files": files}, {name: about.get("skipped", 0) for name, about in files.items()}
+    def cooccurrence(self, train: Ragged, n_items: int, window: int) -> sparse.csr_matrix:
+        """Count in the engine what `setrec.cf.count_cooccurrence` counts in memory."""
+        pairs = collected(count_pairs(self.events.filter(nw.col("part") == TRAIN), window))
+        first, second = (self.item_ids[pairs[name].to_numpy()] for name in ("first", "second"))
+        half = sparse.csr_matrix((pairs["n"].to_numpy().astype(np.float32), (first, second)), (n_items, n_items))
+        return (half + half.T).tocsr()
 
 
-def _number_ids(log: EventLog) -> _NumberedLog:
-    """Replace ids by numbers, so that the memory of the strings is free before the work begins."""
-    if log.items["id"].is_duplicated().any():
-        own = log.items.filter(pl.col("id").is_duplicated())["id"][0]
-        raise DataError(f"item {own!r} is there twice in the table of items; keep one row per item.")
-    numbers, tables = {}, {}
-    for column in ("user", "item"):
-        ids = log.events.select(id=column).unique(maintain_order=True).with_row_index(column)
-        numbered = log.events.select(id=column).join(ids, "id", how="left", maintain_order="left")
-        numbers[column], tables[column] = numbered[column], ids.with_columns(pl.col("id").cast(pl.String))
-    events = log.events.select(pl.exclude("user", "item")).with_columns(**numbers)
-    never = log.items.join(tables["item"], "id", how="anti")["id"].to_list() if log.keep_unreviewed else []
-    return _NumberedLog(events, tables["user"], tables["item"], log.items, log.ticks, never, log.timed)
-
-
-def _split_log(log: _NumberedLog, preparation: Preparation, report: dict[str, Any]) -> SplitLog:
+def _split_log(log: NumberedLog, preparation: Preparation, session: Session, report: dict[str, Any]) -> _Divided:
     """Clean, split, drop users, give ids, and add to the report what that did.
 
     With preparation.paper_ids, ids are given as in the official release: items by `paper_item_ids`, users in order of first
     appearance; events of a user at the same time stay in the order of the file. Otherwise nothing depends on the order of the
     raw rows: items and users are in order of their own ids, events in order of time, and by chance within a time (`ties.py`).
     """
-    events, cleaning, split = log.events, preparation.cleaning, preparation.split
-    tied = share_of_ties(events)
-    report["read"] = {"events": len(events), "users": len(log.users), "items": len(log.items)}
-    report["times"] = about_times(events["time"], log.ticks, tied, preparation.paper_ids)
-    if not preparation.paper_ids:
-        keys = tie_keys(log.users["id"].to_list(), log.items["id"].to_list(), events, log.ticks)
-        events = events.with_columns(tie=pl.Series(keys)).sort("time", "tie").drop("tie")
-    elif log.ticks > 1:
-        events = events.sort("time", maintain_order=True)
-    if log.timed:
-        events = events.with_columns(when=microseconds(log.ticks))
-    if log.ticks > 1:  # from here on whole seconds; the order of the rows keeps what is finer
-        events = events.with_columns(pl.col("time") // log.ticks)
+    cleaning, split, paper_ids = preparation.cleaning, preparation.split, preparation.paper_ids
+    report["read"] = log.read | {"items": len(log.items)}
+    report["times"] = about_times(log.first, log.last, log.ticks, log.tied, paper_ids)
     report["cleaning"] = []
-    cleaned = events.with_row_index("row")
-    for step, kept in cleaning.steps(cleaned):
-        report["cleaning"].append({"step": step, "dropped": len(cleaned) - len(kept)})
-        cleaned = kept
-    events = split.apply(cleaned)
+    frame, before = log.events, log.read["events"]
+    for step, kept, left in cleaning.steps(frame, session.keep):
+        report["cleaning"].append({"step": step, "dropped": before - left})
+        frame, before = kept, left
+    n_users = _n_users(frame)
+    frame, left = split.divided(frame, session.keep)
+    events = session.in_order(frame.select(*_needed(frame)), ["user", "time", "row"])
+    there = np.unique(events["user"].to_numpy())  # (users,) numbers of those who stay
     report["split"] = {
-        "by": type(split).__name__, "min_train": split.min_train, "events": len(cleaned) - len(events),
-        "users": cleaned["user"].n_unique() - events["user"].n_unique(),
+        "by": type(split).__name__, "min_train": split.min_train, "events": before - left, "users": n_users - len(there)
     }  # fmt: skip
 
-    events, names = numbered_kinds(events)
-    kept = events.select("item").unique().join(log.items, "item").sort("id")
-    order = sorted(kept["id"].to_list() + log.extra)
-    order = paper_item_ids(order) if preparation.paper_ids else order
-    new = pl.DataFrame({"id": order}, {"id": pl.String}).with_row_index("item_id").join(kept, "id")  # id, item_id, item
+    bought = np.unique(events["item"].to_numpy())  # (items,) numbers of those that stay
+    own = pl.DataFrame({"id": log.items.gather(bought), "item": bought}, {"id": pl.String, "item": pl.Int64})
+    order = sorted(own["id"].to_list() + log.extra)
+    order = paper_item_ids(order) if paper_ids else order
+    new = pl.DataFrame({"id": order}, {"id": pl.String}).with_row_index("item_id").join(own, "id")  # id, item_id, item
     table = pl.DataFrame({"id": order}, {"id": pl.String}).join(log.table, "id", how="left", maintain_order="left")
     table = table.with_columns(pl.col("title", "text").fill_null(""))
-    people = events.select("user").unique().join(log.users, "user")
-    people = people.sort("user" if preparation.paper_ids else "id").with_row_index("user_id")
+    item_ids = np.zeros(len(log.items), np.int32)  # number -> item id
+    item_ids[new["item"].to_numpy()] = new["item_id"].to_numpy()
+    user_ids = np.zeros(len(log.users), np.int32)  # number -> user id
+    user_ids[there] = np.arange(len(there))
+    events = events.with_columns(
+        pl.Series("item_id", item_ids[events["item"].to_numpy()]), pl.Series("user_id", user_ids[events["user"].to_numpy()])
+    ).drop("user", "item")  # fmt: skip
+    names: tuple[str, ...] = ()
+    if "kind" in events.columns:
+        kinds, places = np.unique(events["kind"].to_numpy(), return_inverse=True)
+        names = checked_kinds([log.kinds[place] for place in kinds])
+        events = events.with_columns(pl.Series("kind", places, pl.UInt8))
+    splits = splits_of(events, len(there))
+    times, kinds_of = splits.get("times"), splits.get("kinds")
+    parted = SplitLog(log.users.gather(there).to_list(), table, *splits["items"], None, times, kinds_of, names)
+    return _Divided(parted, frame, item_ids)
 
-    events = events.join(new.select("item", "item_id"), "item").join(people.select("user", "user_id"), "user")
-    events = events.sort("user_id", "time", "row")
-    splits = splits_of(events, len(people))
-    times, kinds = splits.get("times"), splits.get("kinds")
-    return SplitLog(people["id"].to_list(), table, *splits["items"], None, times, kinds, names)
+
+def _n_users(frame: Frame) -> int:
+    return int(collected(frame.select(nw.col("user").n_unique())).item())
+
+
+def _needed(frame: Frame) -> list[str]:
+    """The columns that the histories are made from."""
+    types = frame.collect_schema()
+    return ["user", "time", "row", "item", "part", *(name for name in ("when", "kind") if name in types)]
 
 
 def _finish_report(report: dict[str, Any], log: SplitLog, prepared: Prepared) -> None:
@@ -438,12 +452,6 @@ def _finish_report(report: dict[str, Any], log: SplitLog, prepared: Prepared) ->
     report["warnings"] = warnings(report, log)
 
 
-def microseconds(ticks: int) -> pl.Expr:
-    """The column `time`, int64 ticks, in microseconds; `UNKNOWN` where that is beyond what int64 holds."""
-    factor = TICKS // ticks
-    return pl.when(pl.col("time").abs() < (1 << 62) // factor).then(pl.col("time") * factor).otherwise(UNKNOWN)
-
-
 def numbered_kinds(events: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Make numbers, uint8, of the column `kind`, if there is one. Returns the names of the numbers too.
 
@@ -452,15 +460,24 @@ def numbered_kinds(events: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]
     """
     if "kind" not in events.columns:
         return events, ()
-    names = sorted(events["kind"].cast(pl.String).unique().to_list())
+    names = checked_kinds(kind_names(events["kind"]))
+    table = pl.DataFrame({"kind": names, "number": pl.Series(range(len(names)), dtype=pl.UInt8)})
+    number = events.select(pl.col("kind").cast(pl.String)).join(table, "kind", how="left", maintain_order="left")
+    return events.with_columns(kind=number["number"]), names
+
+
+def checked_kinds(names: list[str]) -> tuple[str, ...]:
+    """Check that the kinds fit into a byte.
+
+    Raises:
+        DataError: there are more than 256.
+    """
     if len(names) > 256:
         raise DataError(
             f"the column of kinds holds {len(names):,} different values, such as {names[1]!r}, and at most 256 are kept; name "
             "another column, or none, with --data.reader.kind."
         )
-    table = pl.DataFrame({"kind": names, "number": pl.Series(range(len(names)), dtype=pl.UInt8)})
-    number = events.select(pl.col("kind").cast(pl.String)).join(table, "kind", how="left", maintain_order="left")
-    return events.with_columns(kind=number["number"]), tuple(names)
+    return tuple(names)
 
 
 def splits_of(events: pl.DataFrame, n_users: int) -> dict[str, Splits]:

@@ -7,7 +7,6 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from setrec.data.readers.base import SplitLog
 
@@ -16,18 +15,23 @@ _FEW_EVENTS, _FEW_ITEMS = 200, 20  # in training: fewer are too few to learn fro
 _USUAL = {"encoding": ("utf-8",), "separator": (",", "\t")}  # what need not be said of a file
 
 
-def about_times(time: pl.Series, ticks: int, tied: float, in_file_order: bool) -> dict[str, Any]:
+def about_times(first: int, last: int, ticks: int, tied: float, in_file_order: bool) -> dict[str, Any]:
     """Describe the times of the events.
 
     Args:
-        time: int64, in ticks.
+        first: the earliest, in ticks.
+        last: the latest.
         ticks: in a second.
         tied: see `share_of_ties`.
         in_file_order: tied events are in the order of the file.
     """
-    first, last = (_date(int(value) // ticks) for value in (time.min(), time.max()))  # type: ignore[arg-type]
     order = "in the order of the file" if in_file_order else "in an order by chance"
-    return {"first": first, "last": last, "tied": round(tied, 6), "order_of_ties": order}
+    return {
+        "first": _date(first // ticks),
+        "last": _date(last // ticks),
+        "tied": round(tied, 6),
+        "order_of_ties": order,
+    }
 
 
 def _date(seconds: int) -> str:

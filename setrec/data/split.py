@@ -8,12 +8,17 @@ The official release is made this way: each of its items is in the history of a 
 import math
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import narwhals as nw
 import polars as pl
 
+from setrec.data.clean import from_end
+from setrec.data.engines import Frame, collected, count_rows, in_memory
 from setrec.errors import DataError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+_DAY = 86_400
 
 
 class Split(ABC):
@@ -22,24 +27,41 @@ class Split(ABC):
     min_train: int
 
     @abstractmethod
-    def parts(self, events: pl.DataFrame) -> pl.Expr:
+    def parts(self, events: Frame) -> nw.Expr:
         """Return an expression over `events` (user, item, time, row) that gives TRAIN, VALIDATION or TEST for each event.
+
+        Any engine must be able to compute it, so it is an expression of narwhals.
 
         Raises:
             DataError: the events cannot be split this way.
         """
 
     def apply(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Add a column `part` to events, and drop the users with too few training items.
+        """Add a column `part` to events in memory, and drop the users with too few training items.
 
         Raises:
             DataError: no user is left, or the events cannot be split this way.
         """
-        events = events.with_columns(self.parts(events).cast(pl.UInt8).alias("part"))
-        kept = events.filter((pl.col("part") == TRAIN).sum().over("user") >= self.min_train)
-        if not len(kept):
+        return collected(self.divided(nw.from_native(events.lazy()), in_memory)[0])
+
+    def divided(self, events: Frame, keep: Callable[[Frame], Frame]) -> tuple[Frame, int]:
+        """The same for any engine. Returns the number of the events that stay too.
+
+        Args:
+            events: user, item, time (seconds), row: an order of at least the events of a user; and further columns.
+            keep: computes a frame and keeps its rows. See `setrec.data.engines.Session.keep`.
+
+        Raises:
+            DataError: see `apply`.
+        """
+        events = events.with_columns(part=self.parts(events).cast(nw.Int8))
+        in_training = nw.when(nw.col("part") == TRAIN).then(1).otherwise(0)
+        events = events.with_columns(training=in_training)
+        kept = keep(events.filter(nw.col("training").sum().over("user") >= self.min_train).drop("training"))
+        left = count_rows(kept)
+        if not left:
             raise DataError(f"no user has {self.min_train} training items; give more events or lower min_train.")
-        return kept
+        return kept, left
 
 
 class TimeRatioSplit(Split):
@@ -58,17 +80,17 @@ class TimeRatioSplit(Split):
     def __init__(self, test_share: float = 0.17, validation_factor: float = 1.8, min_train: int = 2) -> None:
         self.test_share, self.validation_factor, self.min_train = test_share, validation_factor, min_train
 
-    def parts(self, events: pl.DataFrame) -> pl.Expr:
+    def parts(self, events: Frame) -> nw.Expr:
         """See `Split.parts`."""
-        times = events["time"].sort()
-        test_num = int(self.test_share * len(times))
+        n_events = count_rows(events)
+        test_num = int(self.test_share * n_events)
         later_num = math.ceil(self.validation_factor * test_num)
-        if not 1 <= test_num <= later_num <= len(times):
+        if not 1 <= test_num <= later_num <= n_events:
             raise DataError(
-                f"{len(times)} events are too few for test_share {self.test_share} and validation_factor "
+                f"{n_events} events are too few for test_share {self.test_share} and validation_factor "
                 f"{self.validation_factor}; give more events or change the shares."
             )
-        return _by_time(times[-later_num], times[-test_num])
+        return _by_time(_time_from_end(events, later_num), _time_from_end(events, test_num))
 
 
 class TimestampSplit(Split):
@@ -83,7 +105,7 @@ class TimestampSplit(Split):
     def __init__(self, validation_from: int, test_from: int, min_train: int = 2) -> None:
         self.validation_from, self.test_from, self.min_train = validation_from, test_from, min_train
 
-    def parts(self, events: pl.DataFrame) -> pl.Expr:
+    def parts(self, events: Frame) -> nw.Expr:
         """See `Split.parts`."""
         if self.validation_from > self.test_from:
             raise DataError(
@@ -104,15 +126,27 @@ class LeaveOneOut(Split):
     def __init__(self, min_train: int = 2) -> None:
         self.min_train = min_train
 
-    def parts(self, events: pl.DataFrame) -> pl.Expr:
+    def parts(self, events: Frame) -> nw.Expr:
         """See `Split.parts`."""
-        from_end = pl.struct("time", "row").rank("ordinal", descending=True).over("user")  # 1 is the user's last
-        return pl.when(from_end == 1).then(TEST).when(from_end == 2).then(VALIDATION).otherwise(TRAIN)
+        before_last = nw.when(from_end() == 2).then(nw.lit(VALIDATION)).otherwise(nw.lit(TRAIN))
+        return nw.when(from_end() == 1).then(nw.lit(TEST)).otherwise(before_last)
 
 
-def _by_time(validation_from: int, test_from: int) -> pl.Expr:
-    later = pl.when(pl.col("time") >= test_from).then(TEST)
-    return later.when(pl.col("time") >= validation_from).then(VALIDATION).otherwise(TRAIN)
+def _by_time(validation_from: int, test_from: int) -> nw.Expr:
+    before_test = nw.when(nw.col("time") >= validation_from).then(nw.lit(VALIDATION)).otherwise(nw.lit(TRAIN))
+    return nw.when(nw.col("time") >= test_from).then(nw.lit(TEST)).otherwise(before_test)
+
+
+def _time_from_end(events: Frame, place: int) -> int:
+    """The time at a place of all times in descending order, counted from 1: first its day, then within the day."""
+    times = events.with_columns(day=nw.col("time") - nw.col("time") % _DAY)
+    for column in ("day", "time"):
+        counts = collected(times.group_by(column).agg(n=nw.len())).sort(column, descending=True)
+        row = int((counts["n"].cast(pl.Int64).cum_sum() < place).sum())
+        place -= int(counts["n"][:row].sum())
+        found = int(counts[column][row])
+        times = times.filter(nw.col(column) == found)
+    return found
 
 
 def paper_item_ids(own_ids: list[str], seed: int = 2023) -> list[str]:

@@ -16,14 +16,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -95,8 +95,12 @@ def check_prepared(folder: Path, names: list[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, meanwhile: Callable[[], None] | None = None) -> Iterator[None]:
     """Lock `folder`, so that a second process waits here, and clear what a killed process left behind.
+
+    Args:
+        folder: the folder.
+        meanwhile: called again and again while another process holds the lock.
 
     Raises:
         DataError: the folder above cannot be written to.
@@ -104,7 +108,13 @@ def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        while True:
+            try:
+                lock.acquire(timeout=-1 if meanwhile is None else 0.5)
+                break
+            except Timeout:
+                if meanwhile is not None:
+                    meanwhile()
     except OSError as error:
         raise DataError(
             f"cannot write to {folder.parent} ({error}); choose another place with --data.root DIR."
@@ -183,6 +193,7 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
     if prepared.kinds is not None:
         about[KINDS] = json.dumps(prepared.kind_names)
     save_file(flat, folder / HISTORIES, about)
+    _order_metadata(folder / HISTORIES)
     made_for = {"ids_sha256": ids_hash(ids)}
     if prepared.text is not None:
         save_file({"vectors": np.ascontiguousarray(prepared.text)}, folder / TEXT, made_for)
@@ -201,6 +212,19 @@ def _write_files(folder: Path, prepared: Prepared) -> None:
             tables[f"vectors_{c}"] = np.ascontiguousarray(vectors)  # (N, E)
             tables[f"present_{c}"] = np.ascontiguousarray(present, bool)  # (N,)
         save_file(tables, folder / CF, made_for)
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file into order: it is written in any, and equal data must be equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"{path.name}: the header grew from {length} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _counts(prepared: Prepared) -> dict[str, int]:

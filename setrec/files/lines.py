@@ -78,6 +78,14 @@ class LineCounter:
         if isinstance(self.limit, int) and self.skipped > self.limit:
             raise DataError(self._error(f", more than max_bad_lines ({self.limit})"))
 
+    def skip_some(self, why: str, count: int) -> None:
+        """Count malformed lines of which nobody knows the numbers. why, raises: see `skip`."""
+        self.skipped += count
+        self.reasons.setdefault(why, Count()).add("an engine knows no lines", count)
+        self._first.append(why)
+        if isinstance(self.limit, int) and self.skipped > self.limit:
+            raise DataError(self._error(f", more than max_bad_lines ({self.limit})"))
+
     def skip_undecoded(self, line: int, where: str = "") -> None:
         """Count a malformed line that is no text in the file's encoding. where: in which column."""
         self._undecoded = True

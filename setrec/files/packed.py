@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+import fsspec
 import pyarrow as pa
 
 from setrec.errors import DataError
@@ -29,10 +30,11 @@ _RATIO = 200  # how many times its size a packed file may unpack to, beyond that
 
 
 class RawFile(NamedTuple):
-    """A file on the disk, or one inside a zip archive."""
+    """A file on the disk, one inside a zip archive, or one in an object store."""
 
-    path: Path
+    path: Path  # of a remote file only its name
     member: str = ""
+    url: str = ""  # of a remote file, for fsspec
 
     @property
     def name(self) -> str:
@@ -86,7 +88,8 @@ def opened(file: RawFile) -> Iterator[IO[bytes]]:
     """
     try:
         with ExitStack() as stack:
-            stream: IO[bytes] = stack.enter_context(file.path.open("rb"))
+            source = fsspec.open(file.url, "rb") if file.url else file.path.open("rb")
+            stream: IO[bytes] = stack.enter_context(source)
             if file.member:
                 archive = stack.enter_context(zipfile.ZipFile(stream))
                 size = archive.getinfo(file.member).compress_size
@@ -95,7 +98,7 @@ def opened(file: RawFile) -> Iterator[IO[bytes]]:
                 start = stream.read(8)
                 stream.seek(0)
                 unpack = next((unpack for magic, unpack in _PACKED.items() if start.startswith(magic)), None)
-                if unpack is not None:
+                if unpack is not None and not file.url:
                     unpacked = stack.enter_context(cast(IO[bytes], unpack(stream, "rb")))
                     stream = _bounded(unpacked, file.path.stat().st_size, file.name)
             yield stream

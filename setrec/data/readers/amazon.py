@@ -120,7 +120,7 @@ class AmazonReviews(Reader):
         if ".csv" in file.path.suffixes:
             table = Table(file, TableForm(","), _NEW[:4])
             table.require(_NEW[:4], "it is no file of ratings of 2023")
-            add_events(events, counter, table, EventColumns(*_NEW[:4], time_unit="us"))  # times as they are
+            add_events(events, counter, [table], EventColumns(*_NEW[:4], time_unit="us"))  # times as they are
             return _NEW
         for line, record in records(file, counter):
             if keys is None:

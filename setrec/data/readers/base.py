@@ -1,13 +1,16 @@
 """What a reader of raw files returns: a log of events, or a data set that comes with its splits."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import polars as pl
 
 from setrec.data.readers.download import Source
+from setrec.files.lines import LineCounter
 from setrec.files.ragged import Ragged, Splits
+from setrec.files.times import TimeUnit
 
 
 class EventLog(NamedTuple):
@@ -22,6 +25,30 @@ class EventLog(NamedTuple):
     skipped: dict[str, int] | None = None  # malformed lines of each raw file, for the manifest
     files: dict[str, dict[str, Any]] | None = None  # what else there is to say about each file, see `LineCounter.about`
     timed: bool = True  # False: `time` is the place in the file, and nothing to keep
+
+
+class CSVForm(NamedTuple):
+    """How a CSV is written; it is UTF-8."""
+
+    columns: list[str]  # all of them, in order
+    skip: int  # lines before the first row
+    separator: str
+    quotes: bool
+
+
+class PlainTable(NamedTuple):
+    """Events in files that an engine (engines.py) can read itself."""
+
+    paths: list[str]  # of this machine, or fsspec URLs
+    csv: CSVForm | None  # None: parquet
+    user: str  # columns
+    item: str
+    time: str
+    rating: str | None
+    kind: str | None
+    time_unit: TimeUnit
+    null_words: Sequence[str]
+    counter: LineCounter  # of the rows, and of those that lack something
 
 
 class SplitLog(NamedTuple):
@@ -45,7 +72,7 @@ class Reader(ABC):
         None  # where the raw files can be fetched from; most subclasses take it as an argument
     )
 
-    needs_raw: ClassVar[bool] = True  # False: it makes its own data, and --data.raw is not used
+    needs_raw: bool = True  # False: it makes its own data, or its files are named by URLs: --data.raw is not needed
     gives_splits: ClassVar[bool] = False  # True: `read` returns a SplitLog, and cleaning and split do not apply
 
     @abstractmethod
@@ -58,6 +85,26 @@ class Reader(ABC):
         Raises:
             DataError: a file is missing or wrong; the message names it and the place.
         """
+
+    def plain(self, raw: Path | None) -> PlainTable | None:
+        """Say where the events lie, for an engine that reads them itself; None: only `read` can read them.
+
+        Args:
+            raw: the folder of raw files.
+
+        Raises:
+            DataError: a file is missing, or only `read` understands an option of this reader.
+        """
+        return None
+
+    def items_of(self, raw: Path | None, known: Collection[str]) -> EventLog:
+        """Read the items of the events that `plain` told of: an `EventLog` without events.
+
+        Args:
+            raw: the folder of raw files.
+            known: the own ids of the items in the events.
+        """
+        raise NotImplementedError
 
     def sources(self, raw: Path | None) -> list[Path]:
         """List the raw files that `read` would use. The data is prepared again when one of them changes.

@@ -114,7 +114,7 @@ class RecBoleFiles(Reader):
         )
         counter = LineCounter(file.name, self.max_bad_lines)
         events = Events(counter)
-        add_events(events, counter, table, columns)
+        add_events(events, counter, [table], columns)
         frame = events.frame()
         files[file.name] = counter.about()
         return frame

@@ -1,7 +1,7 @@
 """A small synthetic world with patterns that a recommender can learn, made from a seed in a second."""
 
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -55,7 +55,7 @@ class SyntheticWorld(Reader):
             vectors can tell what the text does not.
     """
 
-    needs_raw: ClassVar[bool] = False
+    needs_raw = False
 
     def __init__(
         self,

@@ -7,14 +7,15 @@ from typing import get_args
 
 import polars as pl
 
-from setrec.data.readers.base import EventLog, Reader
+from setrec.data.readers.base import CSVForm, EventLog, PlainTable, Reader
 from setrec.data.readers.download import Source
 from setrec.data.readers.gather import Events, Items
-from setrec.errors import ConfigError
+from setrec.errors import ConfigError, DataError
 from setrec.files.columns import LINE, Table, TableForm
 from setrec.files.ids import NULL_WORDS, as_text, own_id
 from setrec.files.lines import Count, LineCounter, records
 from setrec.files.packed import RawFile, inside
+from setrec.files.parts import is_url, parquet_parts
 from setrec.files.raw import raw_file
 from setrec.files.times import TICKS, TimeUnit, time_form, times
 
@@ -32,7 +33,9 @@ class TableFiles(Reader):
     Ids are text without blanks around it. In a column of whole numbers, 1.0 is 1.
 
     Args:
-        events: the file of events, one event a row: a name inside the raw folder, or a path.
+        events: the file of events, one event a row: a name inside the raw folder, or a path. Or many parquet files: a folder, a
+            pattern such as events/*.parquet, or an fsspec URL of either (s3://bucket/events), which is read anew only if the
+            prepared data is deleted.
         items: the file of items; null: no titles and no texts. It may be the file of events: of an item's rows, the one with
             the longest text counts.
         user: column of the user's id.
@@ -97,18 +100,72 @@ class TableFiles(Reader):
         self.time_unit, self.time_format, self.null_words = time_unit, time_format, null_words
         self.keep_unreviewed, self.max_text, self.max_bad_lines = keep_unreviewed, max_text, max_bad_lines
         self.download, self.kind = download, kind
+        self.needs_raw = not is_url(events)
 
     def sources(self, raw: Path | None) -> list[Path]:
-        """See `Reader.sources`."""
+        """See `Reader.sources`. Remote files are not among them."""
         if raw is None:
             return []
-        return [raw_file(name, raw) for name in (self.events, self.items) if name is not None]
+        parts = parquet_parts(self.events, raw)
+        events = [raw_file(self.events, raw)] if parts is None else [part.path for part in parts if not part.url]
+        return [*events, *([raw_file(self.items, raw)] if self.items is not None else [])]
 
     def read(self, raw: Path | None) -> EventLog:
         """See `Reader.read`. Times are in microseconds."""
-        file = inside(raw_file(self.events, raw))
-        counter = LineCounter(file.name, self.max_bad_lines)
+        tables, columns, name = self._tables(raw)
+        counter = LineCounter(name, self.max_bad_lines)
         events = Events(counter)
+        add_events(events, counter, tables, columns)
+        frame = events.frame()
+        log = self.items_of(raw, events.items)
+        files = {name: counter.about()} | (log.files or {})
+        return log._replace(events=frame, files=files, timed=self.timestamp is not None)
+
+    def plain(self, raw: Path | None) -> PlainTable:
+        """See `Reader.plain`."""
+        tables, _, name = self._tables(raw)
+        table, advice = tables[0], "use --data.engine PolarsEngine, which can read it, or write the events as parquet"
+        form = None
+        if self.timestamp is None:
+            raise DataError(
+                f"{name}: without times, the order of the rows counts, which an engine does not keep; {advice}."
+            )
+        look = LineCounter("", 1.0)
+        first = next(iter(table.batches([self.timestamp], look)), None)
+        if table.kind == "csv":
+            if look.encoding != "utf-8" or len(table.separator.encode()) > 1 or _packed(table.file):
+                raise DataError(f"{name} is no plain CSV in UTF-8 with a separator of one character; {advice}.")
+            form = CSVForm(table.names, table.skip, table.separator, self._events_form.quotes)
+        elif table.kind == "json" or _packed(table.file):
+            raise DataError(f"{name} is neither parquet nor a plain CSV; {advice}.")
+        if self.time_format is not None or (
+            first is not None and time_form([first[self.timestamp]], self.time_unit, name, advice) is not None
+        ):
+            raise DataError(
+                f"{name}: only PolarsEngine reads times in a form of their own (--data.reader.time_format)."
+            )
+        paths = [table.file.url or str(table.file.path.resolve()) for table in tables]
+        counter = LineCounter(name, self.max_bad_lines)
+        return PlainTable(
+            paths, form, self.user, self.item, self.timestamp, self.rating, self.kind, self.time_unit, self.null_words, counter
+        )  # fmt: skip
+
+    def items_of(self, raw: Path | None, known: Collection[str]) -> EventLog:
+        """See `Reader.items_of`."""
+        no_events = pl.DataFrame()
+        if self.items is None:
+            return EventLog(no_events, Items((), (), 0).frame(), TICKS, self.keep_unreviewed, files={})
+        parts = parquet_parts(self.events, raw)
+        about = inside(raw_file(self.items, raw))
+        file = inside(raw_file(self.events, raw)) if parts is None else None
+        found, counter = self._read_items(about, about == file, known, self.keep_unreviewed)
+        events = file.name if file is not None else self.events
+        key = about.name if about.name != events else f"{about.name} (items)"
+        files = {key: counter.about() | found.about(about.name, events)}
+        return EventLog(no_events, found.frame(), TICKS, self.keep_unreviewed, files=files)
+
+    def _tables(self, raw: Path | None) -> "tuple[list[Table], EventColumns, str]":
+        """The files of the events, their columns, and what messages call all of them."""
         columns = EventColumns(
             self.user,
             self.item,
@@ -119,20 +176,13 @@ class TableFiles(Reader):
             self.null_words,
             self.kind,
         )
-        table = Table(file, self._events_form, columns.wanted)
-        table.require([self.user, self.item], _CALL_IT + _NO_HEADER.format("columns"))
-        table.require(columns.wanted, f"{_CALL_IT}; for events without times, --data.reader.timestamp null")
-        add_events(events, counter, table, columns)
-        frame = events.frame()
-        files = {file.name: counter.about()}
-        items = Items((), (), 0).frame()
-        if self.items is not None:
-            about = inside(raw_file(self.items, raw))
-            found, counter = self._read_items(about, about == file, events.items, self.keep_unreviewed)
-            key = about.name if about.name not in files else f"{about.name} (items)"
-            files[key] = counter.about() | found.about(about.name, file.name)
-            items = found.frame()
-        return EventLog(frame, items, TICKS, self.keep_unreviewed, files=files, timed=self.timestamp is not None)
+        parts = parquet_parts(self.events, raw)
+        files = [inside(raw_file(self.events, raw))] if parts is None else parts
+        tables = [Table(file, self._events_form, columns.wanted) for file in files]
+        for table in tables:
+            table.require([self.user, self.item], _CALL_IT + _NO_HEADER.format("columns"))
+            table.require(columns.wanted, f"{_CALL_IT}; for events without times, --data.reader.timestamp null")
+        return tables, columns, files[0].name if parts is None else self.events
 
     def read_items(self, file: Path, known: Collection[str]) -> pl.DataFrame:
         """Read a file of items alone, with the columns of `items`: id, text, title and a column for each field.
@@ -217,13 +267,13 @@ class EventColumns:
         return list(dict.fromkeys(name for name in named if name))
 
 
-def add_events(events: Events, counter: LineCounter, table: Table, columns: EventColumns) -> None:
+def add_events(events: Events, counter: LineCounter, tables: Sequence[Table], columns: EventColumns) -> None:
     """Add the rows that have a user, an item, a time and a readable rating. Count the others as malformed.
 
     Args:
         events: where they go.
         counter: counts the rows, and the malformed ones.
-        table: the file.
+        tables: the file, or its parts.
         columns: its columns.
 
     Raises:
@@ -231,14 +281,22 @@ def add_events(events: Events, counter: LineCounter, table: Table, columns: Even
     """
     form = columns.time_format
     if form is None and columns.timestamp is not None:
-        first = (batch[columns.timestamp] for batch in table.batches([columns.timestamp], LineCounter("", 1.0)))
-        place = f"{table.file.name}, column {columns.timestamp!r}"
+        one, other = [columns.timestamp], LineCounter("", 1.0)
+        first = (batch[columns.timestamp] for table in tables for batch in table.batches(one, other))
+        place = f"{counter.file}, column {columns.timestamp!r}"
         advice = "say it with --data.reader.time_format, such as '%d/%m/%Y' (day first) or '%m/%d/%Y'."
         form = time_form(first, columns.time_unit, place, advice)
-    for batch in table.batches(columns.wanted, counter):
-        if columns.rating is not None and table.separator not in ("", ","):  # where a comma is free, 4,5 is a number
-            batch = batch.with_columns(pl.col(columns.rating).str.replace(",", ".", literal=True))
-        _add_batch(events, counter, batch, columns, form)
+    for table in tables:
+        before = counter.lines  # in the parts before
+        for batch in table.batches(columns.wanted, counter):
+            if columns.rating is not None and table.separator not in (
+                "",
+                ",",
+            ):  # where a comma is free, 4,5 is a number
+                batch = batch.with_columns(pl.col(columns.rating).str.replace(",", ".", literal=True))
+            if before:
+                batch = batch.with_columns(pl.col(LINE) + before)
+            _add_batch(events, counter, batch, columns, form)
     if columns.timestamp is None:
         counter.notes["no times: the order of the rows is the order of the events"] = Count(counter.lines)
 
@@ -283,6 +341,11 @@ def _count_bad(counter: LineCounter, rows: pl.DataFrame, batch: pl.DataFrame, co
             counter.skip(row[LINE], "no time", shown=raw[columns.timestamp or ""] or None)
         else:
             counter.skip(row[LINE], "the rating is no number", shown=raw[columns.rating or ""])
+
+
+def _packed(file: RawFile) -> bool:
+    """Whether a file is packed by gzip, bzip2 or xz, or stands in an archive."""
+    return bool(file.member) or any(ending in (".gz", ".bz2", ".xz") for ending in file.endings)
 
 
 def _json_fields(table: Table, key: str) -> list[str]:
