@@ -129,8 +129,8 @@ class SETRecDataModule(LightningDataModule):
             "name": name, "reader": reader, "text": text, "cf": cf, "vectors": vectors, "cleaning": cleaning,
             "split": split, "paper_ids": paper_ids, "vector_dtype": vector_dtype, "engine": engine, "raw": raw, "root": root,
             "prepared_only": prepared_only, "max_history": max_history, "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size, "prefix_parallel": prefix_parallel, "fit_on": fit_on, "kinds": kinds, "replay": replay, "seed": seed,
-            "num_workers": num_workers, "pin_memory": pin_memory,
+            "eval_batch_size": eval_batch_size, "prefix_parallel": prefix_parallel, "fit_on": fit_on, "kinds": kinds,
+            "replay": replay, "seed": seed, "num_workers": num_workers, "pin_memory": pin_memory,
         }  # fmt: skip
         save_plain_hyperparameters(self, arguments)
         self.preparation = Preparation(
