@@ -108,6 +108,8 @@ class Recipe:
         neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,
             and how often items occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
             setrec/scoring/weights.py.
+        pairs: What co-occurrence is in the item graphs: near, two items within 5 steps of a history, and its last 10 items count, the
+            newest most; history, two items of one history, and all its items count alike.
     """
 
     n_sem: int = 4
@@ -124,6 +126,7 @@ class Recipe:
     cf_score_dropout: float = 0.0
     memory: bool = False
     neighbours: bool = False
+    pairs: Literal["near", "history"] = "near"
 
     def __post_init__(self) -> None:
         """Make `Tokens` of the plain types that a checkpoint holds."""

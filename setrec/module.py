@@ -17,7 +17,7 @@ from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
 from setrec.model import LossSums, Recipe, SETRec
 from setrec.schemas import Batch, EvalSplit
-from setrec.scoring.graphs import history_statistics, item_graphs
+from setrec.scoring.graphs import PAIRS, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.text_graphs import TextGraphs, text_neighbours
 from setrec.scoring.weights import Weights, state_of, weights_of
@@ -210,11 +210,12 @@ class SETRecModule(RankingModule):
             moved = scorer.graphs is not None and scorer.graphs.recency.device != self.device
             made = self._graphs_of
             if made is None or made[0] != split or made[1] is not self.data.histories or moved:
+                pairs = PAIRS[self.recipe.pairs]
                 if self._text_graphs is None and self.recipe.n_sem:
                     texts = text_neighbours(catalogue, self.data.folder, keep=not self.data.prepared_only)
                     self._text_graphs = None if texts is None else texts.graphs
-                statistics = history_statistics(self.data.past_events(split), catalogue.n_items)
-                scorer.graphs = item_graphs(statistics, self._text_graphs, catalogue.warm, self.device)
+                statistics = history_statistics(self.data.past_events(split), catalogue.n_items, pairs)
+                scorer.graphs = item_graphs(statistics, pairs, self._text_graphs, catalogue.warm, self.device)
                 self._graphs_of = split, self.data.histories
         scorer.refresh()
 
@@ -233,7 +234,7 @@ class SETRecModule(RankingModule):
         assert scorer.graphs is not None
         if self._scorer_in_train is None:
             past = self.data.past_events("validation")  # what lies before validation: training
-            counted = history_statistics(past, self.data.catalogue.n_items)
+            counted = history_statistics(past, self.data.catalogue.n_items, PAIRS[self.recipe.pairs])
             graphs = scorer.graphs._replace(
                 cooccurrence=counted.cooccurrence.to(self.device),
                 transitions=counted.transitions.to(self.device),

@@ -12,8 +12,8 @@ from setrec.files.ragged import Ragged
 from setrec.scoring.char_ngrams import SHARE, CharNgrams
 from setrec.scoring.graphs import (
     COLD_TEXT,
-    COOCCURRENCE,
     FADING,
+    PAIRS,
     STEPS,
     TEXT,
     TRANSITIONS,
@@ -30,6 +30,7 @@ from setrec.scoring.similarity import TextCosine, faded_items
 from setrec.scoring.text_graphs import TextGraphs, TextNeighbours
 
 N = 6
+NEAR = PAIRS["near"]
 TEXTS = ["red car", "blue car", "red bus", "a doll", "dolls", ""]
 
 
@@ -70,9 +71,9 @@ def test_graph_scores_by_hand() -> None:
 
 def test_graphs_are_the_baselines_where_nothing_is_cut() -> None:
     h = histories()
-    pairs = history_statistics(PastEvents(h.train, torch.zeros(N)), N).cooccurrence
+    pairs = history_statistics(PastEvents(h.train, torch.zeros(N)), N, NEAR).cooccurrence
     history = torch.tensor([[0, 1, 2], [3, -1, -1], [2, 0, -1]])
-    assert torch.allclose(graph_scores(pairs, history, COOCCURRENCE), ItemCF(h.train, N).score(history))
+    assert torch.allclose(graph_scores(pairs, history, NEAR.reach), ItemCF(h.train, N).score(history))
     text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
     sharpened = TextSimilarity(TextCosine(text), "sharpened")
     with_ngrams = NgramSimilarity(sharpened, CharNgrams(TEXTS))
@@ -122,7 +123,7 @@ def test_counts_move_with_the_catalogue() -> None:
     )
     moved = counted.moved(torch.tensor([2, -1, 0]))  # item 1 is gone, a new one stands at row 1
     assert moved.recency.tolist() == [3.0, 0.0, 1.0]
-    scores = graph_scores(moved.cooccurrence, torch.tensor([[0], [1], [2]]), COOCCURRENCE)
+    scores = graph_scores(moved.cooccurrence, torch.tensor([[0], [1], [2]]), NEAR.reach)
     assert scores.tolist() == [[0.0, 0.0, 0.25], [0.0, 0.0, 0.0], [0.25, 0.0, 0.0]]
     scores = graph_scores(moved.transitions, torch.tensor([[0], [1], [2]]), TRANSITIONS)
     assert scores.tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.75, 0.0, 0.0]]  # item 0 is row 2 now, item 2 row 0
@@ -130,7 +131,7 @@ def test_counts_move_with_the_catalogue() -> None:
 
 def test_transitions_know_the_order_and_the_distance() -> None:
     sequences = Ragged.from_rows([[0, 1, 2, 3, 4], [0, 1], [1, 1, 0]])
-    graph = history_statistics(PastEvents(sequences, torch.zeros(N)), N).transitions
+    graph = history_statistics(PastEvents(sequences, torch.zeros(N)), N, NEAR).transitions
     found = graph_scores(graph, torch.arange(5)[:, None], TRANSITIONS)  # (5, N): one item a history
     n = [3, 4, 1, 1, 1]  # occurrences
     for i in range(5):
@@ -144,12 +145,12 @@ def test_transitions_know_the_order_and_the_distance() -> None:
 
 
 def test_items_known_by_their_text_alone() -> None:
-    counted = history_statistics(PastEvents(histories().train, torch.zeros(N)), N)
+    counted = history_statistics(PastEvents(histories().train, torch.zeros(N)), N, NEAR)
     warm = torch.tensor([True, True, True, True, False, False])
     text = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
-    found = item_graphs(counted, TextNeighbours(items(text, TEXTS, warm)).graphs, warm, torch.device("cpu"))
+    found = item_graphs(counted, NEAR, TextNeighbours(items(text, TEXTS, warm)).graphs, warm, torch.device("cpu"))
     assert found.cold.tolist() == [4, 5]
-    assert item_graphs(counted, None, warm, torch.device("cpu")).cold.tolist() == []  # nothing to know them by
+    assert item_graphs(counted, NEAR, None, warm, torch.device("cpu")).cold.tolist() == []  # nothing to know them by
     history = torch.tensor([[0, 4, 5, 1], [2, -1, -1, -1]])
     cosine, ngrams = TextCosine(text), CharNgrams(TEXTS)
     scores = graph_parts(found, history)["text"]  # (2, N)
@@ -174,8 +175,21 @@ def test_the_cooccurrence_of_a_cold_item_is_that_of_warm_items_with_similar_text
     expected[5, 3] = 0.25 * 0.2
     torch.testing.assert_close(whole, expected)
     graphs = item_graphs(
-        HistoryStatistics(pairs, pairs, torch.zeros(N)), TextGraphs(text, text), warm, torch.device("cpu")
+        HistoryStatistics(pairs, pairs, torch.zeros(N)), NEAR, TextGraphs(text, text), warm, torch.device("cpu")
     )
     parts = graph_parts(graphs, torch.tensor([[5, 0]]))  # 0 is the newest, 5 a step older
     assert parts["cooccurrence"][0, 3] == pytest.approx(0.7 + 0.9 * 0.05)
     assert parts["cooccurrence"][0, 1] == pytest.approx(0.8)
+
+
+def test_the_whole_history_counts_alike() -> None:
+    """Items of one history are pairs however far apart they stand, and every item of a history says the same."""
+    history = PAIRS["history"]
+    rows = ragged([0, 3, 3, 4, 4, 5, 5, 1], [1, 2])
+    counted = history_statistics(PastEvents(rows, torch.zeros(N)), N, history).cooccurrence
+    whole = torch.zeros(N, N).scatter_add_(1, counted.item.long(), counted.weight)
+    assert whole[0, 1] == pytest.approx(1 / 2**0.5)  # seven steps apart; item 0 stands once, item 1 twice
+    near = history_statistics(PastEvents(rows, torch.zeros(N)), N, NEAR).cooccurrence
+    assert torch.zeros(N, N).scatter_add_(1, near.item.long(), near.weight)[0, 1] == 0
+    one, other = (graph_scores(counted, torch.tensor([row]), history.reach) for row in ([0, 1, 3], [3, 1, 0]))
+    torch.testing.assert_close(one, other)

@@ -21,7 +21,7 @@ from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.files.hashes import read_sealed
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
-from setrec.scoring.graphs import HistoryStatistics, history_statistics, item_graphs
+from setrec.scoring.graphs import PAIRS, HistoryStatistics, Pairs, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.text_graphs import TextNeighbours, text_neighbours
 from setrec.scoring.weights import Weights, state_of, weights_of
@@ -91,7 +91,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
             f"the prepared data of {path} is not at {folder}: go to the folder where it was trained, or name the prepared "
             "folder with --data DIR."
         )
-    neighbours = bool(checkpoint.model.get("neighbours"))
+    neighbours, pairs = bool(checkpoint.model.get("neighbours")), PAIRS[checkpoint.model.get("pairs", "near")]
     check_prepared(folder, [ITEMS, TEXT, CF, VECTORS, ENCODER, *([USERS, HISTORIES] if neighbours else [])])
     trained_on = checkpoint.catalogue
     catalogue = replace(Catalogue.load(folder), name=trained_on["name"])
@@ -112,7 +112,7 @@ def read_trained(path: Path, data: Path | None = None) -> Trained:
         encoder=state if state.is_file() else None,
         data=folder,
         results=results_of(path.parent.parent / "results.json", trained_on["name"]),
-        statistics=_statistics(folder, catalogue.n_items, kinds) if neighbours else None,
+        statistics=_statistics(folder, catalogue.n_items, kinds, pairs) if neighbours else None,
         kinds=kinds,
         vectors=arguments.get("vectors") or {},
         learned=folder / VECTORS if (folder / VECTORS).is_file() else None,
@@ -131,9 +131,9 @@ def results_of(path: Path, dataset: str) -> dict[str, Any] | None:
         return None
 
 
-def _statistics(folder: Path, n_items: int, kinds: Kinds) -> HistoryStatistics:
+def _statistics(folder: Path, n_items: int, kinds: Kinds, pairs: Pairs) -> HistoryStatistics:
     """Co-occurrence and recency from train and validation, as the test step uses them."""
-    return history_statistics(past_events(kinds.apply(Histories.load(folder)), n_items, "test"), n_items)
+    return history_statistics(past_events(kinds.apply(Histories.load(folder)), n_items, "test"), n_items, pairs)
 
 
 def instance_of(arguments: dict[str, Any], base: type) -> Any:
@@ -247,7 +247,8 @@ def _ready(
         statistics = trained.statistics.moved(rows_of(trained.catalogue, catalogue))
         if texts is not None:
             texts = TextNeighbours(catalogue) if ngrams_of_all else texts.changed(catalogue)
-        graphs = item_graphs(statistics, texts.graphs if texts is not None else None, catalogue.warm, device)
+        pairs = PAIRS[model.recipe.pairs]
+        graphs = item_graphs(statistics, pairs, texts.graphs if texts is not None else None, catalogue.warm, device)
     scorer = Scorer(model, graphs)
     scorer.refresh()
     return Restored(model, scorer, weights, texts, trained.kinds)

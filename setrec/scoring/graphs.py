@@ -4,7 +4,7 @@ The answers of the model are smooth: 12,000 items share one space of a few hundr
 together, or whose texts are almost the same, stand out of such a space less than they should. A graph says just that and is
 sparse, so it costs almost nothing:
 
-    co-occurrence  cosine of co-occurrence (similarity.py)
+    co-occurrence  cosine of co-occurrence (similarity.py), of items that stand near each other or anywhere in one history
     transitions    what comes in the next three steps (similarity.py): the order of two items counts
     text           sharpened cosine of the text vectors + similarity of character n-grams / 2 (char_ngrams.py)
     recency        log(1 + users whose newest item it is), the same for every user
@@ -27,7 +27,7 @@ from torch import Tensor
 from setrec.data.past import PastEvents
 from setrec.schemas import PAD
 from setrec.scoring.neighbours import Graph, strongest
-from setrec.scoring.similarity import cooccurrence_cosine, faded_items, transition_cosine
+from setrec.scoring.similarity import WINDOW, cooccurrence_cosine, faded_items, transition_cosine
 from setrec.scoring.text_graphs import COLD_NEIGHBOURS, NEIGHBOURS, TextGraphs
 from setrec.scoring.weights import Weights, factors
 
@@ -40,7 +40,17 @@ class Reach(NamedTuple):
     decay: float  # a step back from the newest item
 
 
-COOCCURRENCE = Reach(neighbours=100, last=10, decay=0.9)  # last and decay as in the baselines
+class Pairs(NamedTuple):
+    """What counts as co-occurrence."""
+
+    window: int  # steps within which two items of a history are a pair
+    reach: Reach
+
+
+PAIRS = {  # docs/ledger.md
+    "near": Pairs(WINDOW, Reach(neighbours=100, last=10, decay=0.9)),  # as in the baselines
+    "history": Pairs(50, Reach(neighbours=100, last=50, decay=1.0)),
+}
 TRANSITIONS = Reach(neighbours=100, last=3, decay=0.7)  # docs/ledger.md
 STEPS, FADING = 3, 0.7  # of a transition: the most steps, and what a step further counts
 TEXT = Reach(neighbours=NEIGHBOURS, last=10, decay=0.85)
@@ -88,6 +98,7 @@ class ItemGraphs(NamedTuple):
     cooccurrence: Graph
     transitions: Graph
     inferred: Graph | None  # co-occurrence with cold items; None without text vectors
+    pairs: Pairs  # what was counted as co-occurrence
     text: TextGraphs | None  # None without text vectors
     recency: Tensor  # (N,) float32
     cold: Tensor  # (cold,) int64, the items that are scored by their text alone; none without text
@@ -95,11 +106,11 @@ class ItemGraphs(NamedTuple):
     def lists(self) -> list[PartGraph]:
         """Every graph; of two for one part, the one of cold items comes second."""
         found = [
-            PartGraph("cooccurrence", "cooccurrence", self.cooccurrence, COOCCURRENCE, False),
+            PartGraph("cooccurrence", "cooccurrence", self.cooccurrence, self.pairs.reach, False),
             PartGraph("transitions", "transitions", self.transitions, TRANSITIONS, False),
         ]
         if self.inferred is not None:
-            found.append(PartGraph("inferred", "cooccurrence", self.inferred, COOCCURRENCE, True))
+            found.append(PartGraph("inferred", "cooccurrence", self.inferred, self.pairs.reach, True))
         if self.text is not None:
             found.append(PartGraph("text", "text", self.text.all, TEXT, False))
             found.append(PartGraph("cold_text", "text", self.text.cold, COLD_TEXT, True))
@@ -111,27 +122,36 @@ class ItemGraphs(NamedTuple):
 
 
 def item_graphs(
-    statistics: HistoryStatistics, text: TextGraphs | None, warm: Tensor, device: torch.device
+    statistics: HistoryStatistics, pairs: Pairs, text: TextGraphs | None, warm: Tensor, device: torch.device
 ) -> ItemGraphs:
-    """The graphs and the counts on one device. warm: (N,) bool, the items seen in training."""
+    """The graphs and the counts on one device.
+
+    Args:
+        statistics: what was counted.
+        pairs: what was counted as co-occurrence.
+        text: the text graphs; None without text vectors.
+        warm: (N,) bool, the items seen in training.
+        device: where the graphs are needed.
+    """
     by_text = ~warm if text is not None else torch.zeros_like(warm)  # (N,)
     return ItemGraphs(
         statistics.cooccurrence.to(device),
         statistics.transitions.to(device),
         None if text is None else inferred_cooccurrence(statistics.cooccurrence, text.all, warm).to(device),
+        pairs,
         None if text is None else TextGraphs(text.all.to(device), text.cold.to(device)),
         statistics.recency.to(device),
         by_text.nonzero().squeeze(1).to(device),
     )
 
 
-def history_statistics(past: PastEvents, n_items: int) -> HistoryStatistics:
-    """Count what the histories hold, on the CPU."""
+def history_statistics(past: PastEvents, n_items: int, pairs: Pairs) -> HistoryStatistics:
+    """Count what the histories hold, on the CPU. pairs: what counts as co-occurrence."""
     worth = None if past.worth is None else past.worth.items
-    together = cooccurrence_cosine(past.sequences, n_items, worth=worth)  # (N, N) sparse
+    together = cooccurrence_cosine(past.sequences, n_items, pairs.window, worth)  # (N, N) sparse
     after = transition_cosine(past.sequences, n_items, STEPS, FADING, worth)  # (N, N) sparse
     return HistoryStatistics(
-        strongest(together, COOCCURRENCE.neighbours), strongest(after, TRANSITIONS.neighbours), torch.log1p(past.newest)
+        strongest(together, pairs.reach.neighbours), strongest(after, TRANSITIONS.neighbours), torch.log1p(past.newest)
     )
 
 
@@ -164,7 +184,7 @@ def _sparse(rows: Tensor, lists: Graph, n_items: int) -> sp.csr_matrix:
 
 def graph_entries(graph: Graph, history: Tensor, reach: Reach) -> Graph:
     """What the last items of each history, (B, L) int64, give to which items: (B, last * S) each, an item more than once."""
-    items, fading = faded_items(history, reach.last, reach.decay)  # (B, last)
+    items, fading = faded_items(history, min(reach.last, history.shape[1]), reach.decay)  # (B, last)
     weight = fading[..., None] * graph.weight[items]  # (B, last, S)
     return Graph(graph.item[items].flatten(1).long(), weight.flatten(1))  # (B, last * S)
 

@@ -63,7 +63,7 @@ GRID = {  # what validation tries beside beta, in units of log odds, like the sl
     "recency": (0.0, 0.5, 1.0, 1.5),
     "cold_text": (0.0, 10.0, 20.0),
     "transitions": (0.0, 2.0, 4.0),  # in units of `neighbours`
-    "inferred": (1.0,),  # in units of `cold_text`; models of before have 0
+    "inferred": (1.5,),  # in units of `cold_text`; models of before have 0
 }
 
 

@@ -98,6 +98,7 @@ def the_model(sampled: int) -> Any:
         cf_score_dropout=0.5,
         memory=True,
         neighbours=True,
+        pairs="history",
         sampled=sampled,
         sampling="popularity",
     )
@@ -111,14 +112,14 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 def graphs(options: argparse.Namespace) -> dict[str, Any]:
     """The text graphs, and how many of the true neighbours they hold."""
-    from setrec.scoring.graphs import history_statistics
+    from setrec.scoring.graphs import PAIRS, history_statistics
     from setrec.scoring.text_graphs import exact_lists, rank_of, text_neighbours
 
     data = the_data(options.folder)
     data.setup()
     catalogue = data.catalogue
     start = time.process_time()
-    history_statistics(data.past_events("test"), catalogue.n_items)
+    history_statistics(data.past_events("test"), catalogue.n_items, PAIRS["history"])
     found: dict[str, Any] = {"co-occurrence and transitions, seconds of computing": time.process_time() - start}
     start = time.process_time()
     made = text_neighbours(catalogue, data.folder, keep=True)
