@@ -42,7 +42,7 @@ class UpdateOptions:
     encoder: TextVectors | None = None
     share: float = 0.2
     days: float | None = None
-    replay: float = 0.2
+    replay: float = 0.5
     tolerance: float = 0.02
     keep: int = 3
     server: str | None = None

@@ -18,7 +18,7 @@ from setrec.inference.restore import read_trained
 from setrec.trainer.run_checkpoint import best_path
 
 DEFAULTS = [  # of the fit: the rate of refit, and a few epochs (docs/results.md); flags override them
-    *("--model.lr", "5.0e-4", "--model.warmup_steps", "5", "--trainer.max_epochs", "3"),
+    *("--model.lr", "1.0e-3", "--model.warmup_steps", "5", "--trainer.max_epochs", "3"),
     *("--trainer.num_sanity_val_steps", "0"),
 ]
 
