@@ -74,7 +74,11 @@ def options(*words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(OLD))
 def test_the_options_are_those_of_the_old_configuration(name: str, only_parsed: None, tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(OLD[name]))
-    assert options(*NOW[name]) == options(f"--config={tmp_path / 'old.yaml'}")
+    now = options(*NOW[name])
+    if "best" in name:
+        assert now["model"].pop("pairs") == "history"  # came later
+        now["model"]["pairs"] = "near"
+    assert now == options(f"--config={tmp_path / 'old.yaml'}")
 
 
 def test_one_file_configurations_equal_their_data_and_model(only_parsed: None) -> None:

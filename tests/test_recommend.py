@@ -245,7 +245,7 @@ def test_item_graphs_are_part_of_the_answer(with_graphs: TrainedRun, tmp_path: P
             assert sum(item.why.parts.values()) == pytest.approx(item.score, abs=1e-4)
     cold = {item.id: item.why.parts for answer in answers for item in answer.items if not item.warm and item.why}
     assert cold  # or the next line would prove nothing
-    by_cf = ("cf_0", "memory_cf_0", "neighbours_cf", "recent")
+    by_cf = ("cf_0", "memory_cf_0", "transitions", "recent")
     assert all(parts[name] == 0 for parts in cold.values() for name in by_cf)  # though some were bought in validation
     assert {"neighbours_cf", "neighbours_text", "recent"} <= set(answers[0].items[0].why.parts)  # type: ignore[union-attr]
     recommender.save_pretrained(tmp_path / "model")

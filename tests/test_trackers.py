@@ -59,6 +59,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package.teardown()  # what another test has left
     yield
     package.finish()
+    package.teardown()  # or the next run in this process is offline too
 
 
 def test_tensorboard_and_csv_side_by_side(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from setrec.data.catalogue import Catalogue, read_manifest
 from setrec.data.readers.synthetic import SyntheticWorld
 from setrec.errors import ConfigError, DataError
 from setrec.files.vectorfile import read_vector_file
-from setrec.inference.journal import items_of, rows_of
+from setrec.inference.journal_applied import items_of, rows_of
 from setrec.recommend import Recommender
 from setrec.text import FieldText, TfidfSVD
 from setrec.vectors import FileVectors

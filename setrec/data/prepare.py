@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -129,6 +130,7 @@ def prepare(
     scratch = folder.parent / f".{folder.name}.blocks"  # finished blocks of a slow text encoder
     with locked(folder, preparation.helper(scratch)), ExitStack() as stack:
         if _find_current(folder, options, preparation, raw) is not None:  # another process has just made it
+            shutil.rmtree(scratch, ignore_errors=True)  # a block that this one wrote while the other cleared them
             return False
         if raw is not None and not raw.is_dir():
             raise DataError(f"there is no folder {raw}; pass --data.raw DIR with the folder that holds the raw files.")
