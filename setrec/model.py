@@ -106,10 +106,10 @@ class Recipe:
         memory: Add a weighted sum of the history's own CF and text vectors to the query outputs; the weights are learned and
             depend on age (paper: false). Needs objective score.
         neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,
-            and how often items occurred lately, with weights chosen on validation; cold items by text alone (paper: false). See
+            and how often items occurred lately, with weights chosen on validation; cold items by text (paper: false). See
             setrec/scoring/weights.py.
-        pairs: What co-occurrence is in the item graphs: near, two items within 5 steps of a history, and its last 10 items count, the
-            newest most; history, two items of one history, and all its items count alike.
+        pairs: What co-occurrence is in the item graphs: near, two items within 5 steps of a history, and its last 10 items
+            count, the newest most; history, two items of one history, and all its items count alike.
     """
 
     n_sem: int = 4

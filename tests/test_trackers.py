@@ -56,10 +56,10 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package = pytest.importorskip("wandb", reason="pip install wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "online")  # Lightning overwrites it, for all runs after it too; so it is put back
     package.teardown()  # what another test has left
     yield
     package.finish()
-    package.teardown()  # or the next run in this process is offline too
 
 
 def test_tensorboard_and_csv_side_by_side(tmp_path: Path) -> None:
