@@ -60,6 +60,8 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package.teardown()  # what another test has left
     yield
     package.finish()
+    monkeypatch.delenv("WANDB_MODE")
+    package.teardown()
 
 
 def test_tensorboard_and_csv_side_by_side(tmp_path: Path) -> None:
