@@ -234,12 +234,9 @@ class SETRecModule(RankingModule):
         assert scorer.graphs is not None
         if self._scorer_in_train is None:
             past = self.data.past_events("validation")  # what lies before validation: training
-            counted = history_statistics(past, self.data.catalogue.n_items, PAIRS[self.recipe.pairs])
-            graphs = scorer.graphs._replace(
-                cooccurrence=counted.cooccurrence.to(self.device),
-                transitions=counted.transitions.to(self.device),
-                recency=counted.recency.to(self.device),
-            )
+            catalogue, pairs = self.data.catalogue, PAIRS[self.recipe.pairs]
+            counted = history_statistics(past, catalogue.n_items, pairs)
+            graphs = item_graphs(counted, pairs, self._text_graphs, catalogue.warm, self.device)
             self._scorer_in_train = Scorer(scorer.model, graphs)
         self._scorer_in_train.index = scorer.index
         return next(self._scorer_in_train.scores(batch, [self.chosen]))  # (B, N)

@@ -15,6 +15,7 @@ from setrec.evaluation.baselines import Counted, padded
 from setrec.evaluation.rivals import Ease, Ials, check_rivals, fit_rivals
 from setrec.files.ragged import Ragged
 from setrec.scoring.topk import mask_seen, top_items
+from setrec.scoring.weights import Weights
 from tests.conftest import command, model
 from tests.test_baselines import HISTORY, N, rows_of, world
 
@@ -128,10 +129,17 @@ def test_a_leave_one_out_table(
 
 @pytest.mark.slow
 def test_other_splits_and_models_without_counts_have_one_row(tmp_path: Path) -> None:
-    run(
+    cli = run(
         command("fit", tmp_path, *model(), "--model.neighbours=true", "--trainer.max_epochs=1", "--test_after_fit=true")
     )
     folder = tmp_path / "lightning_logs"
+    module, batch = cli.model.eval(), next(iter(cli.datamodule.test_dataloader()))
+    module.choose(Weights(0.5, neighbours=4, recency=1, cold_text=10, transitions=2, inferred=1.5))
+    with torch.inference_mode():
+        module.prepare_scoring("test")
+        in_train = module.score_in_train(batch)  # (B, N)
+        module.prepare_scoring("validation")  # counts training alone
+        assert torch.equal(module.score(batch), in_train)  # cold items too, whose co-occurrence is inferred
     by_time = json.loads((folder / "version_0/results.json").read_text())
     assert not [name for name in by_time["baselines"] if name.endswith("_train")]
     assert by_time["protocol"]["caution"] == ""
