@@ -12,7 +12,7 @@ from scipy import sparse
 
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged
-from setrec.files.raw import raw_file
+from setrec.files.raw import raw_file, raw_sources
 from setrec.files.vectorfile import read_vector_file, train_hash
 from setrec.vectors import ItemVectors, Made
 
@@ -165,7 +165,7 @@ class CFFile(CFVectors):
 
     def sources(self, raw: Path | None) -> list[Path]:
         """See `ItemVectors.sources`."""
-        return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
+        return raw_sources(self.file, raw)
 
 
 class CooccurrenceSVD(CFVectors):

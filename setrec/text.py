@@ -11,7 +11,7 @@ import polars as pl
 
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged
-from setrec.files.raw import raw_file
+from setrec.files.raw import raw_file, raw_sources
 from setrec.files.text_blocks import Share
 from setrec.files.vectorfile import read_vectors
 from setrec.vectors import ItemVectors, Made
@@ -194,7 +194,7 @@ class TextFile(TextVectors):
 
     def sources(self, raw: Path | None) -> list[Path]:
         """See `ItemVectors.sources`."""
-        return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
+        return raw_sources(self.file, raw)
 
 
 class TfidfSVD(TextVectors):

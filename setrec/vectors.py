@@ -10,7 +10,7 @@ import polars as pl
 
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged
-from setrec.files.raw import raw_file
+from setrec.files.raw import raw_file, raw_sources
 from setrec.files.vectorfile import read_vector_file
 
 _LENGTH = "length"  # in what FileVectors learned: the mean length of the vectors in the file
@@ -118,4 +118,4 @@ class FileVectors(ItemVectors):
 
     def sources(self, raw: Path | None) -> list[Path]:
         """See `ItemVectors.sources`."""
-        return [raw_file(self.file, raw)] if raw is not None or Path(self.file).is_file() else []
+        return raw_sources(self.file, raw)

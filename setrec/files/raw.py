@@ -21,3 +21,12 @@ def raw_file(file: str, raw: Path | None) -> Path:
         names = sorted(path.name for path in raw.glob(f"*{Path(file).suffix}"))
         hint = f" ({raw.name} holds {', '.join(names[:10])})" if names else ""
     raise DataError(f"file {file} does not exist: {where}; give its name inside the raw folder, or its path{hint}.")
+
+
+def raw_sources(file: str, raw: Path | None) -> list[Path]:
+    """The file that `raw_file` finds, as a list; empty without a raw folder, where the path may name nothing.
+
+    Raises:
+        DataError: there is no such file in the raw folder.
+    """
+    return [raw_file(file, raw)] if raw is not None or Path(file).is_file() else []

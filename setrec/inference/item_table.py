@@ -55,7 +55,7 @@ def folded_graphs(graphs: ItemGraphs, weights: Weights) -> dict[str, tuple[sp.cs
     cold = graphs.is_cold().cpu()  # (N,)
     found = {}
     for one in graphs.lists():
-        factor = factors(one.part).cold(weights) if one.of_cold else factors(one.part).warm(weights)
+        factor = one.factor(weights)
         item = one.graph.item.cpu().long()  # (N, S)
         entries = one.graph.weight.cpu() * (cold[item] == one.of_cold) * factor  # (N, S)
         row, place = entries.nonzero(as_tuple=True)  # (entries,), (entries,)

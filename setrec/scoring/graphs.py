@@ -91,6 +91,11 @@ class PartGraph(NamedTuple):
     reach: Reach
     of_cold: bool  # it adds to the items that are scored by their text alone; False: to all others
 
+    def factor(self, weights: Weights) -> float:
+        """What its entries are multiplied by."""
+        both = factors(self.part)
+        return both.cold(weights) if self.of_cold else both.warm(weights)
+
 
 class ItemGraphs(NamedTuple):
     """What is counted about the items of a catalogue, on the device where it is needed."""
@@ -218,7 +223,7 @@ def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Grap
     cold = graphs.is_cold()  # (N,)
     items, added = [], []
     for one in graphs.lists():
-        factor = factors(one.part).cold(weights) if one.of_cold else factors(one.part).warm(weights)
+        factor = one.factor(weights)
         if factor:
             entries = graph_entries(one.graph, history, one.reach)  # (B, last * S)
             items.append(entries.item)
