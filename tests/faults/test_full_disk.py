@@ -95,7 +95,7 @@ def test_prepare(zygote: Zygote, disk: Path, tally: Tally) -> None:
 
 @pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
 def test_fit(zygote: Zygote, run: TrainedRun, disk: Path, tally: Tally, logger: str) -> None:
-    shutil.copytree(run.data.parent, disk / "data")
+    shutil.copytree(run.data, disk / "data" / run.data.name)  # not its updates: other tests made these
     words = fit_words(disk, f"--trainer.logger={logger}", "--trainer.max_epochs=1")
     assert zygote.run("command", disk.parent / "log", words=words).code == 0
     last = disk / "lightning_logs/version_0/checkpoints/last.ckpt"
@@ -157,7 +157,7 @@ def test_predict(zygote: Zygote, run: TrainedRun, disk: Path, tally: Tally, hist
 
 def test_files_that_may_not_grow(zygote: Zygote, run: TrainedRun, tmp_path: Path, tally: Tally) -> None:
     """As the test of fit, without a disk of its own: a limit on the size of files."""
-    shutil.copytree(run.data.parent, tmp_path / "data")
+    shutil.copytree(run.data, tmp_path / "data" / run.data.name)
     words = fit_words(tmp_path, "--trainer.max_epochs=1")
     assert zygote.run("command", tmp_path / "log", words=words).code == 0
     last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"

@@ -47,7 +47,7 @@ def test_prepare(kills: Kills, tmp_path: Path, tally: Tally) -> None:
 
 
 def test_fit(kills: Kills, run: TrainedRun, tmp_path: Path, tally: Tally) -> None:
-    shutil.copytree(run.data.parent, tmp_path / "data")
+    shutil.copytree(run.data, tmp_path / "data" / run.data.name)
     kills.whole("command", words=fit_words(tmp_path))
     going_on: list[str] = []
     for _ in range(TRIES):
