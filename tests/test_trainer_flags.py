@@ -171,3 +171,17 @@ def test_bare_bones(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_parser_errors(message: str, said: str) -> None:
     assert of_parser(message) == said
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--data.engine=Duckdb", "--data.engine: there is no class Duckdb; did you mean DuckDBEngine?"),
+        ("--model.backbone=T5Bakbone", "--model.backbone: there is no class T5Bakbone; did you mean T5Backbone?"),
+        ("--data.text=Foo", "--data.text: there is no class Foo; `setrec COMMAND --help` lists this project's"),
+    ],
+)
+def test_misspelt_classes(flag: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=quickstart", flag])
+    assert said in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Errors of the parser and of Lightning in one sentence, without a traceback."""
 
+import difflib
 import re
 import traceback
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from setrec.class_names import CLASSES
 from setrec.errors import ConfigError, SETRecError
 
 _NOISE = (
@@ -30,8 +32,22 @@ def of_parser(message: str) -> str:
     reasons = [re.sub(r"<class '([^']+)'>|typing\.Literal\[(.+?)\]", r"\1\2", line) for line in lines if line]
     reasons = [line for line in dict.fromkeys(reasons) if not line.startswith(_NOISE)]
     given = re.findall(r"Given value: (.+)", message)
+    for name in re.findall(
+        r"Expected a dot import path string: (\S+)", message
+    ):  # all else that is said of it is noise
+        reasons, given = [f"there is no class {name}; {_alike(name)}"], []
     said = "; ".join(reasons or lines[:1]) + (f"; given is {given[-1][:80]}" if given else "")
     return f"--{option}: {said}" if option else f"{said}; `setrec COMMAND --help` lists the options."
+
+
+def _alike(name: str) -> str:
+    """What a misspelt class may be."""
+    known = {own.rpartition(".")[2].lower(): own.rpartition(".")[2] for own in CLASSES}
+    found = [known[low] for low in known if len(name) > 2 and name.lower() in low]
+    found = found or [known[low] for low in difflib.get_close_matches(name.lower(), known)]
+    if found:
+        return f"did you mean {' or '.join(found)}?"
+    return "`setrec COMMAND --help` lists this project's; name one of your own with its module, as in my_module.MyClass"
 
 
 @contextmanager
