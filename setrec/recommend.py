@@ -52,7 +52,6 @@ from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_l
 from setrec.inference.options import Boost, RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
 from setrec.inference.restore import Trained, build, instance_of, read_trained, rebuild
-from setrec.inference.similar import By
 from setrec.inference.versions import (
     NO_CHANGES,
     VERSION,
@@ -584,13 +583,14 @@ class Recommender(HubModel):
         count = int(catalogue.count[row])
         return ItemDetails(own, catalogue.titles[row], count > 0, count, snapshot.attributes.of(row))
 
-    def similar(self, own: str, by: By = "text", k: int = 10, filter: str | None = None) -> list[SimilarItem]:
+    def similar(self, own: str, by: str = "text", k: int = 10, filter: str | None = None) -> list[SimilarItem]:
         """Items that are similar to an item, most similar first.
 
         Args:
             own: the id of the item.
             by: text, cosine of the text vectors; co_occurrence, how often both stand in one history (of models with item graphs);
-                slots, cosine of the item's tokens, what the model reads; cf, cosine of the CF vectors.
+                slots, cosine of the item's tokens, what the model reads; cf, cosine of the CF vectors; or the name of a source of
+                --data.vectors, cosine of its vectors.
             k: the most items.
             filter: only items with these attributes, see `RecommendOptions`.
 

@@ -17,6 +17,7 @@ from setrec.errors import ConfigError, DataError, ModelError
 from setrec.inference.attributes import Attributes
 from setrec.inference.explain import Why
 from setrec.inference.journal import Journal
+from setrec.inference.similar import WAYS
 from setrec.recommend import Item, ItemDetails, RankedItem, Recommendation, SimilarItem
 from setrec.serve.model_holder import ModelHolder
 
@@ -148,6 +149,8 @@ class FakeRecommender:
     def similar(self, own: str, by: str = "text", k: int = 10, filter: str | None = None) -> list[SimilarItem]:
         if by == "co_occurrence":
             raise ConfigError("by co_occurrence: this model counts no co-occurrence.")
+        if by not in WAYS:
+            raise ConfigError(f"by is {by!r}; it must be one of {', '.join(WAYS)}.")
         others = [one for one in self.titles if one != own]
         found = self._items(others if by == "text" else reversed(others), k, filter)
         return [SimilarItem(*one, 1 / (place + 1)) for place, one in enumerate(found)]

@@ -369,7 +369,7 @@ def test_similar_by_text_cf_and_co_occurrence(recommender: Recommender, ids: lis
     snapshot = recommender._snapshot
     for by, table in (("text", snapshot.restored.model.text), ("cf", snapshot.restored.scorer.index.cf)):
         cosine = torch.nn.functional.cosine_similarity(table[7:8].float(), table.float()).tolist()
-        found = recommender.similar(ids[7], by, k=5, filter="in_stock")  # type: ignore[arg-type]
+        found = recommender.similar(ids[7], by, k=5, filter="in_stock")
         there = [
             i for i in range(len(ids)) if i != 7 and recommender.item(ids[i]).attributes["in_stock"] and table[i].any()
         ]
@@ -387,7 +387,7 @@ def test_similar_by_text_cf_and_co_occurrence(recommender: Recommender, ids: lis
     with pytest.raises(DataError, match="'nope' is not in the catalogue"):
         recommender.similar("nope")
     with pytest.raises(ConfigError, match="by is 'taste'"):
-        recommender.similar(ids[0], "taste")  # type: ignore[arg-type]
+        recommender.similar(ids[0], "taste")
 
 
 def test_popular_and_latest(recommender: Recommender, ids: list[str]) -> None:

@@ -177,6 +177,19 @@ def test_the_score_is_the_sum_of_its_explanation(source_run: TrainedRun) -> None
     assert recommender.info()["slots"] == {"cf": 1, "sem": 2, "image": 2, "kind": 2}
 
 
+def test_similar_items_by_a_source(source_run: TrainedRun) -> None:
+    recommender, catalogue = Recommender.load(source_run.checkpoint), Catalogue.load(source_run.data)
+    image = catalogue.vectors["image"]
+    row = int(image.present.nonzero()[3])
+    cosine = torch.nn.functional.cosine_similarity(image.table[row : row + 1].float(), image.table.float())  # (N,)
+    others = [i for i in image.present.nonzero().flatten().tolist() if i != row]
+    best = sorted(others, key=lambda i: -float(cosine[i]))[:5]
+    found = recommender.similar(catalogue.ids[row], "image", k=5)
+    assert [one.similarity for one in found] == pytest.approx([float(cosine[i]) for i in best], abs=1e-5)
+    with pytest.raises(ConfigError, match="one of text, co_occurrence, slots, cf, image, kind"):
+        recommender.similar(catalogue.ids[row], "smell")
+
+
 def test_a_cold_item_with_an_image_is_scored_by_it(source_run: TrainedRun) -> None:
     recommender = Recommender.load(source_run.checkpoint)
     weights = recommender._snapshot.restored.weights._replace(sources={"image": 1.0, "kind": 0.4})

@@ -1,7 +1,6 @@
 """Items that are similar to an item, by each of the things that the model knows of items."""
 
 import threading
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from setrec.errors import ConfigError
 from setrec.inference.restore import Restored
 from setrec.scoring.topk import top_scored
 
-By = Literal["text", "co_occurrence", "slots", "cf"]
+WAYS = ("text", "co_occurrence", "slots", "cf")  # and the sources of --data.vectors, by name
 _BLOCK = 1 << 16  # items compared at a time
 
 
@@ -21,6 +20,7 @@ class SimilarItems:
         co_occurrence   cosine of co-occurrence in histories, of a model with item graphs (`neighbours: true`)
         slots           cosine of the item's K tokens side by side, without the constants that all items share
         cf              cosine of the CF vectors
+        NAME            cosine of the vectors of this source of --data.vectors
 
     Args:
         restored: the model with its catalogue.
@@ -32,7 +32,7 @@ class SimilarItems:
         self._lock = threading.Lock()
 
     @torch.inference_mode()
-    def find(self, item: int, by: By, k: int, allowed: Tensor | None = None) -> list[tuple[int, float]]:
+    def find(self, item: int, by: str, k: int, allowed: Tensor | None = None) -> list[tuple[int, float]]:
         """The k most similar items, (item id, similarity) each, most similar first, of equals the lower id.
 
         Args:
@@ -44,8 +44,8 @@ class SimilarItems:
         Raises:
             ConfigError: the model knows nothing of this kind.
         """
-        if by not in get_args(By):
-            raise ConfigError(f"by is {by!r}; it must be one of {', '.join(get_args(By))}.")
+        if by not in self.ways:
+            raise ConfigError(f"by is {by!r}; it must be one of {', '.join(self.ways)}.")
         similarity = self._by_graph(item) if by == "co_occurrence" else cosines(self._table(by), item)  # (N,)
         similarity[item] = -torch.inf
         if allowed is not None:
@@ -54,7 +54,12 @@ class SimilarItems:
         pairs = zip(items[0].tolist(), best[0].tolist(), strict=True)
         return [(found, value) for found, value in pairs if value > -torch.inf]
 
-    def _table(self, by: By) -> Tensor:
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What similarity can go by."""
+        return (*WAYS, *self._restored.model.chosen_tokens)
+
+    def _table(self, by: str) -> Tensor:
         """The vectors that are compared, (N, any)."""
         model, index = self._restored.model, self._restored.scorer.index
         if by == "slots":
@@ -62,12 +67,12 @@ class SimilarItems:
                 if self._slots is None:
                     self._slots = self._slot_vectors()
                 return self._slots
+        if by in model.chosen_tokens:
+            return model.table(by)
         table = model.text if by == "text" else index.cf  # (N, F), (N, sum(E))
         if not table.shape[1]:
             missing = "semantic" if by == "text" else "collaborative"
-            raise ConfigError(
-                f"by {by}: this model has no {missing} slots; choose another of {', '.join(get_args(By))}."
-            )
+            raise ConfigError(f"by {by}: this model has no {missing} slots; choose another of {', '.join(self.ways)}.")
         return table
 
     def _slot_vectors(self) -> Tensor:

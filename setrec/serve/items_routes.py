@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
-from setrec.inference.similar import By
 from setrec.recommend import Item
 from setrec.serve import messages
 from setrec.serve.errors import CHANGE_ERRORS, ERRORS
@@ -73,8 +72,19 @@ def items_routes(service: Service) -> APIRouter:
         return _items_out(holder.current.recommender.latest(limit, filter))
 
     @routes.get("/items/{id:path}/similar", responses=FOUND)
-    def similar_items(own: Id, by: By = "text", limit: Limit = 10, filter: FilterQuery = None) -> messages.SimilarOut:
-        """Items that are similar by text, by co-occurrence, by the item's slots (what the model reads), or by CF vectors."""
+    def similar_items(
+        own: Id,
+        by: Annotated[
+            str,
+            Query(
+                max_length=100,
+                description="text, co_occurrence, slots, cf, or a source of the item's vectors by its name.",
+            ),
+        ] = "text",
+        limit: Limit = 10,
+        filter: FilterQuery = None,
+    ) -> messages.SimilarOut:
+        """Items that are similar by one of the things that the model knows of items."""
         known([own])
         found = holder.current.recommender.similar(own, by, limit, filter)
         return messages.SimilarOut(items=[messages.SimilarItemOut(**one._asdict()) for one in found], by=by)

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from setrec.inference.filters import MAX_LENGTH
 from setrec.inference.options import MAX_BOOSTS
-from setrec.inference.similar import By
 
 MAX_HISTORIES = 512  # in a request
 MAX_HISTORY = 2_000  # items of a history; the model reads the last max_history only, exclude_seen leaves out all
@@ -257,7 +256,7 @@ class SimilarOut(BaseModel):
     """Similar items, most similar first."""
 
     items: list[SimilarItemOut]
-    by: By
+    by: str
 
 
 class ChangedItem(BaseModel):
