@@ -3,12 +3,15 @@
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+
+from tests.zygote import Zygote
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -35,6 +38,14 @@ def _real(variable: str, folder: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"the {folder} release is not here; set {variable} to its folder")
     return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Runs commands in processes of their own, without their imports."""
+    process = Zygote()
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """DecoderBackbone against the stock Hugging Face models, and its runs: configurations, weights split over processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from setrec.backbones.masks import packed_mask
 from setrec.cli import run
 from setrec.errors import ConfigError
 from tests.language_models import FAMILIES, WIDTH, built, history, shaken
+from tests.zygote import Zygote
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,7 +145,7 @@ def outcome(folder: Path, version: int = 0) -> dict:
 
 
 @pytest.mark.process
-def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], zygote: Zygote, tmp_path: Path) -> None:
     """The same steps as one process; the checkpoint is a folder without the base, and `test` needs nothing else."""
     lora = [f"--model.backbone.pretrained={folders['llama']}", "--model.backbone.lora={r: 2, dropout: 0}"]
     start = ["fit", "--model.backbone=DecoderBackbone", *lora, "--model.n_sem=2", "--trainer.max_epochs=1"]
@@ -158,10 +156,8 @@ def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], 
     split += ["--trainer.strategy.data_parallel_size=2", "--trainer.strategy.tensor_parallel_size=1"]
 
     def launch(words: list[str]) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, str(ROOT / "main.py"), *words, *split]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        done = zygote.run("processes", tmp_path / "log", words=[*words, *split], count=2, folder=str(tmp_path))
+        assert done.code == 0, done.said[-3000:]
 
     launch([*start, *world(two)])
     folder = two / "lightning_logs/version_0/checkpoints/last.ckpt"

@@ -7,15 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
 
+import setrec.encoders
 from setrec.cli import run
+from setrec.data import SETRecDataModule, SyntheticWorld
+from setrec.encoders import HiddenStatesText
 from tests.test_cli import command, model
+from tests.zygote import Zygote
 
 pytestmark = pytest.mark.process
 
@@ -23,13 +30,17 @@ ROOT = Path(__file__).parent.parent
 SAME_EVERYWHERE = ["--model.backbone.dropout=0", "--model.backbone.attention_dropout=0"]  # dropout differs by process
 
 
-def launch(words: list[str], processes: int, folder: Path, torchrun: bool = False) -> None:
-    """python main.py ... on several CPU processes, one thread each, which Lightning starts, or torchrun."""
+def launch(words: list[str], processes: int, folder: Path, by: Zygote | Literal["lightning", "torchrun"]) -> None:
+    """python main.py ... on several CPU processes, one thread each, which Lightning starts, or torchrun, or a zygote forks."""
+    words = [*words, f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    if isinstance(by, Zygote):
+        ended = by.run("processes", folder / "log", words=words, count=processes, folder=str(folder))
+        assert ended.code == 0, ended.said[-3000:]
+        return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    flags = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [sys.executable, *(start if torchrun else []), str(ROOT / "main.py"), *words, *flags],
+        [sys.executable, *(start if by == "torchrun" else []), str(ROOT / "main.py"), *words],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -51,7 +62,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     flags = ["--trainer.max_epochs=2", *model(*SAME_EVERYWHERE)]
     run([*command("fit", one), *flags])
-    launch([*command("fit", two), *flags], 2, two)
+    launch([*command("fit", two), *flags], 2, two, "lightning")
     return one, two
 
 
@@ -63,51 +74,43 @@ def test_two_processes_take_the_same_steps_as_one(pair: tuple[Path, Path]) -> No
 
 
 def test_torchrun_takes_the_same_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    launch([*command("fit", tmp_path), "--trainer.max_epochs=2", *model(*SAME_EVERYWHERE)], 2, tmp_path, torchrun=True)
+    launch([*command("fit", tmp_path), "--trainer.max_epochs=2", *model(*SAME_EVERYWHERE)], 2, tmp_path, "torchrun")
     one, found = weights(pair[0]), weights(tmp_path)
     assert one.keys() == found.keys()
     for name, value in one.items():
         assert (value - found[name]).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
 
 
-_ENCODE = """
-import os, sys, time
-from pathlib import Path
-import numpy as np
-from setrec.data import SETRecDataModule, SyntheticWorld
-from setrec.encoders import HiddenStatesText
-import setrec.encoders
-setrec.encoders.BLOCK = 1
-class Slow(HiddenStatesText):
-    blocks = 0
-    def load(self):
-        def encode(texts):
-            Slow.blocks += 1
-            time.sleep(0.2)
-            return np.array([[len(text), sum(text.encode())] for text in texts], np.float32)
-        return encode
-text = Slow("no folder", batch_size=4)
-folder = Path(sys.argv[1])
-folder.mkdir(exist_ok=True)
-(folder / ("ready" + os.environ["RANK"])).touch()
-while len(list(folder.glob("ready*"))) < int(os.environ["WORLD_SIZE"]):
-    time.sleep(0.05)
-SETRecDataModule("x", SyntheticWorld(users=60, items=120), text, [], root=sys.argv[1]).prepare_data()
-print(Slow.blocks, flush=True)
-"""
+def prepare_slowly(words: list[str]) -> None:
+    """One of the processes that prepare the same data; writes how many blocks of texts it has encoded."""
+
+    class Slow(HiddenStatesText):
+        blocks = 0
+
+        def load(self) -> Callable[[list[str]], np.ndarray]:
+            def encode(texts: list[str]) -> np.ndarray:
+                Slow.blocks += 1
+                time.sleep(0.2)
+                return np.array([[len(text), sum(text.encode())] for text in texts], np.float32)
+
+            return encode
+
+    setrec.encoders.BLOCK = 1
+    text, folder = Slow("no folder", batch_size=4), Path(words[0])
+    (folder / f"ready{os.environ['RANK']}").touch()
+    while len(list(folder.glob("ready*"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.05)
+    SETRecDataModule("x", SyntheticWorld(users=60, items=120), text, [], root=words[0]).prepare_data()
+    (folder / f"blocks{os.environ['RANK']}").write_text(str(Slow.blocks))
 
 
-def test_processes_of_torchrun_share_the_encoding_of_texts(tmp_path: Path) -> None:
+def test_processes_of_torchrun_share_the_encoding_of_texts(zygote: Zygote, tmp_path: Path) -> None:
     def encoded(folder: Path, world: int) -> tuple[list[int], bytes]:
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", _ENCODE, str(folder)],
-                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )
-            for rank in range(world)
-        ]  # fmt: skip
-        blocks = [int(process.communicate(timeout=120)[0]) for process in started]
+        folder.mkdir()
+        task = {"words": [str(folder)], "count": world, "folder": str(folder)}
+        ended = zygote.run("processes", tmp_path / "log", function="tests.test_processes:prepare_slowly", **task)
+        assert ended.code == 0, ended.said[-3000:]
+        blocks = [int((folder / f"blocks{rank}").read_text()) for rank in range(world)]
         return blocks, (folder / "x/text.safetensors").read_bytes()
 
     (alone,), vectors = encoded(tmp_path / "one", 1)
@@ -118,7 +121,7 @@ def test_processes_of_torchrun_share_the_encoding_of_texts(tmp_path: Path) -> No
     assert not list((tmp_path / "two").glob(".x.*s"))
 
 
-def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], zygote: Zygote, tmp_path: Path) -> None:
     checkpoint = next((pair[0] / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
     found = []
     for processes in (1, 2, 3):
@@ -129,7 +132,7 @@ def test_figures_agree_on_one_two_and_three_processes(pair: tuple[Path, Path], t
         if processes == 1:
             run([*words, "--trainer.accelerator=cpu"])
         else:
-            launch(words, processes, folder)
+            launch(words, processes, folder, zygote)
         found.append(json.loads((folder / "lightning_logs/version_0/results.json").read_text()))
     for name in ("per_user", "hits"):  # every user's figures, written once, by one process
         one, *others = (pl.read_parquet(tmp_path / f"{n}/lightning_logs/version_0/{name}.parquet") for n in (1, 2, 3))
@@ -152,7 +155,9 @@ def assert_close(one: dict, other: dict) -> None:
             assert value == pytest.approx(other[key], abs=1e-6), key
 
 
-def test_predictions_of_two_processes_hold_every_user_once(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_predictions_of_two_processes_hold_every_user_once(
+    pair: tuple[Path, Path], zygote: Zygote, tmp_path: Path
+) -> None:
     checkpoint = next((pair[0] / "lightning_logs/version_0/checkpoints").glob("epoch-*.ckpt"))
     tables = []
     for processes in (1, 2):
@@ -163,7 +168,7 @@ def test_predictions_of_two_processes_hold_every_user_once(pair: tuple[Path, Pat
         if processes == 1:
             run([*words, "--trainer.accelerator=cpu"])
         else:
-            launch(words, processes, folder)
+            launch(words, processes, folder, zygote)
         tables.append(pl.read_parquet(folder / "out.parquet"))
     assert tables[0].select("user_id", "rank", "item_id").equals(tables[1].select("user_id", "rank", "item_id"))
 

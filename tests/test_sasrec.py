@@ -319,13 +319,13 @@ def test_resumes_to_the_bit(tmp_path):
 
 
 @pytest.mark.process
-def test_two_processes_take_the_same_steps_as_one(tmp_path):
+def test_two_processes_take_the_same_steps_as_one(zygote, tmp_path):
     """Dropout off, as it differs by process."""
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
     flags = ["--model=SASRecModule", "--model.dropout=0", "--data.cf=[]", "--data.text=null", "--trainer.max_epochs=2"]
     run(command("fit", one, "s", *flags))
-    launch(command("fit", two, "s", *flags), 2, two)
+    launch(command("fit", two, "s", *flags), 2, two, zygote)
     expected, found = weights(one), weights(two)
     for name, value in expected.items():
         assert (value - found[name]).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name

@@ -126,7 +126,7 @@ def test_a_worker_killed_while_items_are_added_loses_nothing_acknowledged(folder
         threads = [threading.Thread(target=add, args=(who,)) for who in range(3)]
         for thread in threads:
             thread.start()
-        for number in range(min(tries, 4)):  # not more than the limit in a minute
+        for number in range(min(tries // 4, 4)):  # not more than the limit in a minute
             until(lambda number=number: len(acknowledged) > 2 * number)  # type: ignore[misc]
             os.kill(workers_of(process.pid)[number % 2], signal.SIGKILL)
             until(lambda: len(workers_of(process.pid)) == 2)

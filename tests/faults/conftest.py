@@ -1,4 +1,4 @@
-"""What the fault tests share: a process that forks, a trained run, the number of tries."""
+"""What the fault tests share: a trained run, kills, the number of tries."""
 
 import os
 import random
@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import TrainedRun
-from tests.faults.zygote import Ended, Zygote
+from tests.zygote import Ended, Zygote
 
 TRIES = int(os.environ.get("SETREC_FAULT_TRIES", "8"))  # of every kind; more of them find more
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    process = Zygote()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from setrec.data.store import files_match
 from setrec.inference.versions import list_versions, read_version
 from tests.conftest import TrainedRun
 from tests.faults.conftest import TRIES, fit_words
-from tests.faults.zygote import Ended, Zygote
+from tests.zygote import Ended, Zygote
 
 pytestmark = [pytest.mark.fault, pytest.mark.process]
 

@@ -10,26 +10,29 @@ import pytest
 
 from tests.conftest import TrainedRun
 from tests.faults.conftest import TRIES
-from tests.serve_fake import WITH_TOKEN
-from tests.test_serve_process import served
+from tests.zygote import TOKEN, Zygote
 
 pytestmark = [pytest.mark.fault, pytest.mark.process]
 
 
-def test_acknowledged_events_survive(run: TrainedRun, tmp_path: Path, tally: Callable[..., None]) -> None:
+def test_acknowledged_events_survive(
+    zygote: Zygote, run: TrainedRun, tmp_path: Path, tally: Callable[..., None]
+) -> None:
     shutil.copy(run.checkpoint, tmp_path / "model.ckpt")
+    words, headers = (
+        ["serve", "--ckpt_path", str(tmp_path / "model.ckpt"), "--port", "0"],
+        {"Authorization": f"Bearer {TOKEN}"},
+    )
     acknowledged: list[int] = []
     for number in range(TRIES):
-        with (
-            served(tmp_path) as (process, url),
-            httpx.Client(base_url=f"{url}/v1", headers=WITH_TOKEN, timeout=60) as web,
-        ):
+        zygote.begin("command", tmp_path / f"log{number}", words=words)
+        with httpx.Client(base_url=f"{zygote.address()}/v1", headers=headers, timeout=60) as web:
             kept = web.get("/users/u").json().get("events", [])
             assert {int(event["id"]) for event in kept} >= set(acknowledged)
             if acknowledged:
                 answer = web.get("/users/u/recommendations", params={"k": 1}).json()["recommendations"][0]
                 assert f"last-{acknowledged[-1]}" in answer["unknown"]  # the model was given the newest event
-            timer = threading.Timer(0.2 + 0.15 * (number % 4), process.kill)
+            timer = threading.Timer(0.2 + 0.15 * (number % 4), zygote.kill)
             timer.start()
             try:
                 while True:
@@ -40,6 +43,7 @@ def test_acknowledged_events_survive(run: TrainedRun, tmp_path: Path, tally: Cal
             except httpx.HTTPError:
                 pass
             timer.join()
+        assert zygote.end().code == -9
         tally(tries=1, killed=1, survived=1)
     tally(acknowledged=len(acknowledged))
     assert acknowledged

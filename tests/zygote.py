@@ -2,13 +2,15 @@
 
 The imports take seconds, a task a fraction of one. It must not compute anything before it forks: threads do not survive a fork.
 
-    python -m tests.faults.zygote     one task a line on stdin, as JSON; on stdout the number of its process, and how it ended
+    python -m tests.zygote     one task a line on stdin, as JSON; on stdout the number of its process, and how it ended
 """
 
 import json
 import os
+import pkgutil
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
+TOKEN = "secret"  # of the servers
 
 
 class Ended(NamedTuple):
@@ -33,8 +36,8 @@ class Zygote:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "SETREC_TOKEN": "secret"},
+            [sys.executable, "-m", "tests.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "SETREC_TOKEN": TOKEN},
         )  # fmt: skip
 
     def begin(self, task: str, log: Path, **arguments: Any) -> None:
@@ -44,6 +47,17 @@ class Zygote:
         self.process.stdin.write(json.dumps({"task": task, "log": str(log), "arguments": arguments}) + "\n")
         self.process.stdin.flush()
         self.log, self.task = log, int(self.process.stdout.readline())
+
+    def address(self) -> str:
+        """The address of a task that serves, once it answers."""
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+            for line in lines:
+                if line.startswith("serving at "):
+                    return line.split()[2]
+            time.sleep(0.01)
+        raise AssertionError(lines)
 
     def kill(self) -> None:
         """Kill the task and all that it started, at once."""
@@ -81,6 +95,35 @@ def command(words: list[str], file_size: int | None = None) -> None:
     main(words)
 
 
+def processes(words: list[str], count: int, folder: str, function: str = "setrec.cli:main") -> None:
+    """The same in several processes with the variables that torchrun sets, which Lightning reads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    shared |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "fork"}
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.chdir(folder)
+            os.environ |= {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            pkgutil.resolve_name(function)(words)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert not any(ends), ends
+
+
 def prepare(root: str, k_core: int, users: int = 60) -> None:
     """Prepare the data set `tiny`."""
     from setrec.data import Cleaning, SETRecDataModule, SyntheticWorld
@@ -95,7 +138,7 @@ def _child(order: dict[str, Any]) -> NoReturn:
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)
-        {"command": command, "prepare": prepare}[order["task"]](**order["arguments"])
+        {"command": command, "processes": processes, "prepare": prepare}[order["task"]](**order["arguments"])
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
