@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from setrec.data.batches import TrainRows
@@ -9,6 +10,7 @@ from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.past import PastEvents, past_events
 from setrec.evaluation.baselines import ItemCF, NgramSimilarity, TextSimilarity
 from setrec.files.ragged import Ragged
+from setrec.scoring import graphs as graphs_module
 from setrec.scoring.char_ngrams import SHARE, CharNgrams
 from setrec.scoring.graphs import (
     COLD_TEXT,
@@ -17,15 +19,17 @@ from setrec.scoring.graphs import (
     STEPS,
     TEXT,
     TRANSITIONS,
+    Before,
     HistoryStatistics,
+    ItemGraphs,
     Reach,
     graph_parts,
     graph_scores,
     history_statistics,
-    inferred_cooccurrence,
+    infer_cooccurrence,
     item_graphs,
 )
-from setrec.scoring.neighbours import Graph
+from setrec.scoring.neighbours import Graph, strongest
 from setrec.scoring.similarity import TextCosine, faded_items
 from setrec.scoring.text_graphs import TextGraphs, TextNeighbours
 
@@ -167,7 +171,7 @@ def test_the_cooccurrence_of_a_cold_item_is_that_of_warm_items_with_similar_text
                  torch.tensor([[0.0, 0.0, 0.0]] * 3 + [[0.9, 0.6, 0.2], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))  # fmt: skip
     pairs = Graph(torch.tensor([[1, 2], [0, 2], [0, 0], [0, 0], [0, 0], [2, 0]]),
                   torch.tensor([[0.8, 0.4], [0.8, 0.1], [0.4, 0.0], [0.0, 0.0], [0.0, 0.0], [0.2, 0.0]]))  # fmt: skip
-    found = inferred_cooccurrence(pairs, text, warm)
+    found = infer_cooccurrence(pairs, text, warm).graph
     whole = torch.zeros(N, N).scatter_add_(1, found.item.long(), found.weight)
     expected = torch.zeros(N, N)
     expected[0, 3] = 0.75 * 0.8 + 0.25 * 0.4  # item 0 stands beside 1 (.8) and beside 2 (.4)
@@ -180,6 +184,50 @@ def test_the_cooccurrence_of_a_cold_item_is_that_of_warm_items_with_similar_text
     parts = graph_parts(graphs, torch.tensor([[5, 0]]))  # 0 is the newest, 5 a step older
     assert parts["cooccurrence"][0, 3] == pytest.approx(0.7 + 0.9 * 0.05)
     assert parts["cooccurrence"][0, 1] == pytest.approx(0.8)
+
+
+def test_a_change_of_the_catalogue_infers_only_what_it_touches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step as at once: items come and go, warm and cold ones."""
+    rng = np.random.default_rng(0)
+    everyone, base = 70, 60  # the last 10 are not in the base; items 40 on are cold
+    texts = np.triu(rng.random((everyone, everyone)) * (rng.random((everyone, everyone)) < 0.15), 1)
+    texts = (texts + texts.T).astype(np.float32)
+    together = np.triu(rng.random((40, 40)) * (rng.random((40, 40)) < 0.06), 1)
+    counts = np.zeros((base, base), np.float32)
+    counts[:40, :40] = together + together.T
+    counted = HistoryStatistics(
+        strongest(sp.csr_matrix(counts), 5), strongest(sp.csr_matrix(counts), 5), torch.zeros(base)
+    )
+    made: list[int] = []
+    rows_made = graphs_module._inferred_rows
+    monkeypatch.setattr(
+        graphs_module, "_inferred_rows", lambda some, similar: made.append(len(some.item)) or rows_made(some, similar)
+    )
+
+    def graphs(ids: list[int], before: Before | None) -> ItemGraphs:
+        rows = torch.tensor([i if i < base else -1 for i in ids])
+        text = strongest(sp.csr_matrix(texts[np.ix_(ids, ids)]), 6)
+        warm = torch.tensor([i < 40 for i in ids])
+        return item_graphs(counted.moved(rows), NEAR, TextGraphs(text, text), warm, torch.device("cpu"), before)
+
+    ids = list(range(base))
+    now = graphs(ids, None)
+    for gone, new in (([], [60]), ([3, 50], []), ([], [61, 62, 63]), ([60, 7, 8, 9], [64]), ([], [60, 65])):
+        after = [i for i in ids if i not in gone] + new
+        place = {own: row for row, own in enumerate(ids)}
+        now = graphs(after, Before(now, torch.tensor([place.get(own, -1) for own in after])))
+        fresh = graphs(after, None)
+        assert now.inferred is not None
+        assert fresh.inferred is not None
+        assert made[-1] == len(after)
+        assert 0 < made[-2] < len(after) * 0.9  # not all rows
+        for one, other in zip(now.inferred, fresh.inferred, strict=True):
+            width = min(one.item.shape[1], other.item.shape[1])
+            assert torch.equal(one.item[:, :width], other.item[:, :width])
+            assert torch.equal(one.weight[:, :width], other.weight[:, :width])
+            assert not one.weight[:, width:].any()
+            assert not other.weight[:, width:].any()
+        ids = after
 
 
 def test_the_whole_history_counts_alike() -> None:

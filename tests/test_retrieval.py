@@ -9,7 +9,7 @@ from torch import Tensor
 from setrec.backbones import T5Backbone
 from setrec.module import SETRecModule
 from setrec.schemas import Batch
-from setrec.scoring.graphs import PAIRS, Graph, ItemGraphs, TextGraphs
+from setrec.scoring.graphs import PAIRS, Graph, Inferred, ItemGraphs, TextGraphs
 from setrec.scoring.int8 import Int8Table
 from setrec.scoring.retrieval import ExactSearch, FaissSearch, Found, Retriever, Search, overlap
 from setrec.scoring.topk import mask_seen, top_items
@@ -141,7 +141,7 @@ def made_up_graphs(seed: int, text: bool) -> ItemGraphs:
     texts = (
         TextGraphs(graph(4), Graph(cold[torch.randint(5, (N, 3), generator=draw)], torch.rand(N, 3))) if text else None
     )
-    return ItemGraphs(graph(3), graph(2), graph(2), PAIRS["near"], texts, torch.rand(N, generator=draw), cold)
+    return ItemGraphs(graph(3), graph(2), Inferred(graph(2), graph(2)), PAIRS["near"], texts, torch.rand(N, generator=draw), cold)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,7 @@ from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.files.hashes import read_sealed
 from setrec.hparams import instantiate
 from setrec.model import Recipe, SETRec
-from setrec.scoring.graphs import PAIRS, HistoryStatistics, Pairs, history_statistics, item_graphs
+from setrec.scoring.graphs import PAIRS, Before, HistoryStatistics, Pairs, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.text_graphs import TextNeighbours, text_neighbours
 from setrec.scoring.weights import Weights, state_of, weights_of
@@ -208,7 +208,10 @@ def rebuild(restored: Restored, trained: Trained, catalogue: Catalogue, ngrams_o
     """Build the model for another catalogue. It shares its weights with `restored`, which does not change."""
     model = SETRec(catalogue, restored.model.backbone, restored.model.recipe)
     model.load_state_dict(restored.model.state_dict(), assign=True)
-    return _ready(model, restored.weights, trained, catalogue, restored.device, restored.texts, ngrams_of_all)
+    graphs, before = restored.scorer.graphs, None
+    if graphs is not None and restored.texts is not None:
+        before = Before(graphs, rows_of(restored.texts.catalogue, catalogue))
+    return _ready(model, restored.weights, trained, catalogue, restored.device, restored.texts, ngrams_of_all, before)
 
 
 def recipe_of(trained: Trained) -> Recipe:
@@ -235,6 +238,7 @@ def _ready(
     device: torch.device,
     texts: TextNeighbours | None,
     ngrams_of_all: bool,
+    before: Before | None = None,
 ) -> Restored:
     """Put the model into evaluation mode, on the device, with its index and graphs.
 
@@ -248,7 +252,8 @@ def _ready(
         if texts is not None:
             texts = TextNeighbours(catalogue) if ngrams_of_all else texts.changed(catalogue)
         pairs = PAIRS[model.recipe.pairs]
-        graphs = item_graphs(statistics, pairs, texts.graphs if texts is not None else None, catalogue.warm, device)
+        text = None if texts is None else texts.graphs
+        graphs = item_graphs(statistics, pairs, text, catalogue.warm, device, before)
     scorer = Scorer(model, graphs)
     scorer.refresh()
     return Restored(model, scorer, weights, texts, trained.kinds)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from setrec.data.past import PastEvents
 from setrec.schemas import PAD
-from setrec.scoring.neighbours import Graph, strongest
+from setrec.scoring.neighbours import Graph, empty, strongest
 from setrec.scoring.similarity import WINDOW, cooccurrence_cosine, faded_items, transition_cosine
 from setrec.scoring.text_graphs import COLD_NEIGHBOURS, NEIGHBOURS, TextGraphs
 from setrec.scoring.weights import Weights, factors
@@ -82,6 +82,13 @@ class HistoryStatistics(NamedTuple):
         return HistoryStatistics(moved(self.cooccurrence), moved(self.transitions), self.recency[rows] * (rows >= 0))
 
 
+class Inferred(NamedTuple):
+    """Co-occurrence of cold items, whose row is the mean of the rows of warm items with similar texts."""
+
+    graph: Graph  # (N, S): the cold items that stand beside an item
+    similar: Graph  # (N, SIMILAR): warm items with the most similar texts, and their shares; all 0 for a warm item; on the CPU
+
+
 class PartGraph(NamedTuple):
     """A graph, and what it adds to."""
 
@@ -102,7 +109,7 @@ class ItemGraphs(NamedTuple):
 
     cooccurrence: Graph
     transitions: Graph
-    inferred: Graph | None  # co-occurrence with cold items; None without text vectors
+    inferred: Inferred | None  # None without text vectors
     pairs: Pairs  # what was counted as co-occurrence
     text: TextGraphs | None  # None without text vectors
     recency: Tensor  # (N,) float32
@@ -115,7 +122,7 @@ class ItemGraphs(NamedTuple):
             PartGraph("transitions", "transitions", self.transitions, TRANSITIONS, False),
         ]
         if self.inferred is not None:
-            found.append(PartGraph("inferred", "cooccurrence", self.inferred, self.pairs.reach, True))
+            found.append(PartGraph("inferred", "cooccurrence", self.inferred.graph, self.pairs.reach, True))
         if self.text is not None:
             found.append(PartGraph("text", "text", self.text.all, TEXT, False))
             found.append(PartGraph("cold_text", "text", self.text.cold, COLD_TEXT, True))
@@ -126,8 +133,20 @@ class ItemGraphs(NamedTuple):
         return torch.zeros_like(self.recency, dtype=torch.bool).index_fill_(0, self.cold, True)
 
 
+class Before(NamedTuple):
+    """The graphs of the catalogue before a change, and where its items are now."""
+
+    graphs: ItemGraphs
+    rows: Tensor  # (N',) int64, an item's row before, -1 for an added item
+
+
 def item_graphs(
-    statistics: HistoryStatistics, pairs: Pairs, text: TextGraphs | None, warm: Tensor, device: torch.device
+    statistics: HistoryStatistics,
+    pairs: Pairs,
+    text: TextGraphs | None,
+    warm: Tensor,
+    device: torch.device,
+    before: Before | None = None,
 ) -> ItemGraphs:
     """The graphs and the counts on one device.
 
@@ -137,12 +156,14 @@ def item_graphs(
         text: the text graphs; None without text vectors.
         warm: (N,) bool, the items seen in training.
         device: where the graphs are needed.
+        before: what changes; None: all is made anew.
     """
     by_text = ~warm if text is not None else torch.zeros_like(warm)  # (N,)
+    inferred = None if text is None else infer_cooccurrence(statistics.cooccurrence, text.all, warm, before)
     return ItemGraphs(
         statistics.cooccurrence.to(device),
         statistics.transitions.to(device),
-        None if text is None else inferred_cooccurrence(statistics.cooccurrence, text.all, warm).to(device),
+        None if inferred is None else Inferred(inferred.graph.to(device), inferred.similar),
         pairs,
         None if text is None else TextGraphs(text.all.to(device), text.cold.to(device)),
         statistics.recency.to(device),
@@ -160,8 +181,8 @@ def history_statistics(past: PastEvents, n_items: int, pairs: Pairs) -> HistoryS
     )
 
 
-def inferred_cooccurrence(cooccurrence: Graph, text: Graph, warm: Tensor) -> Graph:
-    """Which cold items stand beside an item, if each cold one stands where the warm ones with similar texts do: (N, S).
+def infer_cooccurrence(cooccurrence: Graph, text: Graph, warm: Tensor, before: Before | None = None) -> Inferred:
+    """Which cold items stand beside an item, if each cold one stands where the warm ones with similar texts do.
 
     The row of a cold item is the mean of the rows of the `SIMILAR` warm items with the most similar texts, weighed by similarity.
 
@@ -169,20 +190,76 @@ def inferred_cooccurrence(cooccurrence: Graph, text: Graph, warm: Tensor) -> Gra
         cooccurrence: of the warm items.
         text: neighbours among all items, the most similar first.
         warm: (N,) bool.
+        before: what changes; only rows that it touches are made again. None: all.
     """
+    similar = _similar_warm(text, warm)  # (N, SIMILAR)
+    if before is None or before.graphs.inferred is None:
+        return Inferred(_inferred_rows(cooccurrence, similar), similar)
+    anew = _touched(cooccurrence, similar, before, before.graphs.inferred)  # (N,)
+    made = _inferred_rows(Graph(cooccurrence.item[anew], cooccurrence.weight[anew]), similar)  # (anew, S)
+    old = before.graphs.inferred.graph
+    kept, rows = ~anew, before.rows[~anew]  # (N,), (kept,)
+    graph = empty(len(warm), max(made.item.shape[1], old.item.shape[1]))  # (N, S)
+    weight = old.weight[rows].cpu()  # (kept, S)
+    graph.item[kept, : old.item.shape[1]] = _moved(before, old.item[rows].cpu()).int() * (weight > 0)
+    graph.weight[kept, : old.item.shape[1]] = weight
+    graph.item[anew, : made.item.shape[1]], graph.weight[anew, : made.item.shape[1]] = made
+    return Inferred(graph, similar)
+
+
+def _similar_warm(text: Graph, warm: Tensor) -> Graph:
+    """The warm items with the most similar texts and their shares, (N, SIMILAR); all 0 for a warm item."""
     cold = (~warm).nonzero().squeeze(1)  # (cold,)
     item, weight = text.item[cold].long(), text.weight[cold]  # (cold, S), (cold, S)
     weight = weight * warm[item]  # (cold, S)
     weight, place = weight.topk(min(SIMILAR, weight.shape[1]), dim=1)  # (cold, SIMILAR)
-    share = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (cold, SIMILAR)
-    similar = _sparse(cold, Graph(item.gather(1, place), share), len(warm))  # (N, N) sparse: cold item, warm item
-    return strongest(_sparse(torch.arange(len(warm)), cooccurrence, len(warm)) @ similar.T, INFERRED)  # (N, S)
+    found = empty(len(warm), weight.shape[1])  # (N, SIMILAR)
+    found.item[cold] = item.gather(1, place).int() * (weight > 0)
+    found.weight[cold] = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    return found
 
 
-def _sparse(rows: Tensor, lists: Graph, n_items: int) -> sp.csr_matrix:
-    """Lists of some items, (n, S) each, as rows of a table of all items, (N, N) sparse float32. rows: (n,) int64."""
-    where = (rows[:, None].expand_as(lists.item).flatten().numpy(), lists.item.flatten().numpy())
-    table = sp.csr_matrix((lists.weight.flatten().numpy(), where), shape=(n_items, n_items))
+def _inferred_rows(cooccurrence: Graph, similar: Graph) -> Graph:
+    """Rows of the inferred graph, (n, S), from rows of co-occurrence, (n, S), and from what all cold items are similar to."""
+    n_items = len(similar.item)
+    return strongest(_sparse(cooccurrence, n_items) @ _sparse(similar, n_items).T, INFERRED)
+
+
+def _touched(cooccurrence: Graph, similar: Graph, before: Before, inferred: Inferred) -> Tensor:
+    """(N,) bool: the items with an entry, before or now, for a cold item whose similar items are others now; and added items."""
+    rows, was = before.rows, inferred.similar
+    there = rows >= 0  # (N,)
+    width = min(similar.item.shape[1], was.item.shape[1])
+    item = _moved(before, was.item[rows])[:, :width] * (was.weight[rows, :width] > 0)  # (N, width)
+    same = (item == similar.item[:, :width]).all(dim=1) & (was.weight[rows, :width] == similar.weight[:, :width]).all(
+        dim=1
+    )  # (N,)
+    same &= (was.weight[rows, width:] == 0).all(dim=1) & (similar.weight[:, width:] == 0).all(dim=1)  # (N,)
+    differs = ~(same & there)  # (N,)
+    gone = torch.ones(len(was.item), dtype=torch.bool).index_fill_(0, rows[there & ~differs], False)  # (N before,)
+
+    def beside(graph: Graph, of: Graph, some: Tensor) -> Tensor:
+        """Items that co-occur with an item which one of `some`, (n,) bool, is similar to."""
+        warm = torch.zeros(len(some), dtype=torch.bool)  # (n,)
+        warm[of.item[some][of.weight[some] > 0].long()] = True
+        return (warm[graph.item.cpu()] & (graph.weight > 0).cpu()).any(dim=1)  # (n,)
+
+    return ~there | beside(cooccurrence, similar, differs) | beside(before.graphs.cooccurrence, was, gone)[rows]
+
+
+def _moved(before: Before, item: Tensor) -> Tensor:
+    """Rows before, (any,) int, as rows now, int64; -1 for an item that is gone."""
+    new = torch.full((len(before.graphs.recency),), -1)  # (N before,)
+    there = before.rows >= 0  # (N,)
+    new[before.rows[there]] = there.nonzero().squeeze(1)
+    return new[item]
+
+
+def _sparse(lists: Graph, n_items: int) -> sp.csr_matrix:
+    """Lists, (n, S) each, as a table, (n, N) sparse float32."""
+    row = torch.arange(len(lists.item))[:, None].expand_as(lists.item)  # (n, S)
+    where = (row.flatten().numpy(), lists.item.flatten().numpy())
+    table = sp.csr_matrix((lists.weight.flatten().numpy(), where), shape=(len(lists.item), n_items))
     table.eliminate_zeros()
     return table
 
