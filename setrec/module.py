@@ -15,7 +15,8 @@ from setrec.data.catalogue import Catalogue, Histories
 from setrec.errors import ConfigError
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.hparams import instantiate_default, save_plain_hyperparameters
-from setrec.model import LossSums, Recipe, SETRec
+from setrec.model import LossSums, SETRec
+from setrec.recipe import Recipe
 from setrec.schemas import Batch, EvalSplit
 from setrec.scoring.graphs import PAIRS, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer

@@ -10,7 +10,8 @@ import torch
 
 from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
 from setrec.data.batches import EvalRows
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from setrec.data.catalogue import HISTORIES, TEXT, USERS, Histories
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged
 from setrec.layers.grounding import part_scores
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from tests.raw_data import official
 
 

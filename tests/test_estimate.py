@@ -11,7 +11,8 @@ from setrec.cli import main
 from setrec.commands.estimate import Speeds, StepCounter, Workload, _batches, estimate_workload
 from setrec.data.catalogue import Catalogue
 from setrec.errors import ConfigError
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 
 SPEEDS = Speeds(flops=1e9, float32_flops=1e9, bandwidth=1e9, ranked=1e9)
 SMALL = Workload(items=500, history=6, n_sem=2, cf_width=8, text_width=24, batch_size=48, eval_batch_size=8)

@@ -11,7 +11,8 @@ from setrec.data.catalogue import Catalogue, Vectors
 from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
 from setrec.layers.grounding import part_scores
-from setrec.model import Recipe, SETRec, Tokens
+from setrec.model import SETRec
+from setrec.recipe import Recipe, Tokens
 from setrec.schemas import Batch
 from setrec.scoring.weights import Weights, factors
 

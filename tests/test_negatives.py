@@ -9,7 +9,8 @@ from setrec.backbones import T5Backbone
 from setrec.errors import ConfigError
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.layers.negatives import Negatives, expected_draws
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from tests.test_model import N, catalogue, training
 
 PAPER = Recipe(bottleneck=8, trunk=(12,))

@@ -19,8 +19,8 @@ from setrec.commands.estimate import Workload
 from setrec.commands.predict_file import PredictFileOptions, predict_file
 from setrec.commands.update_options import UpdateOptions
 from setrec.data.datamodule import SETRecDataModule
-from setrec.model import Recipe
 from setrec.module import SETRecModule
+from setrec.recipe import Recipe
 from setrec.sasrec import SASRecModule
 from setrec.serve.options import ServeOptions
 

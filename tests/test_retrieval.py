@@ -141,7 +141,9 @@ def made_up_graphs(seed: int, text: bool) -> ItemGraphs:
     texts = (
         TextGraphs(graph(4), Graph(cold[torch.randint(5, (N, 3), generator=draw)], torch.rand(N, 3))) if text else None
     )
-    return ItemGraphs(graph(3), graph(2), Inferred(graph(2), graph(2)), PAIRS["near"], texts, torch.rand(N, generator=draw), cold)
+    return ItemGraphs(
+        graph(3), graph(2), Inferred(graph(2), graph(2)), PAIRS["near"], texts, torch.rand(N, generator=draw), cold
+    )
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -368,7 +368,7 @@ def test_a_version_of_the_data_carries_the_sources(source_run: TrainedRun, tmp_p
 
 
 def test_a_source_that_the_data_lacks_is_refused(tmp_path: Path, tiny_run: TrainedRun) -> None:
-    from setrec.model import Recipe, Tokens, check_recipe
+    from setrec.recipe import Recipe, Tokens, check_recipe
 
     catalogue = Catalogue.load(tiny_run.data)
     with pytest.raises(

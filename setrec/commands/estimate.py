@@ -29,7 +29,8 @@ from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
 from setrec.hparams import instantiate_default
 from setrec.layers.negatives import SoftmaxItems
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.schemas import Batch
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups
 

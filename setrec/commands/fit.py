@@ -26,7 +26,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # importing these lets the command line name their classes without the module
 import setrec.backbones.decoder
+import setrec.data.duckdb_engine
 import setrec.data.readers
+import setrec.data.spark_engine
 import setrec.encoders
 import setrec.sasrec  # noqa: F401
 from setrec.class_names import check_class_names, current_name

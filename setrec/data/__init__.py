@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from setrec.data.catalogue import Catalogue, Histories
     from setrec.data.clean import Cleaning
     from setrec.data.datamodule import SETRecDataModule
-    from setrec.data.engines import DuckDBEngine, Engine, PolarsEngine, SparkEngine
+    from setrec.data.duckdb_engine import DuckDBEngine
+    from setrec.data.engines import Engine, PolarsEngine
     from setrec.data.kinds import Kinds
     from setrec.data.readers.amazon import AmazonReviews
     from setrec.data.readers.base import EventLog, Reader, SplitLog
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from setrec.data.readers.steam import SteamReviews
     from setrec.data.readers.synthetic import SyntheticWorld
     from setrec.data.readers.table import TableFiles
+    from setrec.data.spark_engine import SparkEngine
     from setrec.data.split import LeaveOneOut, Split, TimeRatioSplit, TimestampSplit
     from setrec.files.ragged import Ragged
 

@@ -7,8 +7,9 @@ import narwhals as nw
 import numpy as np
 import polars as pl
 
-from setrec.data.engines import Engine, Frame, Session, SQLSession, collected, count_rows
+from setrec.data.engines import Engine, Frame, Session, collected, count_rows
 from setrec.data.readers.base import EventLog, PlainTable, Reader, SplitLog
+from setrec.data.sql_session import SQLSession
 from setrec.data.ties import id_hashes, mixed, share_of_ties, tie_keys, tied_events
 from setrec.errors import ConfigError, DataError
 from setrec.files.ids import as_text, whole_numbers

@@ -20,7 +20,8 @@ from setrec.errors import ConfigError, DataError
 from setrec.files.checkpoint import SETREC, read_checkpoint
 from setrec.files.hashes import read_sealed
 from setrec.hparams import instantiate
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.scoring.graphs import PAIRS, Before, HistoryStatistics, Pairs, history_statistics, item_graphs
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.text_graphs import TextNeighbours, text_neighbours

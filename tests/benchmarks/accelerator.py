@@ -24,7 +24,8 @@ from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
 from setrec.backbones.lora import LoRA
 from setrec.data.batches import EvalRows
 from setrec.files.ragged import Ragged
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.schemas import Batch
 from setrec.scoring.scorer import Scorer
 from setrec.scoring.topk import mask_seen, top_items

@@ -26,7 +26,8 @@ from world import N_TOYS, made_up_catalogue, made_up_rows
 
 from setrec.backbones import T5Backbone
 from setrec.data.batches import TrainPlan, TrainRows
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.schemas import Batch
 
 ALPHA, WARM_UP = 0.7, 2

@@ -27,8 +27,9 @@ from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue
 from setrec.evaluation.metrics import RankingMetrics
 from setrec.files.ragged import Ragged
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
 from setrec.module import SETRecModule
+from setrec.recipe import Recipe
 from setrec.schemas import Batch
 from setrec.scoring.topk import mask_seen, top_groups
 from setrec.scoring.weights import BETAS, Weights

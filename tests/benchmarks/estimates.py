@@ -24,7 +24,8 @@ from setrec.backbones import Backbone, DecoderBackbone, T5Backbone
 from setrec.commands.estimate import Workload, estimate_workload, measured_speeds
 from setrec.data.batches import EvalRows, TrainRows
 from setrec.evaluation.metrics import RankingMetrics
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.scoring.weights import BETAS, Weights
 from setrec.trainer.ranking import CUTOFFS
 

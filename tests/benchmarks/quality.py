@@ -30,7 +30,8 @@ from setrec.backbones import T5Backbone
 from setrec.data import SETRecDataModule, SyntheticWorld
 from setrec.data.batches import EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.evaluation.metrics import RankingMetrics
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.schemas import Batch
 from setrec.scoring.weights import BETAS, Weights
 

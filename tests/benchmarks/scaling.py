@@ -24,7 +24,8 @@ from world import equal_rows, made_up_catalogue
 
 from setrec.backbones import T5Backbone, t5
 from setrec.data.batches import EvalRows, TrainRows
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 from setrec.scoring.topk import mask_seen, top_groups
 from setrec.scoring.weights import BETAS, Weights
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from world import N_TOYS, made_up_catalogue, made_up_rows
 
 from setrec.commands.estimate import StepCounter
-from setrec.model import Recipe, SETRec
+from setrec.model import SETRec
+from setrec.recipe import Recipe
 
 
 def utilisation(shape: str, bf16: bool, sampled: int | None, compiled: bool, cpu: bool) -> dict[str, Any]:
