@@ -89,6 +89,7 @@ class SETRecDataModule(LightningDataModule):
         reader: Reader = _OFFICIAL,
         text: TextVectors | None = _TFIDF,
         cf: list[CFVectors] | None = None,
+        *,
         vectors: dict[str, ItemVectors] | None = None,
         cleaning: Cleaning = _CLEANING,
         split: Split = _BY_TIME,

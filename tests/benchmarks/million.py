@@ -74,7 +74,7 @@ def the_data(folder: Path, prepared_only: bool = True) -> Any:
         TableFiles("events.csv", "items.csv", text_fields=["title", "brand"], keep_unreviewed=True),
         TfidfSVD(),
         [CooccurrenceSVD()],
-        Cleaning(k_core=0),
+        cleaning=Cleaning(k_core=0),
         raw=str(folder),
         root=str(folder / "data"),
         eval_batch_size=16,
