@@ -88,7 +88,8 @@ def _prepare_and_count(raw: Path, folder: Path, gate, queue) -> None:
 
 @pytest.mark.process
 def test_two_processes_at_once(tiny_release, tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     gate, queue = context.Barrier(2), context.Queue()
     arguments = (tiny_release, tmp_path / "tiny", gate, queue)
     processes = [context.Process(target=_prepare_and_count, args=arguments) for _ in range(2)]
