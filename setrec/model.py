@@ -276,7 +276,8 @@ class SETRec(nn.Module):
             (learned if source.autoencoder else frozen).append((query, code))
             if memory is not None and raw is not None:
                 memories.append((memory, raw))
-        if self.training and self.recipe.cf_score_dropout:  # the other slots learn to rank alone, as for cold items
+        others = len(self.tokens.sources) > self.n_cf
+        if self.training and self.recipe.cf_score_dropout and others:  # they learn to rank alone, as for cold items
             some = projected.slots[0]  # (M, n, C)
             keep = torch.rand(len(some), 1, device=some.device) >= self.recipe.cf_score_dropout  # (M, 1)
             frozen = [(q * keep, table) for q, table in frozen[: self.n_cf]] + frozen[self.n_cf :]

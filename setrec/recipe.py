@@ -46,7 +46,7 @@ class Recipe:
         cf_dropout: Probability of hiding the CF vectors of a history item in training, so that the model learns to read items
             without a CF vector (paper: 0).
         cf_score_dropout: Probability of scoring a prefix by the semantic slots alone in training, so that they learn to rank
-            cold items (paper: 0). Needs objective score.
+            cold items (paper: 0). Needs objective score; without effect where there are collaborative slots only.
         memory: Add a weighted sum of the history's own CF and text vectors to the query outputs; the weights are learned and
             depend on age (paper: false). Needs objective score.
         neighbours: Add item graphs to the score: neighbours of the last items by co-occurrence and by text, what comes next,

@@ -1,10 +1,13 @@
 """What is counted beside the slots: graphs by hand, what may be known when, and the score's sum."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
+from setrec.cli import run
 from setrec.data.batches import TrainRows
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.past import PastEvents, past_events
@@ -32,6 +35,7 @@ from setrec.scoring.graphs import (
 from setrec.scoring.neighbours import Graph, strongest
 from setrec.scoring.similarity import TextCosine, faded_items
 from setrec.scoring.text_graphs import TextGraphs, TextNeighbours
+from tests.conftest import command
 
 N = 6
 NEAR = PAIRS["near"]
@@ -241,3 +245,19 @@ def test_the_whole_history_counts_alike() -> None:
     assert torch.zeros(N, N).scatter_add_(1, near.item.long(), near.weight)[0, 1] == 0
     one, other = (graph_scores(counted, torch.tensor([row]), history.reach) for row in ([0, 1, 3], [3, 1, 0]))
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [["--model.n_sem=0"], ["--model.n_cf=0"]])
+def test_the_weights_of_graphs_are_chosen_where_one_kind_of_slots_leaves_no_beta(
+    tmp_path: Path, slots: list[str]
+) -> None:
+    words = command("fit", tmp_path, "--trainer.max_epochs=1", "--model.objective=score", "--model.neighbours=true")
+    cli = run(
+        [*words, "--model.backbone=T5Backbone", "--model.backbone.shape=nano", "--model.cf_score_dropout=0.5", *slots]
+    )
+    assert cli.model.weights_chosen
+    assert cli.trainer.callback_metrics["recall@10"] > 0
+    grid = cli.model.weightings()
+    assert len({w.neighbours for w in grid}) > 1
+    assert len({w.beta for w in grid}) == 1

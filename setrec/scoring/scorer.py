@@ -49,7 +49,7 @@ class Scorer:
 
     def weightings(self) -> list[Weights]:
         """Every weighting that validation tries."""
-        return weightings(self.betas, self.graphs is not None, bool(self.model.n_sem), self.source_grid)
+        return weightings(self.betas, self.model.recipe.neighbours, bool(self.model.n_sem), self.source_grid)
 
     @torch.no_grad()
     def refresh(self) -> None:
