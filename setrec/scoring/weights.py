@@ -62,7 +62,7 @@ GRID = {  # what validation tries beside beta, in units of log odds, like the sl
     "neighbours": (0.0, 4.0, 8.0),
     "recency": (0.0, 0.5, 1.0, 1.5),
     "cold_text": (0.0, 10.0, 20.0),
-    "transitions": (0.0, 2.0, 4.0),  # in units of `neighbours`
+    "transitions": (0.0, 2.0, 4.0, 8.0, 16.0),  # in units of `neighbours`
     "inferred": (1.5,),  # in units of `cold_text`; models of before have 0
 }
 
