@@ -35,18 +35,22 @@ class Zygote:
     """The process, seen from the tests."""
 
     def __init__(self) -> None:
+        self.running = False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "SETREC_TOKEN": TOKEN},
         )  # fmt: skip
 
     def begin(self, task: str, log: Path, **arguments: Any) -> None:
-        """Start a task. Fetch its end before the next one."""
+        """Start a task. One whose end was not fetched, as its test failed, is killed first."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        if self.running:
+            self.kill()
+            self.end()
         self.process.stdin.write(json.dumps({"task": task, "log": str(log), "arguments": arguments}) + "\n")
         self.process.stdin.flush()
-        self.log, self.task = log, int(self.process.stdout.readline())
+        self.log, self.task, self.running = log, int(self.process.stdout.readline()), True
 
     def address(self) -> str:
         """The address of a task that serves, once it answers."""
@@ -68,6 +72,7 @@ class Zygote:
         """Wait for the end of the task."""
         assert self.process.stdout is not None
         answer = json.loads(self.process.stdout.readline())
+        self.running = False
         return Ended(**answer, said=self.log.read_text(errors="replace"))
 
     def run(self, task: str, log: Path, kill_after: float | None = None, **arguments: Any) -> Ended:

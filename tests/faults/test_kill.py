@@ -152,7 +152,7 @@ def test_changes_of_a_served_catalogue(kills: Kills, run: TrainedRun, tmp_path: 
     shutil.copy(run.checkpoint, tmp_path / "model.ckpt")
     words = ["serve", "--ckpt_path", str(tmp_path / "model.ckpt"), "--port", "0"]
     there: dict[str, bool] = {}  # own id -> whether it was added last, or removed
-    doubtful, changes = "", 0  # the item of the change that was not answered
+    doubtful, changes, number = "", 0, 0  # the item of the change that was not answered
     for _ in range(max(2, TRIES // 2)):
         kills.log.unlink(missing_ok=True)
         kills.zygote.begin("command", kills.log, words=words)
@@ -171,7 +171,7 @@ def test_changes_of_a_served_catalogue(kills: Kills, run: TrainedRun, tmp_path: 
                         doubtful = kills.random.choice(present)
                         answer = web.delete("/items", params={"id": [doubtful]})
                     else:
-                        doubtful = f"N{changes}"
+                        doubtful, number = f"N{number}", number + 1  # a new one: that before may be there, unanswered
                         title = f"fault {doubtful}, a garden lamp"
                         answer = web.post("/items", json={"items": [{"id": doubtful, "title": title}]})
                     assert answer.is_success, answer.text

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def test_acknowledged_events_survive(
                 assert f"last-{acknowledged[-1]}" in answer["unknown"]  # the model was given the newest event
             timer = threading.Timer(0.2 + 0.15 * (number % 4), zygote.kill)
             timer.start()
+            limit = time.monotonic() + 60
             try:
-                while True:
+                while time.monotonic() < limit:
                     own = len(acknowledged) + 1000 * (number + 1)
                     event = {"user": "u", "item": f"last-{own}", "time": own, "id": str(own)}
                     if web.post("/events", json={"events": [event]}).status_code == 201:
