@@ -147,6 +147,8 @@ def test_a_signal_while_the_data_is_prepared(
 ) -> None:
     def prepare(*_: object) -> None:
         os.kill(os.getpid(), number)
+        for _ in range(100):  # another thread may receive it; this one hears of it a moment later
+            time.sleep(0.05)
 
     monkeypatch.setattr("setrec.data.datamodule.prepare", prepare)
     with pytest.raises(SystemExit) as stop:
