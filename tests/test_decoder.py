@@ -155,11 +155,7 @@ def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], 
     split = ["--trainer.devices=2", "--trainer.strategy=ModelParallelStrategy"]
     split += ["--trainer.strategy.data_parallel_size=2", "--trainer.strategy.tensor_parallel_size=1"]
 
-    def launch(words: list[str]) -> None:
-        done = zygote.run("processes", tmp_path / "log", words=[*words, *split], count=2, folder=str(tmp_path))
-        assert done.code == 0, done.said[-3000:]
-
-    launch([*start, *world(two)])
+    zygote.together([*start, *world(two), *split], 2, tmp_path)
     folder = two / "lightning_logs/version_0/checkpoints/last.ckpt"
     dcp_to_torch_save(folder, tmp_path / "flat.pt")
     state = torch.load(tmp_path / "flat.pt", weights_only=True)["state_dict"]
@@ -167,7 +163,9 @@ def test_weights_split_over_two_processes_are_one_run(folders: dict[str, Path], 
     assert state.keys() == single.keys()
     for name, value in single.items():
         assert (state[name] - value).abs().max() < 1e-3 * max(float(value.abs().max()), 1e-2), name
-    launch(["test", "--ckpt_path", str(folder), f"--trainer.default_root_dir={two}", *QUIET])
+    zygote.together(
+        ["test", "--ckpt_path", str(folder), f"--trainer.default_root_dir={two}", *QUIET, *split], 2, tmp_path
+    )
     assert outcome(two, 1)["metrics"]["all"]["recall@20"] > 0
     for part in (*folder.glob("*.distcp"), folder / ".metadata", folder / "meta.pt", folder / "files.json"):
         whole = part.read_bytes()

@@ -34,8 +34,7 @@ def launch(words: list[str], processes: int, folder: Path, by: Zygote | Literal[
     """python main.py ... on several CPU processes, one thread each, which Lightning starts, or torchrun, or a zygote forks."""
     words = [*words, f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
     if isinstance(by, Zygote):
-        ended = by.run("processes", folder / "log", words=words, count=processes, folder=str(folder))
-        assert ended.code == 0, ended.said[-3000:]
+        by.together(words, processes, folder)
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -107,9 +106,7 @@ def prepare_slowly(words: list[str]) -> None:
 def test_processes_of_torchrun_share_the_encoding_of_texts(zygote: Zygote, tmp_path: Path) -> None:
     def encoded(folder: Path, world: int) -> tuple[list[int], bytes]:
         folder.mkdir()
-        task = {"words": [str(folder)], "count": world, "folder": str(folder)}
-        ended = zygote.run("processes", tmp_path / "log", function="tests.test_processes:prepare_slowly", **task)
-        assert ended.code == 0, ended.said[-3000:]
+        zygote.together([str(folder)], world, folder, function="tests.test_processes:prepare_slowly")
         blocks = [int((folder / f"blocks{rank}").read_text()) for rank in range(world)]
         return blocks, (folder / "x/text.safetensors").read_bytes()
 

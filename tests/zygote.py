@@ -5,6 +5,7 @@ The imports take seconds, a task a fraction of one. It must not compute anything
     python -m tests.zygote     one task a line on stdin, as JSON; on stdout the number of its process, and how it ended
 """
 
+import functools
 import json
 import os
 import pkgutil
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -83,9 +85,16 @@ class Zygote:
             self.kill()
         return self.end()
 
+    def together(self, words: list[str], count: int, folder: Path, **more: Any) -> None:
+        """Run `processes` in a folder, whose log it keeps, to its good end."""
+        ended = self.run("processes", folder / "log", words=words, count=count, folder=str(folder), **more)
+        assert ended.code == 0, ended.said[-3000:]
+
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
+        if self.running:
+            self.kill()
         self.process.stdin.close()
         self.process.wait()
 
@@ -113,20 +122,17 @@ def processes(words: list[str], count: int, folder: str, function: str = "setrec
         if child:
             children.append(child)
             continue
-        code = 1
-        try:
-            os.chdir(folder)
-            os.environ |= {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            pkgutil.resolve_name(function)(words)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        _end_with(
+            functools.partial(_one_of_several, words, folder, function, shared | {"RANK": rank, "LOCAL_RANK": rank})
+        )
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert not any(ends), ends
+
+
+def _one_of_several(words: list[str], folder: str, function: str, variables: dict[str, object]) -> None:
+    os.chdir(folder)
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    pkgutil.resolve_name(function)(words)
 
 
 def prepare(root: str, k_core: int, users: int = 60) -> None:
@@ -137,13 +143,18 @@ def prepare(root: str, k_core: int, users: int = 60) -> None:
     SETRecDataModule(name="tiny", root=root, reader=reader, cleaning=Cleaning(k_core=k_core)).prepare_data()
 
 
-def _child(order: dict[str, Any]) -> NoReturn:
+def _run(order: dict[str, Any]) -> None:
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    {"command": command, "processes": processes, "prepare": prepare}[order["task"]](**order["arguments"])
+
+
+def _end_with(work: Callable[[], object]) -> NoReturn:
+    """The end of a fork: its work, and the exit status that it gives. Nothing of the process that forked runs after it."""
     code = 99
     try:
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        {"command": command, "processes": processes, "prepare": prepare}[order["task"]](**order["arguments"])
+        work()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -170,7 +181,7 @@ def _main() -> None:
         pid = os.fork()
         if not pid:
             os.setpgid(0, 0)
-            _child(json.loads(line))
+            _end_with(functools.partial(_run, json.loads(line)))
         with suppress(OSError):  # done here too: whichever is first
             os.setpgid(pid, pid)
         print(pid, file=answers, flush=True)

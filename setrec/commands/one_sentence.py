@@ -32,9 +32,8 @@ def of_parser(message: str) -> str:
     reasons = [re.sub(r"<class '([^']+)'>|typing\.Literal\[(.+?)\]", r"\1\2", line) for line in lines if line]
     reasons = [line for line in dict.fromkeys(reasons) if not line.startswith(_NOISE)]
     given = re.findall(r"Given value: (.+)", message)
-    for name in re.findall(
-        r"Expected a dot import path string: (\S+)", message
-    ):  # all else that is said of it is noise
+    # all else that is said of a class that there is not is noise
+    for name in re.findall(r"Expected a dot import path string: (\S+)", message):
         reasons, given = [f"there is no class {name}; {_alike(name)}"], []
     said = "; ".join(reasons or lines[:1]) + (f"; given is {given[-1][:80]}" if given else "")
     return f"--{option}: {said}" if option else f"{said}; `setrec COMMAND --help` lists the options."

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from setrec.data.past import PastEvents
 from setrec.schemas import PAD
-from setrec.scoring.neighbours import Graph, empty, strongest
+from setrec.scoring.neighbours import Graph, empty, now_at, strongest
 from setrec.scoring.similarity import WINDOW, cooccurrence_cosine, faded_items, transition_cosine
 from setrec.scoring.text_graphs import COLD_NEIGHBOURS, NEIGHBOURS, TextGraphs
 from setrec.scoring.weights import Weights, factors
@@ -68,11 +68,7 @@ class HistoryStatistics(NamedTuple):
 
     def moved(self, rows: Tensor) -> "HistoryStatistics":
         """The same for another version of the catalogue. rows: (N',) int64, an item's row here, -1 where it has none."""
-        new = torch.full(
-            (len(self.recency) + 1,), -1, dtype=torch.int32
-        )  # (N + 1,) where an item went; the last: those that have no row
-        new[rows] = torch.arange(len(rows), dtype=torch.int32)
-        new[-1] = -1
+        new = now_at(rows, len(self.recency))  # (N,)
 
         def moved(graph: Graph) -> Graph:
             item = new[graph.item[rows]]  # (N', S)
@@ -195,13 +191,14 @@ def infer_cooccurrence(cooccurrence: Graph, text: Graph, warm: Tensor, before: B
     similar = _similar_warm(text, warm)  # (N, SIMILAR)
     if before is None or before.graphs.inferred is None:
         return Inferred(_inferred_rows(cooccurrence, similar), similar)
-    anew = _touched(cooccurrence, similar, before, before.graphs.inferred)  # (N,)
+    now = now_at(before.rows, len(before.graphs.recency))  # (N before,)
+    anew = _touched(cooccurrence, similar, before, before.graphs.inferred, now)  # (N,)
     made = _inferred_rows(Graph(cooccurrence.item[anew], cooccurrence.weight[anew]), similar)  # (anew, S)
     old = before.graphs.inferred.graph
     kept, rows = ~anew, before.rows[~anew]  # (N,), (kept,)
     graph = empty(len(warm), max(made.item.shape[1], old.item.shape[1]))  # (N, S)
     weight = old.weight[rows].cpu()  # (kept, S)
-    graph.item[kept, : old.item.shape[1]] = _moved(before, old.item[rows].cpu()).int() * (weight > 0)
+    graph.item[kept, : old.item.shape[1]] = now[old.item[rows].cpu()] * (weight > 0)
     graph.weight[kept, : old.item.shape[1]] = weight
     graph.item[anew, : made.item.shape[1]], graph.weight[anew, : made.item.shape[1]] = made
     return Inferred(graph, similar)
@@ -225,15 +222,14 @@ def _inferred_rows(cooccurrence: Graph, similar: Graph) -> Graph:
     return strongest(_sparse(cooccurrence, n_items) @ _sparse(similar, n_items).T, INFERRED)
 
 
-def _touched(cooccurrence: Graph, similar: Graph, before: Before, inferred: Inferred) -> Tensor:
+def _touched(cooccurrence: Graph, similar: Graph, before: Before, inferred: Inferred, now: Tensor) -> Tensor:
     """(N,) bool: the items with an entry, before or now, for a cold item whose similar items are others now; and added items."""
     rows, was = before.rows, inferred.similar
     there = rows >= 0  # (N,)
     width = min(similar.item.shape[1], was.item.shape[1])
-    item = _moved(before, was.item[rows])[:, :width] * (was.weight[rows, :width] > 0)  # (N, width)
-    same = (item == similar.item[:, :width]).all(dim=1) & (was.weight[rows, :width] == similar.weight[:, :width]).all(
-        dim=1
-    )  # (N,)
+    item, weight = now[was.item[rows]][:, :width], was.weight[rows, :width]  # (N, width) each
+    same = (item * (weight > 0) == similar.item[:, :width]).all(dim=1)  # (N,)
+    same &= (weight == similar.weight[:, :width]).all(dim=1)  # (N,)
     same &= (was.weight[rows, width:] == 0).all(dim=1) & (similar.weight[:, width:] == 0).all(dim=1)  # (N,)
     differs = ~(same & there)  # (N,)
     gone = torch.ones(len(was.item), dtype=torch.bool).index_fill_(0, rows[there & ~differs], False)  # (N before,)
@@ -245,14 +241,6 @@ def _touched(cooccurrence: Graph, similar: Graph, before: Before, inferred: Infe
         return (warm[graph.item.cpu()] & (graph.weight > 0).cpu()).any(dim=1)  # (n,)
 
     return ~there | beside(cooccurrence, similar, differs) | beside(before.graphs.cooccurrence, was, gone)[rows]
-
-
-def _moved(before: Before, item: Tensor) -> Tensor:
-    """Rows before, (any,) int, as rows now, int64; -1 for an item that is gone."""
-    new = torch.full((len(before.graphs.recency),), -1)  # (N before,)
-    there = before.rows >= 0  # (N,)
-    new[before.rows[there]] = there.nonzero().squeeze(1)
-    return new[item]
 
 
 def _sparse(lists: Graph, n_items: int) -> sp.csr_matrix:

@@ -32,6 +32,17 @@ def empty(rows: int, width: int) -> Graph:
     return Graph(torch.zeros(rows, width, dtype=torch.int32), torch.zeros(rows, width))
 
 
+def now_at(rows: Tensor, n_before: int) -> Tensor:
+    """Where each item of a catalogue is after a change, (N before,) int32; -1: it is gone.
+
+    rows: (N,) int64, the row that each item had before, -1 for an added one.
+    """
+    now = torch.full((n_before,), -1, dtype=torch.int32)  # (N before,)
+    there = rows >= 0  # (N,)
+    now[rows[there]] = there.nonzero().squeeze(1).int()
+    return now
+
+
 def strongest(table: sp.csr_matrix, neighbours: int) -> Graph:
     """The largest entries of every row of a table, (N, N) sparse float32, none below 0; of equals the lower column."""
     length = np.diff(table.indptr)  # (N,)

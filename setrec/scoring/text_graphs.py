@@ -30,7 +30,7 @@ from setrec.data.catalogue import Catalogue
 from setrec.files.hashes import ids_hash
 from setrec.files.whole import whole_file
 from setrec.scoring.char_ngrams import SHARE, CharNgrams
-from setrec.scoring.neighbours import ROWS, Graph, empty, merged, most_similar
+from setrec.scoring.neighbours import ROWS, Graph, empty, merged, most_similar, now_at
 from setrec.scoring.similarity import BLOCK, POWER
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,7 @@ class TextNeighbours:
             return TextNeighbours(catalogue, None, words)  # most lists have lost an item: the same lists, made at once
         result = TextNeighbours(catalogue, self.graphs, words)
         rank, warm = rank_of(catalogue), catalogue.warm  # (N',), (N',)
-        moved = torch.full((self.catalogue.n_items,), -1, dtype=torch.int32)  # (N,) where an item went
-        old = (kept >= 0).nonzero().squeeze(1)  # (kept,)
-        moved[kept[old]] = old.int()
+        moved = now_at(kept, self.catalogue.n_items)  # (N,)
         by_rank = rank.argsort()  # (N',)
         among = [(by_rank, NEIGHBOURS), (by_rank[~warm[by_rank]], COLD_NEIGHBOURS)]
         graphs = [
