@@ -120,8 +120,8 @@ class CFVectors(ItemVectors):
             raw: the folder of raw files; None: there is none.
 
         Returns:
-            The vectors, (N, E) float32, every number finite; and present, (N,) bool: the rows that were learned from training
-            items.
+            The vectors, (N, E) float32, or float16 from a file, every number finite; and present, (N,) bool: the rows that were
+            learned from training items.
 
         Raises:
             DataError: there is no usable data, or a file does not fit the items.
@@ -149,8 +149,17 @@ class CFFile(CFVectors):
 
     def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
         """See `CFVectors.vectors`."""
+        return self._read(ids, train, raw, None)
+
+    def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
+        """See `ItemVectors.make`."""
+        return Made(*self._read(items["id"].to_list(), train, raw, scratch))
+
+    def _read(
+        self, ids: list[str], train: Ragged, raw: Path | None, scratch: Path | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         path = raw_file(self.file, raw)
-        found = read_vector_file(path, ids)
+        found = read_vector_file(path, ids, scratch)
         if found.train_sha256 is not None and found.train_sha256 != train_hash(train):
             raise DataError(
                 f"{path.name} was learned from another training split of these items, so it may know what is to be "

@@ -7,7 +7,6 @@ a kill: every finished block is a file in the scratch folder, and the next run c
 import hashlib
 import json
 import os
-import shutil
 from abc import abstractmethod
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from setrec.errors import ConfigError, DataError
+from setrec.files.hashes import ids_hash
+from setrec.files.mapped import blocks, new_table
 from setrec.files.text_blocks import Encode, Share, encode_blocks, help_encoding, render
 from setrec.text import TextVectors
 
@@ -103,17 +104,22 @@ class LanguageModelText(TextVectors):
             flat, encode, self.batch_size * BLOCK, self._blocks_folder(scratch, flat), Share.of_environment()
         )  # (N * fields, F)
         filled = np.array([bool(text) for text in flat]).reshape(len(ids), -1)  # (N, fields)
-        vectors = self.combine_fields(found.reshape(*filled.shape, -1), filled)  # (N, F)
-        if self.normalize:
-            length = np.linalg.norm(vectors, axis=1, keepdims=True)  # (N, 1)
-            vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)  # (N, F)
-        if not np.isfinite(vectors).all():
-            row = int(np.isfinite(vectors).all(1).argmin())
-            raise DataError(
-                f"{self.model} gives NaN or infinity for item {ids[row]}; try --data.text.dtype float32, or another model."
-            )
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        found = found.reshape(*filled.shape, -1)  # (N, fields, F)
+        vectors = found[:, 0] if filled.shape[1] == 1 else None  # (N, F): changed in place
+        for rows in blocks(len(ids), filled.shape[1] * found.shape[2]):
+            some = self.combine_fields(found[rows], filled[rows])  # (block, F)
+            if self.normalize:
+                length = np.linalg.norm(some, axis=1, keepdims=True)  # (block, 1)
+                some = np.divide(some, length, out=np.zeros_like(some), where=length > 0)  # (block, F)
+            if not np.isfinite(some).all():
+                row = rows.start + int(np.isfinite(some).all(1).argmin())
+                raise DataError(
+                    f"{self.model} gives NaN or infinity for item {ids[row]}; try --data.text.dtype float32, or another model."
+                )
+            if vectors is None:
+                vectors = new_table((len(ids), some.shape[1]), "float32", scratch)  # (N, F)
+            vectors[rows] = some
+        assert vectors is not None, "there are items"
         return vectors
 
     def describe(self) -> dict[str, str | int | float]:
@@ -153,8 +159,8 @@ class LanguageModelText(TextVectors):
         if scratch is None:
             return None
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.sources(None)]
-        work = json.dumps([self.describe(), self.batch_size, files, texts])
-        return scratch / hashlib.sha256(work.encode("utf8", "surrogatepass")).hexdigest()[:16]
+        work = json.dumps([self.describe(), self.batch_size, files])
+        return scratch / hashlib.sha256(f"{work}{ids_hash(texts)}".encode()).hexdigest()[:16]
 
     def _load_model(self, name: str, load: Callable[[bool], torch.nn.Module]) -> torch.nn.Module:
         """Call load(only_local), and turn whatever fails into one sentence."""

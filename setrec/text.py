@@ -4,12 +4,12 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import polars as pl
 
-from setrec.errors import DataError
+from setrec.errors import ConfigError, DataError
+from setrec.files.mapped import blocks, new_table, not_zero, row_hashes
 from setrec.files.ragged import Ragged
 from setrec.files.raw import raw_file, raw_sources
 from setrec.files.text_blocks import Share
@@ -22,8 +22,6 @@ _LABELS = "labels"  # the names of fields, in what TfidfSVD learned
 
 class TextVectors(ItemVectors):
     """A way to get a vector for every item's text. A subclass keeps its arguments in attributes of the same names."""
-
-    shows_progress: ClassVar[bool] = False  # True: it shows its own progress bar
 
     @abstractmethod
     def encode(
@@ -41,11 +39,10 @@ class TextVectors(ItemVectors):
             texts: their texts in the same order; "" where there is none.
             raw: the folder of raw files; None: there is none.
             items: the table of items in the same order, for an encoder that reads other columns than `text`.
-            scratch: a folder for work that must survive a kill. It need not exist, and is of no use afterwards. None: no work is
-                kept.
+            scratch: see `ItemVectors.make`.
 
         Returns:
-            (N, F) float32, every number finite.
+            (N, F) float32, or float16 from a file; every number finite.
 
         Raises:
             DataError: there is no usable text, or a file does not fit the items.
@@ -54,8 +51,7 @@ class TextVectors(ItemVectors):
     def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
         """See `ItemVectors.make`. A zero row counts as missing."""
         vectors = self.encode(items["id"].to_list(), items["text"].to_list(), raw, items, scratch)  # (N, F)
-        present: np.ndarray = (vectors != 0).any(axis=1)  # (N,)
-        return Made(vectors, present, self.learned())
+        return Made(vectors, not_zero(vectors), self.learned())
 
     def learned(self) -> dict[str, np.ndarray]:
         """Return what the last `encode` learned from the texts and `encode_more` needs. It is stored with the vectors."""
@@ -159,9 +155,10 @@ class TextFile(TextVectors):
         scratch: Path | None = None,
     ) -> np.ndarray:
         """See `TextVectors.encode`. Says how many rows are equal: the rows of a damaged file often are."""
-        vectors = read_vectors(raw_file(self.file, raw), ids)  # (N, F)
-        rows = np.ascontiguousarray(vectors).view(f"V{vectors.shape[1] * 4}").ravel()  # (N,): one value a row
-        _, first, which, count = np.unique(rows, return_index=True, return_inverse=True, return_counts=True)
+        vectors = read_vectors(raw_file(self.file, raw), ids, scratch)  # (N, F)
+        _, first, which, count = np.unique(
+            row_hashes(vectors), return_index=True, return_inverse=True, return_counts=True
+        )
         if len(first) < len(ids):
             row = int((count[which] > 1).argmax())
             twin = int(np.flatnonzero(which == which[row])[1])
@@ -209,12 +206,16 @@ class TfidfSVD(TextVectors):
     Args:
         width: F, numbers per vector; fewer if there are fewer items or words.
         min_df: only words that occur in at least this many items count; 1: all words.
-        seed: of the randomised SVD.
+        seed: of the randomised SVD, and of the choice of items.
+        sample: items that the words and the SVD are learned from, chosen at random where there are more. The others are projected.
     """
 
-    def __init__(self, width: int = 128, min_df: int = 2, seed: int = 2023) -> None:
-        self.width, self.min_df, self.seed = width, min_df, seed
+    def __init__(self, width: int = 128, min_df: int = 2, seed: int = 2023, sample: int = 1_000_000) -> None:
+        if sample < 2:
+            raise ConfigError(f"TfidfSVD.sample must be 2 or more, got {sample}")
+        self.width, self.min_df, self.seed, self.sample = width, min_df, seed, sample
         self._learned: dict[str, np.ndarray] = {}
+        self._sampled: dict[str, int] = {}  # of the last `encode`: what decided its vectors beside the items
 
     def encode(
         self,
@@ -228,10 +229,14 @@ class TfidfSVD(TextVectors):
         from sklearn.decomposition import TruncatedSVD  # here: scikit-learn takes a second to import
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        labels = _labels(items)
+        labels, all_texts = _labels(items), texts
+        self._sampled = {"sample": self.sample} if len(texts) > self.sample else {}
+        if self._sampled:
+            some = np.random.default_rng(self.seed).choice(len(texts), self.sample, replace=False)  # (n,)
+            texts = [texts[i] for i in np.sort(some).tolist()]
         words = TfidfVectorizer(analyzer=words_of, min_df=self.min_df, sublinear_tf=True, dtype=np.float32)
         try:
-            counts = words.fit_transform(without_labels(texts, labels))  # (N, words)
+            counts = words.fit_transform(without_labels(texts, labels))  # (n, words)
             if counts.shape[1] < 2:
                 raise ValueError("one word is not enough")
         except ValueError as error:  # what scikit-learn raises for an empty vocabulary
@@ -242,7 +247,7 @@ class TfidfSVD(TextVectors):
             ) from None
         width = min(self.width, min(counts.shape))
         svd = TruncatedSVD(width, n_iter=7, random_state=self.seed)
-        vectors = svd.fit_transform(counts)  # (N, F)
+        vectors = svd.fit_transform(counts)  # (n, F)
         self._learned = {
             "words": np.frombuffer(
                 "\n".join(words.get_feature_names_out()).encode(), np.uint8
@@ -251,7 +256,13 @@ class TfidfSVD(TextVectors):
             "components": np.ascontiguousarray(svd.components_, np.float32),  # (F, words)
             _LABELS: np.frombuffer("\n".join(labels).encode(), np.uint8),
         }
-        return _unit(vectors)  # (N, F)
+        if not self._sampled:
+            return _unit(vectors)  # (N, F)
+        table = new_table((len(all_texts), width), "float32", scratch)  # (N, F)
+        for rows in blocks(*table.shape):
+            counts = words.transform(without_labels(all_texts[rows], labels))  # (block, words)
+            table[rows] = _unit(counts @ svd.components_.T)  # (block, F)
+        return table
 
     def learned(self) -> dict[str, np.ndarray]:
         """Return the words, the idf of each, and the projection."""
@@ -279,7 +290,7 @@ class TfidfSVD(TextVectors):
 
     def describe(self) -> dict[str, str | int | float]:
         """See `ItemVectors.describe`."""
-        return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed}
+        return {"source": "TfidfSVD", "min_df": self.min_df, "seed": self.seed, **self._sampled}
 
 
 def _labels(items: pl.DataFrame | None) -> list[str]:

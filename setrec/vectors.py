@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from setrec.errors import DataError
+from setrec.files.mapped import blocks, by_rows, new_table, not_zero
 from setrec.files.ragged import Ragged
 from setrec.files.raw import raw_file, raw_sources
 from setrec.files.vectorfile import read_vector_file
@@ -19,13 +20,15 @@ _LENGTH = "length"  # in what FileVectors learned: the mean length of the vector
 class Made(NamedTuple):
     """The vectors of all items."""
 
-    vectors: np.ndarray  # (N, W) float32
+    vectors: np.ndarray  # (N, W) float32, or float16 from a file
     present: np.ndarray  # (N,) bool: the items that have one
     learned: dict[str, np.ndarray] = {}  # noqa: RUF012  (never changed) what vectors of later items are made with
 
 
 class ItemVectors(ABC):
     """A way to get a vector for every item. A subclass keeps its arguments in attributes of the same names."""
+
+    shows_progress: ClassVar[bool] = False  # True: it shows its own progress bar
 
     @abstractmethod
     def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
@@ -35,7 +38,8 @@ class ItemVectors(ABC):
             items: the table of items in the order of their ids: id, title, text and further columns.
             train: each user's training items in order; no other events may be used.
             raw: the folder of raw files; None: there is none.
-            scratch: a folder for work that must survive a kill; it need not exist. None: no work is kept.
+            scratch: a folder for work that must survive a kill, and for files that hold the vectors of all items (`new_table`);
+                it need not exist. None: no work is kept, and the vectors are in memory.
 
         Raises:
             DataError: there is nothing to make them from, or a file does not fit the items.
@@ -95,17 +99,20 @@ class FileVectors(ItemVectors):
     def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
         """See `ItemVectors.make`."""
         path = raw_file(self.file, raw)
-        found = read_vector_file(path, items["id"].to_list())
-        present: np.ndarray = (found.vectors != 0).any(axis=1)  # (N,)
+        found = read_vector_file(path, items["id"].to_list(), scratch)
+        present = not_zero(found.vectors)  # (N,)
         if found.present is not None:
             present = present & found.present  # (N,)
         if not present.any():
             raise DataError(
                 f"{path.name} has a vector for none of the {len(items):,} items: are its ids those of the data?"
             )
-        length = np.linalg.norm(found.vectors[present], axis=1).mean(dtype=np.float64)
-        learned = {_LENGTH: np.array([length], np.float32)}
-        return Made(self.scaled(found.vectors, learned) * present[:, None], present, learned)
+        lengths = by_rows(lambda block: np.linalg.norm(block.astype(np.float32), axis=1), found.vectors)  # (N,)
+        learned = {_LENGTH: np.array([lengths[present].mean(dtype=np.float64)], np.float32)}
+        vectors = new_table(found.vectors.shape, "float32", scratch)  # (N, W)
+        for rows in blocks(*vectors.shape):
+            vectors[rows] = self.scaled(found.vectors[rows].astype(np.float32), learned) * present[rows, None]
+        return Made(vectors, present, learned)
 
     def scaled(self, vectors: np.ndarray, learned: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `ItemVectors.scaled`."""

@@ -19,7 +19,7 @@ from setrec.data import (
     TimeRatioSplit,
     prepare,
 )
-from setrec.data.prepare import Preparation
+from setrec.data.preparation import Preparation
 from setrec.text import TextFile
 
 

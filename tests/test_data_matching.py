@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from setrec.cf import CFFile, CooccurrenceSVD
-from setrec.data import Catalogue, Cleaning, OfficialRelease, SETRecDataModule, TableFiles, prepare
+from setrec.data import Catalogue, Cleaning, OfficialRelease, SETRecDataModule, TableFiles, current
 from setrec.data.catalogue import read_manifest
 from setrec.errors import DataError
 from setrec.files.hashes import ids_hash
@@ -103,8 +103,8 @@ def test_vectors_for_the_paper_ids_are_refused_by_the_other_ids(tmp_path):
 def test_big_raw_files_are_known_by_size_and_time(tiny_release, tmp_path, monkeypatch):
     """From _BIG bytes on only a file whose size or time of change differs is hashed again; smaller ones always are."""
     hashed: list[str] = []
-    real = prepare.file_hash
-    monkeypatch.setattr(prepare, "file_hash", lambda path: hashed.append(path.name) or real(path))
+    real = current.file_hash
+    monkeypatch.setattr(current, "file_hash", lambda path: hashed.append(path.name) or real(path))
 
     def start() -> list[str]:
         hashed.clear()
@@ -116,7 +116,7 @@ def test_big_raw_files_are_known_by_size_and_time(tiny_release, tmp_path, monkey
     assert start() == names
     created = read_manifest(tmp_path / "data" / "x")["created"]
     assert start() == names  # all are small
-    monkeypatch.setattr(prepare, "_BIG", 0)
+    monkeypatch.setattr(current, "_BIG", 0)
     assert start() == []
     copy = tiny_release / "copy"
     shutil.copy(tiny_release / "items.jsonl", copy)

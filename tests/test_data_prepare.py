@@ -17,7 +17,7 @@ from setrec.data import (
     TimeRatioSplit,
     prepare,
 )
-from setrec.data.prepare import Preparation
+from setrec.data.preparation import Preparation
 from setrec.errors import DataError
 from setrec.text import TfidfSVD
 from tests.raw_data import Fixed, official, run

@@ -29,7 +29,8 @@ from setrec.data import (
     TimeRatioSplit,
 )
 from setrec.data.catalogue import read_manifest
-from setrec.data.prepare import Preparation, prepare
+from setrec.data.preparation import Preparation
+from setrec.data.prepare import prepare
 from setrec.errors import DataError
 from setrec.files.ids import NULL_WORDS
 from setrec.files.packed import _OTHERS, _PACKED, _ZIP

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from setrec.cf import CooccurrenceSVD
-from setrec.data import Catalogue, catalogue, prepare, store
+from setrec.data import Catalogue, catalogue, current, prepare, store
 from setrec.errors import DataError
 from tests.raw_data import official
 
@@ -138,7 +138,7 @@ def test_a_read_only_place_is_good_enough_for_what_is_prepared(tiny_release, tmp
     for name in ("mkdir", "write_text", "write_bytes", "touch"):
         monkeypatch.setattr(Path, name, refused)
     monkeypatch.setattr(os, "replace", refused)
-    monkeypatch.setattr(prepare, "_BIG", 0)
+    monkeypatch.setattr(current, "_BIG", 0)
     for path in tiny_release.iterdir():
         os.utime(path, (1, 1))  # copied: another time, the same content
     assert not prepare.prepare("tiny", folder, official(tiny_release), tiny_release)

@@ -5,7 +5,8 @@ import pytest
 
 from setrec.cf import CooccurrenceSVD
 from setrec.data import Catalogue, Cleaning, Histories, SyntheticWorld, TimeRatioSplit
-from setrec.data.prepare import Preparation, prepare
+from setrec.data.preparation import Preparation
+from setrec.data.prepare import prepare
 from setrec.text import TfidfSVD
 
 

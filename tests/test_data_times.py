@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 
 from setrec.data import Cleaning, TableFiles
 from setrec.data.catalogue import HISTORIES, Catalogue, Histories, read_manifest
-from setrec.data.prepare import Preparation, prepare
+from setrec.data.preparation import Preparation
+from setrec.data.prepare import prepare
 from setrec.data.split import LeaveOneOut, TimeRatioSplit
 from setrec.errors import DataError
 from setrec.files.ragged import Ragged

@@ -10,7 +10,7 @@ from setrec.cf import CFVectors
 from setrec.commands.update_options import UpdateOptions
 from setrec.data.catalogue import Catalogue
 from setrec.data.grow import NewItems
-from setrec.data.prepare import Preparation
+from setrec.data.preparation import Preparation
 from setrec.data.readers.base import EventLog, Reader
 from setrec.data.readers.table import TableFiles
 from setrec.errors import ConfigError, DataError

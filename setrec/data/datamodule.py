@@ -13,10 +13,12 @@ from setrec.cf import CFVectors, CooccurrenceSVD
 from setrec.data.batches import BatchLoader, EvalPlan, EvalRows, TrainPlan, TrainRows
 from setrec.data.catalogue import Catalogue, Histories
 from setrec.data.clean import Cleaning
+from setrec.data.current import say_what_changed
 from setrec.data.engines import Engine, PolarsEngine
 from setrec.data.kinds import Kinds
 from setrec.data.past import PastEvents, past_events
-from setrec.data.prepare import Preparation, VectorType, prepare, say_what_changed
+from setrec.data.preparation import Preparation, VectorType
+from setrec.data.prepare import prepare
 from setrec.data.readers.base import Reader
 from setrec.data.readers.official import OfficialRelease
 from setrec.data.split import Split, TimeRatioSplit

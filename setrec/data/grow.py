@@ -25,9 +25,9 @@ from setrec.data.clean import Cleaning
 from setrec.data.engines import collected, in_memory
 from setrec.data.identity import inputs_hash
 from setrec.data.numbering import microseconds
-from setrec.data.prepare import numbered_kinds, splits_of
 from setrec.data.readers.base import EventLog
 from setrec.data.split import TRAIN, VALIDATION
+from setrec.data.split_log import numbered_kinds, splits_of
 from setrec.data.store import Prepared
 from setrec.errors import DataError
 from setrec.files.times import TICKS, UNKNOWN

@@ -1,14 +1,13 @@
 """What preparing did to the raw data: kept in the manifest, and printed in a few lines."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from setrec.data.readers.base import SplitLog
+from setrec.files.mapped import not_zero, row_hashes
 
 _REAL_DATES = 631_152_000  # 1990-01-01: no log of events is older
 _FEW_EVENTS, _FEW_ITEMS = 200, 20  # in training: fewer are too few to learn from
@@ -52,9 +51,9 @@ def about_targets(log: SplitLog) -> dict[str, dict[str, int]]:
 
 def about_vectors(vectors: np.ndarray) -> dict[str, int]:
     """Count the items without a vector, and those whose vector another item has too. vectors: (N, F)."""
-    some = vectors[np.abs(vectors).max(axis=1, initial=0) > 0]  # (some, F)
-    same = Counter(blake2b(row.tobytes(), digest_size=16).digest() for row in some)
-    return {"empty": len(vectors) - len(some), "duplicate": sum(count for count in same.values() if count > 1)}
+    there = not_zero(vectors)  # (N,)
+    _, count = np.unique(row_hashes(vectors)[there], return_counts=True)
+    return {"empty": int((~there).sum()), "duplicate": int(count[count > 1].sum())}
 
 
 def about_source(present: np.ndarray, cold: np.ndarray) -> dict[str, int]:

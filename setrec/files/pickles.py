@@ -385,7 +385,7 @@ def load_object_npy(path: Path) -> Any:
         path: the file.
 
     Returns:
-        The object inside an object array of shape (), else the numeric array.
+        The object inside an object array of shape (), else the numeric array: memory-mapped, not to be written to.
 
     Raises:
         DataError: the file is missing, truncated, damaged or refused (see `load_pickle`).
@@ -401,8 +401,9 @@ def load_object_npy(path: Path) -> Any:
                 return load_pickle(file, path.name)
             if math.prod(shape) * dtype.itemsize > path.stat().st_size - file.tell():
                 raise ValueError("it is shorter than its header says")
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
+            if 0 in shape:  # nothing cannot be mapped
+                return np.empty(shape, dtype)
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; download the whole release into {path.parent}.") from None
     except DataError:

@@ -11,6 +11,7 @@ import polars as pl
 from tqdm import tqdm
 
 from setrec.errors import ConfigError
+from setrec.files.mapped import new_table
 from setrec.files.whole import whole_file
 
 _ORDER = "texts.parquet"  # beside the blocks: what is to be encoded, for processes that help
@@ -82,7 +83,8 @@ def encode_blocks(
         texts: n texts. "" is not encoded and gets zeros. At least one is not empty.
         encode: turns a block of texts into (block, F) float32.
         size: texts in a block.
-        folder: folder of the finished blocks. Those that are there are not encoded again. None: blocks are not kept.
+        folder: folder of the finished blocks. Those that are there are not encoded again. None: blocks are not kept, and the
+            result is in memory, not in a file there.
         share: this process's part of the blocks, if others call `help_encoding` with the same folder. It takes what they have not
             made when its own are done, the last blocks first, so it waits for nobody.
 
@@ -91,12 +93,15 @@ def encode_blocks(
     """
     distinct = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
     starts = list(range(0, len(distinct), size))
-    blocks: dict[int, np.ndarray] = {}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         if share.world > 1:
             with whole_file(folder / _ORDER) as hidden:
                 pl.DataFrame({"text": distinct}).with_columns(size=pl.lit(size)).write_parquet(hidden)
+    place = {text: row for row, text in enumerate(distinct)}
+    places = np.array([place.get(text, -1) for text in texts])  # (n,) of each text in `distinct`
+    by_place = np.argsort(places, kind="stable")  # (n,)
+    found: np.ndarray | None = None
     own = starts[share.rank :: share.world]
     others = sorted(set(starts) - set(own), reverse=True)
     with tqdm(total=len(distinct), desc="item texts", unit="text", delay=2) as bar:
@@ -108,12 +113,14 @@ def encode_blocks(
                 bar.initial += len(part)  # not counted in the rate
             else:
                 block = _encoded(part, encode, file)
-            blocks[start] = block
+            if found is None:
+                found = new_table((len(texts), block.shape[1]), "float32", folder)  # (n, F)
+            first, end = np.searchsorted(places, [start, start + len(part)], sorter=by_place)
+            rows = by_place[first:end]  # of the texts that are in this block
+            found[rows] = block[places[rows] - start]
             bar.update(len(part))
-    in_order = [blocks[start] for start in starts]
-    table = np.concatenate([*in_order, np.zeros((1, in_order[0].shape[1]), np.float32)])  # (distinct + 1, F)
-    place = {text: row for row, text in enumerate(distinct)}
-    return table[[place.get(text, -1) for text in texts]]  # (n, F)
+    assert found is not None, "a text is not empty"
+    return found  # (n, F)
 
 
 def help_encoding(load: Callable[[], Encode], scratch: Path, share: Share) -> int:
