@@ -122,17 +122,19 @@ def graphs(options: argparse.Namespace) -> dict[str, Any]:
     history_statistics(data.past_events("test"), catalogue.n_items, PAIRS["history"])
     found: dict[str, Any] = {"co-occurrence and transitions, seconds of computing": time.process_time() - start}
     start = time.process_time()
-    made = text_neighbours(catalogue, data.folder, keep=True)
-    found["text, seconds of computing"] = time.process_time() - start
+    with OwnMemory() as own:  # the check below needs more
+        made = text_neighbours(catalogue, data.folder, keep=True)
+    found["text, seconds of computing"], found["text, own GiB"] = time.process_time() - start, own.most / 2**30
     some = torch.from_numpy(np.random.default_rng(1).choice(catalogue.n_items, 256, replace=False))
     by_rank = rank_of(catalogue).argsort()
     cold = by_rank[~catalogue.warm[by_rank]]
     for graph, candidates, name in ((made.graphs.all, by_rank, "all"), (made.graphs.cold, cold, "cold")):
-        exact = exact_lists(made.similarity, some, [(candidates, graph.item.shape[1])])[0]
-        there = exact.weight > 0
-        hit = (exact.item[:, :, None] == graph.item[some][:, None, :]).any(dim=2) & there
+        parts = [exact_lists(made.similarity, part, [(candidates, graph.item.shape[1])])[0] for part in some.split(32)]
+        item, weight = (torch.cat([getattr(part, field) for part in parts]) for field in ("item", "weight"))
+        there = weight > 0
+        hit = (item[:, :, None] == graph.item[some][:, None, :]).any(dim=2) & there
         found[f"neighbours found, {name}"] = float(hit.sum() / there.sum())
-        found[f"weight found, {name}"] = float((hit * exact.weight).sum() / exact.weight.sum())
+        found[f"weight found, {name}"] = float((hit * weight).sum() / weight.sum())
     return found
 
 
