@@ -15,16 +15,13 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-from safetensors.numpy import load_file
 
-from setrec.cf import CFVectors
 from setrec.errors import ConfigError, DataError, ModelError, SETRecError
-from setrec.hparams import to_plain
+from setrec.inference import browse
 from setrec.inference.answers import (
     RankedItem,
     Recommendation,
@@ -40,18 +37,20 @@ from setrec.inference.answers import (
     read_histories,
     try_snapshot,
 )
-from setrec.inference.attributes import Attributes, Value
+from setrec.inference.attributes import Attributes
+from setrec.inference.browse import Item, ItemDetails, SimilarItem
 from setrec.inference.explain import Why
 from setrec.inference.exported import Exported, Format, write_exported
 from setrec.inference.hub import HubModel, summary
+from setrec.inference.item_encoders import ItemEncoders
 from setrec.inference.journal import Journal, JournalWriteError, Mark
 from setrec.inference.journal_applied import apply_journal, items_of
 from setrec.inference.journal_lines import Change
 from setrec.inference.journal_place import journal_path
-from setrec.inference.new_items import VECTOR, ItemEncoder, check_items, check_lengths, ready_vectors, vector_column
+from setrec.inference.new_items import check_items, vector_column
 from setrec.inference.options import Boost, RecommendOptions, Unknown
 from setrec.inference.published import is_published, read_published
-from setrec.inference.restore import Trained, build, instance_of, read_trained, rebuild
+from setrec.inference.restore import Trained, build, read_trained, rebuild
 from setrec.inference.versions import (
     NO_CHANGES,
     VERSION,
@@ -69,40 +68,12 @@ from setrec.inference.versions import (
     write_version,
 )
 from setrec.text import TextVectors
-from setrec.vectors import ItemVectors
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "Boost", "Item", "ItemDetails", "RankedItem", "RecommendOptions", "Recommendation", "Recommender", "SimilarItem", "Why",
 ]  # fmt: skip
-
-
-class Item(NamedTuple):
-    """An item of the catalogue."""
-
-    id: str
-    title: str
-    warm: bool  # seen in training
-
-
-class ItemDetails(NamedTuple):
-    """All that is known of an item."""
-
-    id: str
-    title: str
-    warm: bool
-    events: int  # occurrences in training
-    attributes: dict[str, Value]
-
-
-class SimilarItem(NamedTuple):
-    """An item that is similar to another one."""
-
-    id: str
-    title: str
-    warm: bool
-    similarity: float
 
 
 class Recommender(HubModel):
@@ -117,8 +88,7 @@ class Recommender(HubModel):
         self._changing = threading.RLock()  # one change of the catalogue at a time
         self._pending: Snapshot | None = None  # of `at_once`: its catalogue and attributes are new, its model is not
         self._pending_new: list[str] = []
-        self._encoder: ItemEncoder | None = None  # loaded when items are first added
-        self._makers: dict[str, ItemEncoder] = {}  # the same of further sources
+        self._encoders = ItemEncoders(trained)
         self._unsaved: list[Change] = []  # what `save` writes to the journal
         self.journal: Journal | None = None  # of the checkpoint; None: this is a version, which stays as it is
         self.lines = 0  # of the journal that the catalogue includes
@@ -292,35 +262,19 @@ class Recommender(HubModel):
         """
         with self._changing:
             snapshot = self._pending or self._snapshot
-            text = self._trained.catalogue.text
-            if not snapshot.restored.model.n_sem and not self._sources_of_new_items(snapshot):
+            sources = self._encoders.sources_of_new_items(snapshot.restored.model.chosen_tokens)
+            if not snapshot.restored.model.n_sem and not sources:
                 raise ConfigError(
                     "this model has collaborative slots only (n_sem 0), so it knows nothing of an item that nobody has bought: "
                     "train with text, or with other vectors of items, to add items."
                 )
             table = check_items(items, snapshot.row)
             snapshot.attributes.check_added(table)
-            settings, vectors = None, None
-            if text is not None and VECTOR in table.columns:
-                vectors = ready_vectors(table, text.shape[1])  # (items, F)
-            elif text is not None:
-                chosen = self._item_encoder(snapshot, encoder)
-                vectors = chosen(table)  # (items, F)
-                self._encoder = chosen  # it works: kept for the next items
-                settings = to_plain(encoder) if encoder is not None else None
+            vectors = self._encoders(table, encoder, snapshot.changes.encoder)
             ids: list[str] = table["id"].to_list()
-            if text is not None and vectors is not None:
-                check_lengths(ids, vectors, text)
-            sources = self._trained.catalogue.vectors
-            unread = {c for c, dtype in table.schema.items() if c.startswith(vector_column("")) and dtype.is_nested()}
-            for column in sorted(unread - {vector_column(name) for name in sources}):
-                log.warning(
-                    "%d new items bring %s, which this model has no source for: it is not read.", len(ids), column
-                )
-            more = {name: self._source_vectors(name, table) for name in sources}
-            self._change(with_added(snapshot.changes, table, vectors, settings, more), ids, keep)
+            self._change(with_added(snapshot.changes, table, vectors.text, vectors.encoder, vectors.more), ids, keep)
             if keep is None:
-                named = {"encoder": settings} if settings is not None else {}
+                named = {"encoder": vectors.encoder} if vectors.encoder is not None else {}
                 self._unsaved.append({"add": items_of(table.to_dicts())} | named)
             return ids
 
@@ -503,52 +457,6 @@ class Recommender(HubModel):
             keep()
         self._snapshot = changed
 
-    def _item_encoder(self, snapshot: Snapshot, given: TextVectors | None) -> ItemEncoder:
-        """The encoder that is given now; or else the one given for this version; or else the one of the training.
-
-        Raises:
-            DataError: there is none of these.
-        """
-        trained = self._trained
-        if self._encoder is not None and (given is None or to_plain(given) == to_plain(self._encoder.text)):
-            return self._encoder
-        settings = snapshot.changes.encoder or trained.text
-        assert trained.catalogue.text is not None
-        text = given if given is not None else instance_of(settings, TextVectors) if settings is not None else None
-        if text is None:
-            raise DataError("the data names no text encoder: give each item's vector in a column `vector`.")
-        learned = load_file(trained.encoder) if trained.encoder is not None else {}
-        return ItemEncoder(text, learned, trained.catalogue.text, trained.items)
-
-    def _sources_of_new_items(self, snapshot: Snapshot) -> list[str]:
-        """The further sources of the model that can know an item that nobody has bought."""
-        makers = self._trained.vectors
-        chosen = snapshot.restored.model.chosen_tokens
-        return [name for name in chosen if not isinstance(instance_of(makers[name], ItemVectors), CFVectors)]
-
-    def _source_vectors(self, name: str, table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """The vectors of new items in a further source, (items, W) float32, and which have one, (items,) bool.
-
-        Raises:
-            DataError: a vector is wrong, or the encoder makes others than in training.
-            ConfigError: the encoder cannot be loaded.
-        """
-        trained, known, column = self._trained, self._trained.catalogue.vectors[name], vector_column(name)
-        if name not in self._makers:
-            made_by = instance_of(trained.vectors[name], ItemVectors)
-            self._makers[name] = ItemEncoder(made_by, trained.learned_of(name), known.table, trained.items)
-        encoder = self._makers[name]
-        vectors = np.zeros((len(table), known.table.shape[1]), np.float32)  # (items, W)
-        given = np.zeros(len(table), bool)  # (items,)
-        if column in table.columns:
-            given = table[column].is_not_null().to_numpy()  # (items,)
-            vectors = ready_vectors(table, vectors.shape[1], column, needed=False)  # (items, W)
-            vectors = encoder.text.scaled(vectors, encoder.learned)
-        if encoder.text.encodes_more and not given.all():
-            vectors[~given] = encoder(table.filter(~given))
-        check_lengths(table["id"].to_list(), vectors, known.table)
-        return vectors, (vectors != 0).any(axis=1)
-
     # ------------------------------------------------------------------------------------------------------- the model
     def __len__(self) -> int:
         """Count the items of the catalogue."""
@@ -564,13 +472,7 @@ class Recommender(HubModel):
         Raises:
             ConfigError: the filter is wrong.
         """
-        snapshot, wanted = self._snapshot, text.casefold().strip()
-        titles, admitted = snapshot.lower_titles, _admitted(snapshot, filter)
-        places = [i for i in snapshot.by_count.tolist() if wanted in titles[i] and (admitted is None or admitted[i])]
-        own = snapshot.row.get(text.strip())
-        if own is not None and (admitted is None or admitted[own]):
-            places = [own, *(i for i in places if i != own)]
-        return _items(snapshot, places[: max(limit, 0)])
+        return browse.search(self._snapshot, text, limit, filter)
 
     def item(self, own: str) -> ItemDetails:
         """All that is known of an item.
@@ -578,10 +480,7 @@ class Recommender(HubModel):
         Raises:
             DataError: it is not in the catalogue.
         """
-        snapshot = self._snapshot
-        row, catalogue = _row_of(snapshot, own), snapshot.catalogue
-        count = int(catalogue.count[row])
-        return ItemDetails(own, catalogue.titles[row], count > 0, count, snapshot.attributes.of(row))
+        return browse.details(self._snapshot, own)
 
     def similar(self, own: str, by: str = "text", k: int = 10, filter: str | None = None) -> list[SimilarItem]:
         """Items that are similar to an item, most similar first.
@@ -598,11 +497,7 @@ class Recommender(HubModel):
             ConfigError: the model knows nothing of this kind, or the filter is wrong.
             DataError: the item is not in the catalogue.
         """
-        snapshot = self._snapshot
-        allowed = None if filter is None else snapshot.attributes.mask(filter)
-        found = snapshot.similar.find(_row_of(snapshot, own), by, k, allowed)
-        items = _items(snapshot, [row for row, _ in found])
-        return [SimilarItem(*item, similarity) for item, (_, similarity) in zip(items, found, strict=True)]
+        return browse.similar(self._snapshot, own, by, k, filter)
 
     def popular(
         self, limit: int = 20, filter: str | None = None, counts: Mapping[str, float] | None = None
@@ -617,10 +512,7 @@ class Recommender(HubModel):
         Raises:
             ConfigError: the filter is wrong.
         """
-        snapshot, admitted = self._snapshot, _admitted(self._snapshot, filter)
-        lately = sorted((own for own in counts or {} if own in snapshot.row), key=lambda own: -(counts or {})[own])
-        places = dict.fromkeys([*(snapshot.row[own] for own in lately), *snapshot.by_count.tolist()])
-        return _items(snapshot, [i for i in places if admitted is None or admitted[i]][: max(limit, 0)])
+        return browse.popular(self._snapshot, limit, filter, counts or {})
 
     def latest(self, limit: int = 20, filter: str | None = None) -> list[Item]:
         """The items that were added last, then those that stand last in the prepared data.
@@ -628,9 +520,7 @@ class Recommender(HubModel):
         Raises:
             ConfigError: the filter is wrong.
         """
-        snapshot, admitted = self._snapshot, _admitted(self._snapshot, filter)
-        places = reversed(range(snapshot.catalogue.n_items))
-        return _items(snapshot, [i for i in places if admitted is None or admitted[i]][: max(limit, 0)])
+        return browse.latest(self._snapshot, limit, filter)
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -678,18 +568,3 @@ class Recommender(HubModel):
             "path": str(trained.path),
             "results": summary(trained.results),
         }
-
-
-def _row_of(snapshot: Snapshot, own: str) -> int:
-    if own not in snapshot.row:
-        raise DataError(f"item {own!a:.200} is not in the catalogue.")
-    return snapshot.row[own]
-
-
-def _admitted(snapshot: Snapshot, filter: str | None) -> list[bool] | None:
-    return None if filter is None else snapshot.attributes.mask(filter).tolist()
-
-
-def _items(snapshot: Snapshot, rows: Sequence[int]) -> list[Item]:
-    catalogue = snapshot.catalogue
-    return [Item(catalogue.ids[i], catalogue.titles[i], bool(catalogue.count[i] > 0)) for i in rows]

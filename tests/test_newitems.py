@@ -14,6 +14,7 @@ from setrec import Recommender
 from setrec.data.catalogue import ENCODER, ITEMS, Catalogue
 from setrec.errors import ConfigError, DataError, ModelError
 from setrec.inference.answers import make_snapshot
+from setrec.inference.item_encoders import ItemEncoders
 from setrec.inference.journal import Journal
 from setrec.inference.journal_place import journal_path
 from setrec.inference.restore import rebuild
@@ -212,7 +213,7 @@ def test_what_tfidf_learned_encodes_the_known_texts_as_before(tiny_run: TrainedR
 
 
 def test_old_prepared_data_without_the_words_says_so(recommender: Recommender) -> None:
-    recommender._trained = recommender._trained._replace(encoder=None)
+    recommender._encoders = ItemEncoders(recommender._trained._replace(encoder=None))
     with pytest.raises(DataError, match="prepare it again"):
         recommender.add_items([{"id": "NEW", "title": "milk frother"}])
 
@@ -228,9 +229,8 @@ def test_an_encoder_of_other_vectors_is_refused(recommender: Recommender) -> Non
 
 
 def test_a_file_of_vectors_needs_an_encoder_or_a_vector(recommender: Recommender) -> None:
-    recommender._trained = recommender._trained._replace(
-        text={"class_path": "setrec.text.TextFile", "init_args": {"file": "v.npy"}}
-    )
+    text = {"class_path": "setrec.text.TextFile", "init_args": {"file": "v.npy"}}
+    recommender._encoders = ItemEncoders(recommender._trained._replace(text=text))
     with pytest.raises(DataError, match=r"v\.npy.*--encoder"):
         recommender.add_items([{"id": "NEW", "title": "milk frother"}])
     with pytest.raises(DataError, match="column `vector`"):
@@ -292,7 +292,7 @@ def test_a_change_that_makes_scores_infinite_is_not_made(
 ) -> None:
     """Whatever the reason: here the trial of the length is switched off."""
     before, kept = recommender._snapshot, []
-    monkeypatch.setattr("setrec.recommend.check_lengths", lambda *_: None)
+    monkeypatch.setattr("setrec.inference.item_encoders.check_lengths", lambda *_: None)
     for length in (3e38, 1e30):
         with pytest.raises(DataError, match="scores would not be finite"):
             recommender.add_items(
