@@ -11,7 +11,7 @@ import yaml
 from setrec.backbones import DecoderBackbone, T5Backbone
 from setrec.cli import main
 from setrec.commands import ablate as module
-from setrec.commands.ablate import FACTORS, ablate, flags_of
+from setrec.commands.ablate import FACTORS, SOURCES, ablate, flags_of, without_sources
 from setrec.commands.configurations import find_configuration
 from setrec.commands.fit import prepared
 from setrec.commands.report import report
@@ -146,10 +146,28 @@ def test_every_factor_takes_something_away(backbone: type, tmp_path: Path) -> No
     }
     if backbone is T5Backbone:
         expected["without_mask"] = {"model.backbone.mask": "bidirectional", "data.prefix_parallel": False}
-    assert list(expected) == FACTORS
-    for factor in FACTORS:
+    assert [*expected, SOURCES] == FACTORS
+    for factor in expected:
         changed = option_differences(whole, options_of(["--config", config, *flags_of(factor, backbone())]))
         assert {name: value for name, (_, value) in changed.items()} == expected[factor]
+
+
+def test_each_further_source_is_taken_away(tmp_path: Path) -> None:
+    encoder = {"class_path": "setrec.text.TfidfSVD", "init_args": {"width": 8}}
+    vectors = {
+        name: {"class_path": "setrec.text.FieldText", "init_args": {"field": name, "encoder": encoder}}
+        for name in ("title", "category")
+    }
+    config = str(write_config(tmp_path))
+    words = ["--config", config, f"--data.vectors={json.dumps(vectors)}"]
+    for given, left in (([], {}), (['--model.tokens={"title": {"slots": 3}, "category": {}}'], {"slots": 3})):
+        cli = prepared([*words, *given])
+        found = without_sources(plain_hparams(cli.model.hparams), plain_hparams(cli.datamodule.hparams))
+        assert list(found) == ["without_title", "without_category"]
+        taken = prepared([*words, *given, *found["without_category"]]).model.hparams["tokens"]
+        assert list(taken) == ["title"]
+        assert left.items() <= plain_hparams(taken)["title"].items()
+    assert without_sources({"tokens": None}, {"vectors": None}) == {}
 
 
 def options_of(words: list[str]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from setrec.backbones import Backbone, DecoderBackbone, LoRA, T5Backbone
 from setrec.cli import main
 from setrec.commands.estimate import Speeds, StepCounter, Workload, _batches, estimate_workload
-from setrec.data.catalogue import Catalogue
+from setrec.data.catalogue import Catalogue, Vectors
 from setrec.errors import ConfigError
 from setrec.model import SETRec
-from setrec.recipe import Recipe
+from setrec.recipe import Recipe, Tokens
 
 SPEEDS = Speeds(flops=1e9, float32_flops=1e9, bandwidth=1e9, ranked=1e9)
 SMALL = Workload(items=500, history=6, n_sem=2, cf_width=8, text_width=24, batch_size=48, eval_batch_size=8)
@@ -30,18 +30,20 @@ def real_model(w: Workload, backbone: Backbone) -> SETRec:
         present=(seen,) * w.n_cf,
         count=seen.long(),
         fingerprint="",
+        vectors={name: Vectors(torch.randn(w.items, w.source_width), seen) for name in w.tokens},
     )
-    return SETRec(catalogue, backbone, Recipe(n_cf=w.n_cf, n_sem=w.n_sem, sampled=w.sampled))
+    return SETRec(catalogue, backbone, Recipe(n_cf=w.n_cf, n_sem=w.n_sem, tokens=w.tokens, sampled=w.sampled))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampled", [None, 64])
-@pytest.mark.parametrize("kind", ["t5", "decoder", "lora"])
+@pytest.mark.parametrize("kind", ["t5", "decoder", "lora", "sources"])
 def test_parameters_operations_and_memory_are_those_of_a_real_step(kind: str, sampled: int | None) -> None:
-    w = Workload(**{**SMALL.__dict__, "sampled": sampled})
+    tokens = {"image": Tokens(2, "autoencoder"), "price": Tokens()} if kind == "sources" else {}
+    w = Workload(**{**SMALL.__dict__, "sampled": sampled, "tokens": tokens, "source_width": 40})
 
     def backbone() -> Backbone:
-        if kind == "t5":
+        if kind in ("t5", "sources"):
             return T5Backbone(shape="nano")
         return DecoderBackbone(shape="nano", lora=LoRA(r=2) if kind == "lora" else None)
 
@@ -76,7 +78,8 @@ def test_work_grows_as_it_should() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_what_it_will_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    main(["estimate", "--workload.items=300", "--backbone.shape=nano", "--tflops=0.1", "--gigabytes_per_second=10"])
+    words = ["estimate", "--workload.items=300", "--backbone.shape=nano", "--tflops=0.1", "--gigabytes_per_second=10"]
+    main([*words, '--workload.tokens={"image": {"slots": 2}}'])
     said = capsys.readouterr().out
     assert "prefixes a second" in said
     assert "100 GFLOP/s (" in said

@@ -17,6 +17,7 @@ from setrec.commands.report import report
 from setrec.commands.words import call_around_fit
 from setrec.errors import ConfigError
 from setrec.evaluation.results import RESULTS, write_results
+from setrec.hparams import plain_hparams
 from setrec.module import SETRecModule
 from setrec.schemas import EvalSplit
 
@@ -29,6 +30,7 @@ Factor = Literal[
     "without_mask",
     "without_memory",
     "without_neighbours",
+    "without_sources",
 ]
 OPTIONS = {  # factor -> the option of the part that it takes away
     "without_cf": "n_cf",
@@ -36,8 +38,23 @@ OPTIONS = {  # factor -> the option of the part that it takes away
     "without_memory": "memory",
     "without_neighbours": "neighbours",
 }
+SOURCES: Factor = "without_sources"  # a fit for every further source
 FACTORS: list[Factor] = list(get_args(Factor))
 PLAN = "ablation.json"  # what a folder's fits belong to
+
+
+def without_sources(model: dict[str, Any], data: dict[str, Any]) -> dict[str, list[str]]:
+    """For each further source that a model reads, without_NAME -> the flags of fit that take it away.
+
+    Args:
+        model: the options of the model, in plain types.
+        data: those of the data.
+    """
+    tokens: dict[str, Any] = (
+        {name: {} for name in data["vectors"] or {}} if model["tokens"] is None else model["tokens"]
+    )
+    rest = {name: {other: one for other, one in tokens.items() if other != name} for name in tokens}
+    return {f"without_{name}": [f"--model.tokens={json.dumps(others)}"] for name, others in rest.items()}
 
 
 def flags_of(factor: Factor, backbone: object) -> list[str]:
@@ -77,7 +94,8 @@ def ablate(
         factors: Parts to take away: without_cf (no collaborative slots), without_semantic (no semantic slots),
             without_isolation (the queries see each other), without_item_mask (an item's slots see each other), without_mask (T5:
             the encoder sees the whole history, trained one prefix a row; decoder-only: a causal mask), without_memory,
-            without_neighbours. Parts that the configuration doesn't have are skipped.
+            without_neighbours, without_sources (of --data.vectors, one after the other: without_NAME). Parts that the
+            configuration doesn't have are skipped.
         more: Factors of your own as flags of fit: --more.smaller="--model.bottleneck=32".
         split: The split that is compared: validation, to make decisions; test, to report decisions made before.
         fit: The flags for every fit, those after --.
@@ -102,7 +120,11 @@ def ablate(
     wanted: dict[str, list[str]] = {WHOLE: []}
     backbone, options = cli.model.backbone_settings[0], cli.model.hparams
     present = [factor for factor in factors if factor not in OPTIONS or options[OPTIONS[factor]]]
-    wanted |= {factor: flags_of(factor, backbone) for factor in present}
+    for factor in present:
+        if factor == SOURCES:
+            wanted |= without_sources(plain_hparams(options), plain_hparams(cli.datamodule.hparams))
+        else:
+            wanted[factor] = flags_of(factor, backbone)
     wanted |= {name: [given] if isinstance(given, str) else given for name, given in (more or {}).items()}
     check_plan(folder, "\n".join(Path(path).read_text() for path in configs), words, wanted)
     runs: dict[str, list[str] | str] = {}

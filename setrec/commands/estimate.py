@@ -8,7 +8,7 @@ second, or given for another machine. tests/benchmarks/estimates.py compares the
 
 import time
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,13 +24,13 @@ import setrec.backbones.decoder  # noqa: F401  (--backbone DecoderBackbone is fo
 from setrec.backbones.base import Backbone
 from setrec.backbones.t5 import T5Backbone
 from setrec.data.batches import EvalRows, TrainRows
-from setrec.data.catalogue import Catalogue
+from setrec.data.catalogue import Catalogue, Vectors
 from setrec.errors import ConfigError
 from setrec.files.ragged import Ragged
 from setrec.hparams import instantiate_default
 from setrec.layers.negatives import SoftmaxItems
 from setrec.model import SETRec
-from setrec.recipe import Recipe
+from setrec.recipe import Recipe, Tokens
 from setrec.schemas import Batch
 from setrec.scoring.topk import CUTOFFS, mask_seen, top_groups
 
@@ -147,6 +147,8 @@ class Workload:
         n_sem: Semantic slots.
         cf_width: Width of a CF vector, E.
         text_width: Width of a text vector, F.
+        tokens: Slots of further sources by name, see --model.tokens of fit.
+        source_width: Width of their vectors, W.
         batch_size: Prefixes in a training step.
         eval_batch_size: Users in a batch of evaluation.
         sampled: Items drawn by the sampled softmax; null: the softmax over all items.
@@ -160,6 +162,8 @@ class Workload:
     n_sem: int = 4
     cf_width: int = 64
     text_width: int = 384
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+    source_width: int = 512
     batch_size: int = 512
     eval_batch_size: int = 256
     sampled: int | None = None
@@ -217,9 +221,10 @@ def estimate_workload(workload: Workload, backbone: Backbone, bf16: bool, speeds
                 eval_counter.hold(table)
             with eval_counter:
                 user = model.user_vectors(batch, index)
-                cf, sem = user.cf @ index.cf.T, user.sem @ index.sem.T  # (B, N), (B, N)
+                first, *others = (user.parts[part] @ table.T for part, table in index.parts.items())  # (B, N) each
                 for _ in range(w.betas):
-                    torch.lerp(cf, sem, 0.5).clone()  # (B, N); the time of ranking comes from `Speeds.ranked`
+                    for other in others:
+                        torch.lerp(first, other, 0.5).clone()  # (B, N); the time of ranking comes from `Speeds.ranked`
     evaluation_flops = eval_counter.flops
     ranking_seconds = w.eval_batch_size * w.items * w.betas / speeds.ranked
     return Estimate(
@@ -252,8 +257,10 @@ def _shapes_only(w: Workload, backbone: Backbone) -> SETRec:
             present=(absent,) * w.n_cf,
             count=absent.long(),
             fingerprint="",
+            vectors={name: Vectors(torch.zeros(w.items, w.source_width), absent) for name in w.tokens},
         )
-        return SETRec(catalogue, backbone, Recipe(n_cf=w.n_cf, n_sem=w.n_sem, objective=w.objective))
+        recipe = Recipe(n_cf=w.n_cf, n_sem=w.n_sem, tokens=w.tokens, objective=w.objective)
+        return SETRec(catalogue, backbone, recipe)
 
 
 def _batches(w: Workload) -> tuple[Batch, Batch]:
