@@ -206,6 +206,7 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     exact = timed(recommender, asked, "exact", found)
     for probes in options.probes if options.faiss else []:
         if probes == options.probes[0]:
+            del recommender  # one at a time in memory
             start = time.perf_counter()
             recommender = Recommender.load(options.folder / "chosen.ckpt", index=options.faiss)
             found["faiss index, loading seconds"] = time.perf_counter() - start
