@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,12 +101,32 @@ def test_of_equally_similar_items_the_first_stay() -> None:
 
 
 def test_the_strongest_of_a_sparse_row() -> None:
-    import scipy.sparse as sp
-
     table = sp.csr_matrix([[0, 0.5, 0.5, 1.0], [0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0, 0, 0.5, 0]], dtype="float32")
     graph = strongest(table, 2)
     assert graph.item.tolist() == [[3, 1], [0, 0], [0, 1], [2, 0]]
     assert graph.weight.tolist() == [[1.0, 0.5], [0, 0], [0.25, 0.25], [0.5, 0]]
+
+
+@pytest.mark.parametrize("neighbours", [1, 7, 1000])
+def test_the_strongest_are_those_of_a_sort_by_weight_and_column(
+    neighbours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of all lengths, many equal weights, columns in any order, several blocks of rows."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("setrec.scoring.neighbours.ROWS", 16)
+    dense = rng.integers(0, 5, (50, 300)).astype(np.float32) / 7 * (rng.random((50, 300)) < rng.random((50, 1)))
+    table = sp.csr_matrix(dense)
+    for row in range(50):
+        part = slice(table.indptr[row], table.indptr[row + 1])
+        order = rng.permutation(part.stop - part.start)
+        table.indices[part], table.data[part] = table.indices[part][order], table.data[part][order]
+    table.has_sorted_indices = False
+    graph = strongest(table, neighbours)
+    for row, weights in enumerate(dense):
+        expected = sorted(np.flatnonzero(weights).tolist(), key=lambda column: (-weights[column], column))[:neighbours]
+        found = graph.weight[row] > 0
+        assert graph.item[row][found].tolist() == expected
+        assert graph.weight[row][found].tolist() == weights[expected].tolist()
 
 
 def large(n_items: int) -> Catalogue:

@@ -44,18 +44,33 @@ def now_at(rows: Tensor, n_before: int) -> Tensor:
 
 
 def strongest(table: sp.csr_matrix, neighbours: int) -> Graph:
-    """The largest entries of every row of a table, (N, N) sparse float32, none below 0; of equals the lower column."""
-    length = np.diff(table.indptr)  # (N,)
-    graph = empty(table.shape[0], max(1, min(neighbours, int(length.max(initial=1)))))  # (N, S)
-    for start in range(0, table.shape[0], ROWS):
-        part = table[start : start + ROWS]  # (n, N) sparse
-        row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))  # (entries,)
-        order = np.lexsort((part.indices, -part.data, row))  # (entries,)
-        place = np.arange(len(order)) - part.indptr[row]  # (entries,): in its row, whose entries stay together
-        order, place = order[place < neighbours], place[place < neighbours]
-        at = (torch.from_numpy(start + row[order]), torch.from_numpy(place))
-        graph.item[at] = torch.from_numpy(part.indices[order].astype(np.int32))
-        graph.weight[at] = torch.from_numpy(part.data[order].astype(np.float32))
+    """The largest entries of every row of a table, (N, N) sparse float32, none below 0; of equals the lower column.
+
+    Entries are sorted as whole numbers, which is three times as fast as by row, weight and column:
+
+        row | bits of the weight, inverted | place in the row
+
+    The bits of positive float32 numbers are in the order of the numbers.
+    """
+    longest = int(np.diff(table.indptr).max(initial=1))
+    graph = empty(table.shape[0], max(1, min(neighbours, longest)))  # (N, S)
+    bits = np.uint64(max(1, longest - 1).bit_length())  # of a place
+    step = min(ROWS, 1 << (32 - int(bits)))  # rows: a number has 64 bits, a weight 32
+    for start in range(0, table.shape[0], step):
+        part = table[start : start + step].sorted_indices()  # (n, N) sparse
+        length = np.diff(part.indptr)  # (n,)
+        row = np.repeat(np.arange(len(length)), length)  # (entries,)
+        place = np.arange(len(row)) - part.indptr[row]  # (entries,): in its row
+        weight = (part.data.astype(np.float32) + 0).view(np.uint32)  # (entries,): + 0 makes 0 of -0
+        key = row.astype(np.uint64) << np.uint64(32) | ~weight
+        key = key << bits | place.astype(np.uint64)  # (entries,)
+        key.sort()
+        kept = place < neighbours
+        row, place = row[kept], place[kept]  # a row's entries stay together
+        chosen = part.indptr[row] + (key[kept] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+        at = (torch.from_numpy(start + row), torch.from_numpy(place))
+        graph.item[at] = torch.from_numpy(part.indices[chosen].astype(np.int32))
+        graph.weight[at] = torch.from_numpy(part.data[chosen].astype(np.float32))
     return graph
 
 
