@@ -114,7 +114,7 @@ class Recommender(HubModel):
                 and what its journal holds beyond that. Or a version that `save` or `add-items` wrote: exactly that one.
             device: where the model computes: cpu, cuda, cuda:1.
             data: the folder of the prepared data, if it is not where the checkpoint says.
-            index: search approximately, by an index that faiss builds: "IVF4096,Flat", "HNSW32"; None: exactly. See
+            index: search approximately by faiss: "PQ", for large catalogues, or any that it builds, "HNSW32"; None: exactly. See
                 `setrec.search.FaissSearch`. `index_recall` then says what share of the exact lists it finds.
             prefix_cache: MiB for what was read of histories, so that a history that has grown costs its new items only; 0:
                 none. With it, a history longer than max_history is cut where the cut moves in steps of max_history / 5 items.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from setrec.backbones import T5Backbone
+from setrec.errors import ConfigError
 from setrec.module import SETRecModule
 from setrec.schemas import Batch
 from setrec.scoring.graphs import PAIRS, Graph, Inferred, ItemGraphs, TextGraphs
@@ -35,7 +36,8 @@ def all_scores(module: SETRecModule, batch: Batch, beta: float) -> Tensor:
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    "search", [ExactSearch(items=7, users=2), ExactSearch(), ExactSearch(items=9, int8=True), FaissSearch("Flat")]
+    "search",
+    [ExactSearch(items=7, users=2), ExactSearch(), ExactSearch(items=9, int8=True), FaissSearch("Flat"), FaissSearch()],
 )
 def test_an_exact_search_finds_what_scoring_everything_finds(module: SETRecModule, beta: float, search: Search) -> None:
     batch = evaluation([*ROWS, []])
@@ -45,7 +47,7 @@ def test_an_exact_search_finds_what_scoring_everything_finds(module: SETRecModul
     torch.testing.assert_close(found.score, scores.gather(1, found.item), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("search", [ExactSearch(items=8), FaissSearch("Flat")])
+@pytest.mark.parametrize("search", [ExactSearch(items=8), FaissSearch("Flat"), FaissSearch()])
 def test_lists_longer_than_the_catalogue_end_in_padding(module: SETRecModule, search: Search) -> None:
     batch = evaluation([ROWS[0]])
     found = Retriever(module, search).top(batch, Weights(0.5), k=40)
@@ -92,6 +94,33 @@ def test_an_approximate_index_is_scored_exactly_and_its_recall_is_known() -> Non
     assert 0.1 < overlap(found, true) < 1.0
     lists.index.nprobe = 16  # every list
     assert overlap(lists.top(rows, 10, nothing), true) == 1.0
+
+
+def test_quantised_rows_find_candidates_that_are_scored_exactly() -> None:
+    """Rows of very different lengths, an odd width, and items that graphs add to; more candidates find more."""
+    draw = torch.Generator().manual_seed(0)
+    table = torch.randn(20_000, 33, generator=draw) * torch.exp(torch.randn(20_000, 1, generator=draw))
+    rows, seen = torch.randn(20, 33, generator=draw), torch.randint(20_000, (20, 5), generator=draw)
+    added = Graph(torch.randint(20_000, (20, 50), generator=draw), 30 * torch.rand(20, 50, generator=draw))
+    exact = ExactSearch()
+    exact.build(table)
+    true = exact.top(rows, 10, seen, added)
+    recalls = []
+    for candidates in (10, 100, 1000):
+        quantised = FaissSearch(candidates=candidates)
+        quantised.build(table)
+        found = quantised.top(rows, 10, seen, added)
+        same = found.item == true.item
+        torch.testing.assert_close(found.score[same], true.score[same])
+        recalls.append(overlap(found, true))
+    assert recalls == sorted(recalls)
+    assert recalls[0] < 0.9
+    assert recalls[-1] > 0.95
+
+
+def test_too_few_items_for_an_index_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"faiss can't build the index 'PQ' of 9 items"):
+        FaissSearch().build(torch.randn(9, 8))
 
 
 def test_overlap_counts_shared_items() -> None:

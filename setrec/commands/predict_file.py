@@ -39,7 +39,7 @@ class PredictFileOptions(RecommendOptions):
             are left out, and exclude_seen leaves out items of target kinds only. null: every event is read.
         processes: Number of processes that share the work; the output does not depend on it.
         device: Where the model computes: cpu, cuda (each process takes the next GPU), cuda:1.
-        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
+        index: Search approximately by faiss: PQ (for large catalogues), or any it builds, such as IVF4096,Flat; null: exactly.
         data: Folder of the prepared data, if it is not where the checkpoint says.
 
     Raises:

@@ -4,7 +4,7 @@ The score of an item, but for what item graphs add, is one inner product (ground
 once and kept until a weight of the trunk changes, and a user under some weights is one row of the same width:
 
     retriever = Retriever(module)                                   # exact
-    retriever = Retriever(module, FaissSearch("IVF4096,Flat"))      # approximate: pip install 'setrec[faiss]'
+    retriever = Retriever(module, FaissSearch())                    # approximate: pip install 'setrec[faiss]'
     items, scores = retriever.top(batch, Weights(beta=0.5), k=10)
 """
 
@@ -13,6 +13,7 @@ from copy import copy
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from setrec.scoring.weights import FACTORS, Weights, factors
 TOUCHED = 1 << 24  # numbers of gathered rows held at once
 FEW_USERS = 64  # up to which bounds are faster than all products
 GRAPH_ITEMS = 4096  # items that the graphs touch for a user, about
+QUANTISED = "PQ"  # the index of `FaissSearch` that suits any catalogue
+ADDED = 1 << 16  # rows that an index takes in at a time
 _ANY = Weights.of(dict.fromkeys(Weights._fields, 0.5))
 
 
@@ -167,66 +170,77 @@ def _wide(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class FaissSearch(Search):
-    """An index of the faiss library; what it finds is scored and ordered exactly, what it misses is missed.
+    """An index of the faiss library: it finds candidates, which are scored and ordered exactly; what it misses is missed.
 
     Args:
-        factory: What faiss's index_factory builds: "Flat" (exact), "IVF4096,Flat" (4,096 lists, a few of them looked into),
-            "HNSW32" (a graph), "IVF4096,PQ48x4fs" (compressed).
+        factory: PQ: product quantisation, which codes two numbers of a row in 4 bits and compares every row; it needs W / 4 bytes
+            an item. Or what faiss's index_factory builds: "Flat" (exact), "IVF4096,Flat" (4,096 lists, a few of them looked
+            into), "HNSW32" (a graph). See docs/scaling.md for what each finds.
         probes: Lists looked into for each user, or the breadth of the search in a graph: more finds more, slower.
-        train_items: Items that lists are learned from.
+        train_items: Items that codes and lists are learned from.
+        candidates: Items that are scored exactly for each user, at least.
 
     Raises:
         ConfigError: faiss isn't installed.
     """
 
-    def __init__(self, factory: str = "IVF4096,Flat", probes: int = 64, train_items: int = 100_000) -> None:
+    def __init__(
+        self, factory: str = QUANTISED, probes: int = 64, train_items: int = 100_000, candidates: int = 1000
+    ) -> None:
         if find_spec("faiss") is None:
             raise ConfigError(
                 'A faiss index needs the package faiss, which is not installed: pip install "setrec[faiss]".'
             )
-        self.factory, self.probes, self.train_items = factory, probes, train_items
+        self.factory, self.probes, self.train_items, self.candidates = factory, probes, train_items, candidates
 
     def build(self, table: Tensor) -> None:
         """See `Search.build`."""
         import faiss
 
         self.table = table
-        vectors = table.float().cpu().contiguous().numpy()  # (N, W)
+        width = table.shape[1] + (table.shape[1] % 2 if self.factory == QUANTISED else 0)
+        factory = f"PQ{width // 2}x4fs" if self.factory == QUANTISED else self.factory
+        self._more = width - table.shape[1]  # zeros after every row
         try:
-            self.index: Any = faiss.index_factory(table.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+            self.index: Any = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            if not self.index.is_trained:
+                step = max(1, len(table) // self.train_items)
+                self.index.train(self._numbers(table[::step]))
         except RuntimeError as error:
             raise ConfigError(
-                f"faiss can't build the index {self.factory!r} ({str(error).split('Error: ')[-1]})."
+                f"faiss can't build the index {self.factory!r} of {len(table):,} items ({str(error).split('Error: ')[-1]})."
             ) from None
-        if not self.index.is_trained:
-            step = max(1, len(vectors) // self.train_items)
-            self.index.train(vectors[::step])
-        self.index.add(vectors)
+        for part in table.split(ADDED):
+            self.index.add(self._numbers(part))
         if hasattr(self.index, "nprobe"):
             self.index.nprobe = self.probes
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = self.probes
 
     def top(self, rows: Tensor, k: int, seen: Tensor, added: Graph | None = None) -> Found:
-        """See `Search.top`. As many more are asked for as a user of the batch has seen.
+        """See `Search.top`. As many more candidates are asked for as a user of the batch has seen.
 
         What is added is never negative. So the best lie among the best products and the items that something is added to.
         """
         most_seen = int(mask_of(seen).sum(dim=1).amax()) if seen.numel() else 0
-        wanted = min(k + most_seen, len(self.table))
-        found = self.index.search(rows.float().cpu().contiguous().numpy(), wanted)[1]  # (B, wanted)
+        wanted = min(max(k, self.candidates) + most_seen, len(self.table))
+        found = self.index.search(self._numbers(rows), wanted)[1]  # (B, wanted)
         ids = torch.from_numpy(found).to(rows.device)  # (B, wanted), -1 where there are fewer
-        if added is None:
-            return self._scored(rows, ids, torch.zeros_like(ids, dtype=rows.dtype), seen, k)
         blocks = []
-        few = max(1, TOUCHED // (self.table.shape[1] * GRAPH_ITEMS))
+        few = max(1, TOUCHED // (self.table.shape[1] * (wanted + (GRAPH_ITEMS if added is not None else 0))))
         for start in range(0, len(rows), few):
             some = slice(start, start + few)
-            item = torch.cat([added.item[some].masked_fill(added.weight[some] == 0, PAD), ids[some]], dim=1)  # (b, any)
-            weight = torch.cat([added.weight[some], torch.zeros_like(ids[some], dtype=added.weight.dtype)], dim=1)
-            once = summed(item, weight)  # (b, U)
-            blocks.append(self._scored(rows[some], once.item, once.weight, seen[some], k))
+            item, weight = ids[some], rows.new_zeros(ids[some].shape)  # (b, wanted)
+            if added is not None:
+                item = torch.cat([added.item[some].masked_fill(added.weight[some] == 0, PAD), item], dim=1)  # (b, any)
+                item, weight = summed(item, torch.cat([added.weight[some].to(weight.dtype), weight], dim=1))  # (b, U)
+            blocks.append(self._scored(rows[some], item, weight, seen[some], k))
         return Found(torch.cat([f.item for f in blocks]), torch.cat([f.score for f in blocks]))
+
+    def _numbers(self, rows: Tensor) -> np.ndarray:
+        """Rows as faiss takes them, (n, width) float32."""
+        padded = torch.nn.functional.pad(rows.float(), (0, self._more))  # (n, width)
+        return padded.cpu().contiguous().numpy()
 
     def _scored(self, rows: Tensor, ids: Tensor, added: Tensor, seen: Tensor, k: int) -> Found:
         """The k best of some items, each once, scored exactly. ids, added: (B, U); the rest: see `Search.top`."""

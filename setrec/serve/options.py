@@ -18,7 +18,7 @@ class ServeOptions:
         port: TCP port; 0: any free one.
         workers: Number of processes that share the port, the journal and the work; each holds a model.
         device: Where the model computes: cpu, cuda.
-        index: Search the catalogue approximately, by an index that faiss builds, such as IVF4096,Flat or HNSW32; null: exactly.
+        index: Search approximately by faiss: PQ (for large catalogues), or any it builds, such as IVF4096,Flat; null: exactly.
         prefix_cache: MiB for what the model has read of histories, so that a history that has grown costs its new items only; 0:
             none. With it, a history longer than max_history is cut where the cut moves in steps of max_history / 5 items.
         max_batch: Most histories in one call of the model.

@@ -204,18 +204,14 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     users = np.random.default_rng(2).choice(len(histories.ids), options.asked, replace=False)
     asked = [[ids[i] for i in histories.train.row(u).tolist()] for u in users]
     exact = timed(recommender, asked, "exact", found)
-    for probes in options.probes if options.faiss else []:
-        if probes == options.probes[0]:
-            del recommender  # one at a time in memory
-            start = time.perf_counter()
-            recommender = Recommender.load(options.folder / "chosen.ckpt", index=options.faiss)
-            found["faiss index, loading seconds"] = time.perf_counter() - start
-        index = recommender._snapshot.retriever.search.index
-        index.nprobe = probes
-        name = f"faiss {options.faiss}, {probes} probes"
-        lists = timed(recommender, asked, name, found)
+    for factory in options.faiss:
+        del recommender  # one at a time in memory
+        start = time.perf_counter()
+        recommender = Recommender.load(options.folder / "chosen.ckpt", index=factory)
+        found[f"faiss {factory}: loading, seconds"] = time.perf_counter() - start
+        lists = timed(recommender, asked, f"faiss {factory}", found)
         hits = sum(len(a & b) for a, b in zip(lists, exact, strict=True))
-        found[f"{name}: recall@10"] = hits / sum(map(len, exact))
+        found[f"faiss {factory}: recall@10"] = hits / sum(map(len, exact))
     return found
 
 
@@ -240,8 +236,7 @@ def main() -> None:
     parser.add_argument("--sampled", type=int, default=2048)
     parser.add_argument("--evaluated", type=int, default=512, help="users of validate and of test")
     parser.add_argument("--asked", type=int, default=200, help="users who are answered one by one")
-    parser.add_argument("--faiss", default="IVF4096,SQ8", help="what faiss's index_factory builds; empty: none")
-    parser.add_argument("--probes", type=int, nargs="+", default=[32, 64, 128], help="lists looked into for a user")
+    parser.add_argument("--faiss", nargs="*", default=["PQ"], help="indexes, see FaissSearch")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/million"), help="for everything that is written")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # in a process of its own
