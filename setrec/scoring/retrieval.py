@@ -32,6 +32,7 @@ FEW_USERS = 64  # up to which bounds are faster than all products
 GRAPH_ITEMS = 4096  # items that the graphs touch for a user, about
 QUANTISED = "PQ"  # the index of `FaissSearch` that suits any catalogue
 ADDED = 1 << 16  # rows that an index takes in at a time
+LEARNED_FROM = 1 << 14  # rows that PQ learns its codes from
 _ANY = Weights.of(dict.fromkeys(Weights._fields, 0.5))
 
 
@@ -169,6 +170,14 @@ def _wide(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return pad(scores[:, :k], (0, short), value=-torch.inf), pad(ids[:, :k], (0, short), value=PAD)
 
 
+def by_length(table: Tensor, count: int) -> Tensor:
+    """Rows drawn in proportion to their length, (up to count, W): long ones make the largest products. table: (N, W)."""
+    length = torch.cat([part.float().norm(dim=1).double() for part in table.split(ADDED)]).cumsum(dim=0)  # (N,)
+    drawn = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # (count,)
+    rows = torch.searchsorted(length.cpu(), drawn * float(length[-1])).clamp(max=len(table) - 1)  # (count,)
+    return table[rows.unique().to(table.device)]
+
+
 class FaissSearch(Search):
     """An index of the faiss library: it finds candidates, which are scored and ordered exactly; what it misses is missed.
 
@@ -177,7 +186,7 @@ class FaissSearch(Search):
             an item. Or what faiss's index_factory builds: "Flat" (exact), "IVF4096,Flat" (4,096 lists, a few of them looked
             into), "HNSW32" (a graph). See docs/scaling.md for what each finds.
         probes: Lists looked into for each user, or the breadth of the search in a graph: more finds more, slower.
-        train_items: Items that codes and lists are learned from.
+        train_items: Items that lists are learned from, without PQ.
         candidates: Items that are scored exactly for each user, at least.
 
     Raises:
@@ -202,16 +211,20 @@ class FaissSearch(Search):
         factory = f"PQ{width // 2}x4fs" if self.factory == QUANTISED else self.factory
         self._more = width - table.shape[1]  # zeros after every row
         try:
-            self.index: Any = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
-            if not self.index.is_trained:
+            index: Any = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            if self.factory == QUANTISED:
+                index.pq.cp.max_points_per_centroid = LEARNED_FROM  # all of them
+                index.train(self._numbers(by_length(table, LEARNED_FROM)))
+            elif not index.is_trained:
                 step = max(1, len(table) // self.train_items)
-                self.index.train(self._numbers(table[::step]))
+                index.train(self._numbers(table[::step]))
         except RuntimeError as error:
             raise ConfigError(
                 f"faiss can't build the index {self.factory!r} of {len(table):,} items ({str(error).split('Error: ')[-1]})."
             ) from None
         for part in table.split(ADDED):
-            self.index.add(self._numbers(part))
+            index.add(self._numbers(part))
+        self.index = index
         if hasattr(self.index, "nprobe"):
             self.index.nprobe = self.probes
         if hasattr(self.index, "hnsw"):
