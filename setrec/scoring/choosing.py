@@ -15,7 +15,7 @@ So every hit is exact, up to the rounding of sums. tests/test_choosing.py compar
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from setrec.scoring.topk import mask_seen
 from setrec.scoring.weights import GRAPHS, Weights, factors
 
 CANDIDATES = 50  # m, best items of a corner
-STRONGEST = 32  # candidates that are looked at first
+STRONGEST = (32, 128)  # candidates that are looked at first
 CHUNK = 1 << 20  # scores held at once: they stay in the processor's cache
 
 
@@ -106,13 +106,10 @@ def hits_of_weightings(
     by_part = factors_of(grid, parts, device)  # (V, 2 P)
     ids, edges = _candidates(parts, by_text, seen, target, at.weights)  # (B, U), (B, C)
     whole = torch.stack([part.expand(len(target), -1) for part in parts.values()], dim=1)  # (B, P, N)
-    values = _by_group(
-        whole.gather(2, ids.clamp(min=0)[:, None, :].expand(-1, len(parts), -1)), by_text[ids]
-    )  # (B,2P,U)
-    mean = (factors_of(at.weights, parts, device).mean(dim=0) @ values).masked_fill_(
-        ~mask_of(ids), -torch.inf
-    )  # (B, U)
-    order = mean.argsort(dim=1, descending=True)  # (B, U): the strongest candidates first, padding at the end
+    at_ids = whole.gather(2, ids.clamp(min=0)[:, None, :].expand(-1, len(parts), -1))  # (B, P, U)
+    values = _by_group(at_ids, by_text[ids])  # (B, 2 P, U)
+    mean = factors_of(at.weights, parts, device).mean(dim=0) @ values  # (B, U)
+    order = mean.masked_fill_(~mask_of(ids), -torch.inf).argsort(dim=1, descending=True)  # (B, U): padding at the end
     ids, values = ids.gather(1, order), values.gather(2, order[:, None, :].expand_as(values))  # (B, U), (B, 2 P, U)
     slack = 1e-5 * edges.abs().amax()  # (): sums of another order are rounded otherwise
     bound = edges @ at.share.T.to(device) + slack  # (B, V)
@@ -120,71 +117,93 @@ def hits_of_weightings(
     user, column = mask_of(target).nonzero(as_tuple=True)  # (T,), (T,): every target of the batch
     allowed = ~(target[user, column, None] == seen[user]).any(dim=1)  # (T,): a seen item is no hit
     user, wanted = user[allowed], target[user, column][allowed]  # (T,), (T,)
-    for few in (STRONGEST, ids.shape[1]):  # most targets are missed under every weighting: a few candidates show it
-        step, kept = max(1, CHUNK // (len(grid) * few)), []
-        for start in range(0, len(user), step):
-            u, item = user[start : start + step], wanted[start : start + step]  # (t,), (t,)
-            place = (ids[u] == item[:, None]).long().argmax(dim=1)  # (t,): a target is among its candidates
-            mine = by_part @ values[u, :, place][:, :, None]  # (t, V, 1)
-            above = _count_above(by_part @ values[u, :, :few], mine, ids[u, :few], item)  # (t, V)
-            if few == STRONGEST < ids.shape[1]:
-                kept.append((above < k).any(dim=1))  # (t,)
-                continue
-            unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
-            for t in unsure.any(dim=1).nonzero().flatten().tolist():
-                for v in unsure[t].nonzero().flatten().split(max(1, CHUNK // n_items)):  # (v,)
-                    above[t, v] = _above(whole[u[t]], by_text, by_part[v], seen[u[t]], item[t])
-            hits.index_add_(0, u, (above < k).long())
-        if not kept:
-            break
-        user, wanted = user[torch.cat(kept)], wanted[torch.cat(kept)]  # (T',), (T',)
+
+    # Most targets are missed under every weighting, and the strongest candidates show it. Warm ones alone are enough for a warm
+    # target, and their weightings are fewer: those that differ in the factors of cold items are one.
+    of_warm = by_part[:, : len(parts)].unique(dim=0)  # (v, P)
+    warm_ids = ids.masked_fill(by_text[ids], PAD)  # (B, U)
+    for few in STRONGEST:
+        for of_cold, rows, some in ((False, of_warm, warm_ids), (True, by_part, ids)):
+            kept = [(user[by_text[wanted] != of_cold], wanted[by_text[wanted] != of_cold])]  # those of the other group
+            for u, item in _in_steps(user, wanted, by_text[wanted] == of_cold, len(rows) * few):  # (t,), (t,)
+                mine = rows @ _values_of(item, ids[u], values[u])[:, : rows.shape[1]]  # (t, v, 1)
+                above = _count_above(rows, values[u, : rows.shape[1], :few], mine, some[u, :few], item)  # (t, v)
+                may = (above < k).any(dim=1)  # (t,)
+                kept.append((u[may], item[may]))
+            user, wanted = (torch.cat(one) for one in zip(*kept, strict=True))  # (T',), (T',)
+    for u, item in _in_steps(user, wanted, mask_of(wanted), len(grid) * ids.shape[1]):  # (t,), (t,)
+        mine = by_part @ _values_of(item, ids[u], values[u])  # (t, V, 1)
+        above = _count_above(by_part, values[u], mine, ids[u], item)  # (t, V)
+        unsure = (above < k) & (mine.squeeze(2) <= bound[u])  # (t, V): an item outside may stand above it
+        for t in unsure.any(dim=1).nonzero().flatten().tolist():
+            for v in unsure[t].nonzero().flatten().split(max(1, CHUNK // n_items)):  # (v,)
+                above[t, v] = _above(whole[u[t]], by_text, by_part[v], seen[u[t]], item[t])
+        hits.index_add_(0, u, (above < k).long())
     return hits
+
+
+def _in_steps(user: Tensor, item: Tensor, chosen: Tensor, scores: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The chosen targets, some at a time. user, item: (T,) int64; chosen: (T,) bool; scores: held for a target."""
+    user, item = user[chosen], item[chosen]  # (t,), (t,)
+    step = max(1, CHUNK // scores)
+    for start in range(0, len(user), step):
+        yield user[start : start + step], item[start : start + step]
+
+
+def _values_of(item: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+    """The parts of targets, which are among their candidates: (t,), (t, U), (t, 2 P, U) -> (t, 2 P, 1)."""
+    place = (ids == item[:, None]).long().argmax(dim=1)  # (t,)
+    return values.gather(2, place[:, None, None].expand(-1, values.shape[1], 1))  # (t, 2 P, 1)
 
 
 def _candidates(
     parts: Mapping[str, Tensor], by_text: Tensor, seen: Tensor, target: Tensor, weights: Sequence[Weights]
 ) -> tuple[Tensor, Tensor]:
     """The best items of every corner, each once, (B, U) int64, padded; and a bound of all others at each corner, (B, C)."""
-    touched = torch.zeros_like(next(iter(parts.values())), dtype=torch.bool)  # (B, N)
+    like = next(iter(parts.values()))  # (B, N)
+    touched = torch.zeros_like(like, dtype=torch.bool)  # (B, N)
     for name in GRAPHS & parts.keys():
         touched |= parts[name] > 0
-    few = _places(touched)  # (B, T), padded
-    seen_few = (few[:, :, None] == seen[:, None, :]).any(dim=2) | ~mask_of(few)  # (B, T)
-    at_few = {name: part.expand(len(few), -1).gather(1, few.clamp(min=0)) for name, part in parts.items()}  # of (B, T)
-    dense = {name: part for name, part in parts.items() if name not in GRAPHS}  # of (B, N)
-    found, edges, known = [target], [], {}
-    for w in weights:
-        key = tuple((factors(name).warm(w), factors(name).cold(w)) for name in dense)
-        if key not in known:  # the items that no graph touches
-            scores = mask_seen(_weighed(dense, by_text, w), seen).masked_fill_(touched, -torch.inf)  # (B, N)
-            best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)  # (B, m)
-            found.append(best.indices)
-            known[key] = best.values[:, -1]  # (B,)
-        edge = known[key]  # (B,)
-        if few.shape[1]:
-            scores = _weighed(at_few, by_text[few.clamp(min=0)], w).masked_fill_(seen_few, -torch.inf)  # (B, T)
-            best = scores.topk(min(CANDIDATES, few.shape[1]), dim=1)  # (B, m)
-            found.append(few.gather(1, best.indices))
-            edge = edge.maximum(best.values[:, -1])  # (B,)
-        edges.append(edge)
+    gone = mask_seen(torch.zeros_like(like), seen) < 0  # (B, N)
+    found, edges = [target], like.new_full((len(target), len(weights)), -torch.inf)  # [(B, any)], (B, C)
+    for cold in (False, True):  # the factors of each group have fewer values than those of both
+        columns = (by_text == cold).nonzero().flatten()  # (n,)
+        few = _places(touched & (by_text == cold))  # (B, T), padded
+        gone_few = gone.gather(1, few.clamp(min=0)) | ~mask_of(few)  # (B, T)
+        rest = (gone | touched)[:, columns]  # (B, n)
+        of_rest = {name: part[..., columns] for name, part in parts.items() if name not in GRAPHS}  # of (B, n) or (n,)
+        of_few = {
+            name: part.expand(len(few), -1).gather(1, few.clamp(min=0)) for name, part in parts.items()
+        }  # of (B, T)
+        known: dict[tuple[float, ...], Tensor] = {}
+        for c, w in enumerate(weights):
+            factor = {name: factors(name).cold(w) if cold else factors(name).warm(w) for name in parts}
+            edge = edges[:, c]  # (B,)
+            for of, without, items in ((of_rest, rest, columns), (of_few, gone_few, few)):
+                if not without.shape[1]:
+                    continue
+                key = (len(of), *(factor[name] for name in of))
+                if key not in known:
+                    scores = _sum(of, factor, without.shape).masked_fill_(without, -torch.inf)  # (B, n) or (B, T)
+                    best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)  # (B, m)
+                    found.append(items.expand(len(target), -1).gather(1, best.indices))
+                    known[key] = best.values[:, -1]  # (B,)
+                edge = edge.maximum(known[key])  # (B,)
+            edges[:, c] = edge
     ids = torch.cat(found, dim=1).sort(dim=1).values  # (B, any)
     repeated = torch.zeros_like(ids, dtype=torch.bool)  # (B, any)
     repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
     gone = (ids[:, :, None] == seen[:, None, :]).any(dim=2)  # (B, any)
     ids = ids.masked_fill(repeated | gone, PAD).sort(dim=1, descending=True).values  # padding at the end
     used = int(mask_of(ids).sum(dim=1).amax())
-    return ids[:, : max(used, 1)], torch.stack(edges, dim=1)  # (B, U), (B, C)
+    return ids[:, : max(used, 1)], edges  # (B, U), (B, C)
 
 
-def _weighed(parts: Mapping[str, Tensor], by_text: Tensor, w: Weights) -> Tensor:
-    """The weighted sum of parts, (B, n) each; by_text: (n,) or (B, n) bool."""
-    scores = torch.zeros_like(next(iter(parts.values())))  # (B, n)
+def _sum(parts: Mapping[str, Tensor], factor: Mapping[str, float], shape: torch.Size) -> Tensor:
+    """The weighted sum of parts, which fit the shape: (B, n)."""
+    scores = next(iter(parts.values())).new_zeros(shape)  # (B, n)
     for name, part in parts.items():
-        warm, cold = factors(name).warm(w), factors(name).cold(w)
-        if warm == cold:
-            scores.add_(part, alpha=warm)  # (B, n)
-        else:
-            scores += part * torch.where(by_text, cold, warm)  # (B, n)
+        scores.add_(part, alpha=factor[name])  # (B, n)
     return scores
 
 
@@ -207,16 +226,22 @@ def _by_group(values: Tensor, cold: Tensor) -> Tensor:
     return torch.cat([values.masked_fill(cold, 0), values.masked_fill(~cold, 0)], dim=1)  # (any, 2 P, n)
 
 
-def _count_above(scores: Tensor, mine: Tensor, ids: Tensor, item: Tensor) -> Tensor:
-    """How many candidates stand above a target, (t, V) int32.
+def _count_above(rows: Tensor, values: Tensor, mine: Tensor, ids: Tensor, item: Tensor) -> Tensor:
+    """How many candidates stand above a target under each weighting, (t, v) int32; of equals the one with the lower item id.
 
-    scores: (t, V, U) float, changed; mine: (t, V, 1) float, the target's; ids: (t, U) int64, padded; item: (t,) int64.
+    rows: (v, Q) float, factors; values: (t, Q, U) float, parts of the candidates; mine: (t, v, 1) float, the target's score;
+    ids: (t, U) int64, padded; item: (t,) int64.
     """
     gone = ~mask_of(ids) | (ids == item[:, None])  # (t, U)
-    scores.masked_fill_(gone[:, None, :], -torch.inf)  # (t, V, U)
-    above = (scores > mine).sum(dim=2, dtype=torch.int32)  # (t, V); into int64 it takes seven times as long
-    tied = (scores == mine).logical_and_((ids < item[:, None])[:, None, :])  # (t, V, U)
-    return above + tied.sum(dim=2, dtype=torch.int32)
+    barred = values.new_zeros(gone.shape).masked_fill_(gone, -torch.inf)  # (t, U): one more part, with factor 1
+    ones = rows.new_ones(len(rows), 1)  # (v, 1)
+    scores = torch.cat([rows, ones], dim=1) @ torch.cat([values, barred[:, None, :]], dim=1)  # (t, v, U)
+    above = (scores > mine).sum(dim=2, dtype=torch.int32)  # (t, v); into int64 it takes seven times as long
+    tied = (scores >= mine).sum(dim=2, dtype=torch.int32) > above  # (t, v)
+    for t in tied.any(dim=1).nonzero().flatten().tolist():
+        lower = ids[t] < item[t]  # (U,)
+        above[t] += (scores[t] == mine[t]).logical_and_(lower).sum(dim=1, dtype=torch.int32)  # (v,)
+    return above
 
 
 def _above(parts: Tensor, by_text: Tensor, by_part: Tensor, seen: Tensor, item: Tensor) -> Tensor:
