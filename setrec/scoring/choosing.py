@@ -5,11 +5,13 @@ target. The items that can do so are few, and they are found once for all weight
 
 1. The score is linear in each weight, so the score under any weighting of the grid is a mean of the scores at the corners of
    the box of weights around it, with shares that add up to 1 (multilinear interpolation).
-2. The m best items of every corner are the candidates. An item that is no candidate scores, at each corner, at most as high as the
-   corner's m-th best item. So under any weighting it scores at most the mean of these numbers: the bound. The graphs touch
-   few items, so the rest of the catalogue is ranked for the corners of beta and recency only.
-3. Candidates are scored under every weighting by one matrix product. A target with k or more candidates above it is a miss. A
-   target above the bound with fewer is a hit. The few that are neither are counted over the whole catalogue.
+2. The m best items of every corner are the candidates, of warm and of cold items: each group knows some of the weights only, so
+   many corners are one to it. An item that is no candidate scores, at each corner, at most as high as the m-th best item of its
+   group. So under any weighting it scores at most the mean of the larger of these numbers: the bound. The graphs touch few
+   items, so the rest of the catalogue is ranked for the corners of beta and recency only.
+3. Most targets have k candidates above them whatever the weighting: the strongest candidates show it. The candidates of the
+   others are scored under every weighting by one matrix product. A target with k or more of them above it is a miss. A target
+   above the bound with fewer is a hit. The few that are neither are counted over the whole catalogue.
 
 So every hit is exact, up to the rounding of sums. tests/test_choosing.py compares with ranking everything.
 """

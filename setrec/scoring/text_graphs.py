@@ -338,7 +338,8 @@ def _far(rare: sp.csr_matrix, candidates: Tensor) -> Iterator[tuple[Tensor, Tens
     from sparse_dot_topn import sp_matmul_topn  # here: only large catalogues need it
 
     columns = rare[candidates.numpy()].T.tocsr()  # (n-grams, candidates)
-    for some in torch.arange(rare.shape[0]).split(ROWS // 8):
+    parts = torch.arange(rare.shape[0]).split(ROWS // 8)
+    for some in tqdm(parts, desc="text graphs, n-grams", disable=rare.shape[0] < 50_000, leave=False):
         best = sp_matmul_topn(rare[some.numpy()], columns, top_n=FAR, sort=True)  # (b, candidates) sparse
         length = np.diff(best.indptr)  # (b,)
         found = some[:, None].repeat(1, FAR)  # (b, FAR)
