@@ -280,12 +280,12 @@ def graph_parts(graphs: ItemGraphs, history: Tensor) -> dict[str, Tensor]:
     return parts | {"recency": graphs.recency}  # (N,)
 
 
-def touched_items(graphs: ItemGraphs, history: Tensor, weights: Weights) -> Graph:
+def touched_items(graphs: ItemGraphs, cold: Tensor, history: Tensor, weights: Weights) -> Graph:
     """The items that the graphs add to, some more than once, and what they add under the weights.
 
-    history: (B, L) int64, padded at the end; returns (B, U) int64 and (B, U) float32, 0 where nothing is added.
+    cold: (N,) bool, what `ItemGraphs.is_cold` gives; history: (B, L) int64, padded at the end. Returns (B, U) int64 and (B, U)
+    float32, 0 where nothing is added.
     """
-    cold = graphs.is_cold()  # (N,)
     items, added = [], []
     for one in graphs.lists():
         factor = one.factor(weights)

@@ -311,6 +311,7 @@ class Retriever:
             for name in columns.keys() & FACTORS.keys():
                 if FACTORS[name].cold(_ANY) == 0:  # a cold item has no such part, whatever the weights
                     columns[name] = columns[name].index_fill(0, graphs.cold, 0)
+            self._cold = graphs.is_cold()  # (N,): a millisecond for a million items, so not for every user
         self.table = torch.cat(list(columns.values()), dim=1)  # (N, W)
         self.search.build(self.table)
         self._made_of = stamp
@@ -351,7 +352,7 @@ class Retriever:
         graphs, added = self.scorer.graphs, None
         if graphs is not None:
             rows.append(user.cf.new_full((len(user.cf), 1), FACTORS["recency"].warm(weights)))
-            added = touched_items(graphs, batch.history, weights)  # (B, U)
+            added = touched_items(graphs, self._cold, batch.history, weights)  # (B, U)
         row = torch.cat(rows, dim=1)  # (B, W)
         seen = batch.seen if filter_seen else batch.seen[:, :0]  # (B, any)
         if allowed is None:
