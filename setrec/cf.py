@@ -147,17 +147,14 @@ class CFFile(CFVectors):
     def __init__(self, file: str = "SASRec_item_embed.pkl") -> None:
         self.file = file
 
-    def vectors(self, ids: list[str], train: Ragged, raw: Path | None) -> tuple[np.ndarray, np.ndarray]:
-        """See `CFVectors.vectors`."""
-        return self._read(ids, train, raw, None)
-
     def make(self, items: pl.DataFrame, train: Ragged, raw: Path | None, scratch: Path | None = None) -> Made:
         """See `ItemVectors.make`."""
-        return Made(*self._read(items["id"].to_list(), train, raw, scratch))
+        return Made(*self.vectors(items["id"].to_list(), train, raw, scratch))
 
-    def _read(
-        self, ids: list[str], train: Ragged, raw: Path | None, scratch: Path | None
+    def vectors(
+        self, ids: list[str], train: Ragged, raw: Path | None, scratch: Path | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
+        """See `CFVectors.vectors`. scratch: see `ItemVectors.make`."""
         path = raw_file(self.file, raw)
         found = read_vector_file(path, ids, scratch)
         if found.train_sha256 is not None and found.train_sha256 != train_hash(train):

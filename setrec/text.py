@@ -260,8 +260,7 @@ class TfidfSVD(TextVectors):
             return _unit(vectors)  # (N, F)
         table = new_table((len(all_texts), width), "float32", scratch)  # (N, F)
         for rows in blocks(*table.shape):
-            counts = words.transform(without_labels(all_texts[rows], labels))  # (block, words)
-            table[rows] = _unit(counts @ svd.components_.T)  # (block, F)
+            table[rows] = self.encode_more(pl.DataFrame({"text": all_texts[rows]}), self._learned)  # (block, F)
         return table
 
     def learned(self) -> dict[str, np.ndarray]:

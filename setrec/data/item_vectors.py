@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from setrec.data.console import progress
 from setrec.data.preparation import Preparation, VectorType
@@ -44,8 +45,9 @@ def make_vectors(
         with progress(f"data set {name}: {what}", spinner=not maker.shows_progress):
             made = maker.make(log.items, log.train, raw, scratch)
             made = _without_missing(made, scratch) if zero_missing else made
-            table = _stored(made, preparation.vector_dtype, log.items["id"].to_list(), scratch)  # (N, width)
-        files = [hashes[label] for label, path in paths.items() if path in maker.sources(raw)]
+            table = _stored(made, preparation.vector_dtype, log.items["id"], scratch)  # (N, width)
+        own = set(maker.sources(raw))
+        files = [hashes[label] for label, path in paths.items() if path in own]
         return made._replace(vectors=table), {**maker.describe(), "width": table.shape[1], "files": files}
 
     found = AllVectors(None, [], {}, {"text": None, "cf": []})
@@ -74,7 +76,7 @@ def _without_missing(made: Made, scratch: Path) -> Made:
     return made._replace(vectors=table)
 
 
-def _stored(made: Made, dtype: VectorType, ids: list[str], scratch: Path) -> np.ndarray:
+def _stored(made: Made, dtype: VectorType, ids: pl.Series, scratch: Path) -> np.ndarray:
     """Vectors as they are stored, (N, width).
 
     Raises:
