@@ -220,7 +220,8 @@ class FaissSearch(Search):
                 index.train(self._numbers(table[::step]))
         except RuntimeError as error:
             raise ConfigError(
-                f"faiss can't build the index {self.factory!r} of {len(table):,} items ({str(error).split('Error: ')[-1]})."
+                f"faiss can't build the index {self.factory!r} of {len(table):,} items ({str(error).rpartition(': ')[2]}); give "
+                "none, then lists are exact, or PQ for a large catalogue."
             ) from None
         for part in table.split(ADDED):
             index.add(self._numbers(part))
