@@ -7,7 +7,7 @@ import pytest
 from lightning import Trainer
 
 from setrec.cli import main
-from setrec.commands.one_sentence import of_parser
+from setrec.commands.parser_errors import of_parser
 from tests.conftest import command, model
 
 SHORT = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=3"]
@@ -156,12 +156,12 @@ def test_bare_bones(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (
             "Parser key \"model.n_sem\":\n  Expected a <class 'int'>. Got value: x",
-            "--model.n_sem: Expected a int. Got value: x",
+            "--model.n_sem: needs a whole number; given is x",
         ),
         (
             'Parser key "data.split":\n  Problem with given class_path \'TimeRatioSplit\':\n    Parser key "test_share":\n'
             "      Expected a <class 'float'>. Got value: abc",
-            "--data.split.test_share: Expected a float. Got value: abc",
+            "--data.split.test_share: needs a number; given is abc",
         ),
         (
             "unrecognized arguments: --sloth",
@@ -185,3 +185,25 @@ def test_misspelt_classes(flag: str, said: str, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["fit", "--config=quickstart", flag])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("serve --ckpt_path . --port abc", "--port: needs a whole number; given is abc"),
+        ("merge --nothing 1", "unrecognized arguments: --nothing"),
+        ("estimate --device gpu", "--device: needs one of 'cpu', 'cuda'; given is gpu"),
+        ("estimate --workload.nitems 3", "Did you mean --workload.items?"),
+        ("tune --trials x", "--trials: needs a whole number or null; given is x"),
+        ("ablate --config c.yaml --output o --seeds x", "--seeds: needs a list, as in [1, 2]; given is x"),
+        ("ablate --config c.yaml", "missing: --output"),
+        ("report --nothing", "unrecognized arguments: --nothing"),
+    ],
+)
+def test_commands_that_do_not_fit(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line

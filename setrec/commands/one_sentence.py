@@ -1,6 +1,5 @@
-"""Errors of the parser and of Lightning in one sentence, without a traceback."""
+"""Errors of Lightning, and of the classes that options name, in one sentence, without a traceback."""
 
-import difflib
 import re
 import traceback
 from collections.abc import Iterator
@@ -10,43 +9,9 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from setrec.class_names import CLASSES
 from setrec.errors import ConfigError, SETRecError
 
-_NOISE = (
-    "Parser key",
-    "Subtypes:",
-    "Errors:",
-    "Given value",
-    "Does not validate",
-    "Expected a path but",
-    "Problem with given",
-)
 _OWN, _LIGHTNING = Path(__file__).parents[1], Path(lightning.__file__).parent
-
-
-def of_parser(message: str) -> str:
-    """What the parser says over many lines: the option, what it expects, and what it was given."""
-    option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    reasons = [re.sub(r"<class '([^']+)'>|typing\.Literal\[(.+?)\]", r"\1\2", line) for line in lines if line]
-    reasons = [line for line in dict.fromkeys(reasons) if not line.startswith(_NOISE)]
-    given = re.findall(r"Given value: (.+)", message)
-    # all else that is said of a class that there is not is noise
-    for name in re.findall(r"Expected a dot import path string: (\S+)", message):
-        reasons, given = [f"there is no class {name}; {_alike(name)}"], []
-    said = "; ".join(reasons or lines[:1]) + (f"; given is {given[-1][:80]}" if given else "")
-    return f"--{option}: {said}" if option else f"{said}; `setrec COMMAND --help` lists the options."
-
-
-def _alike(name: str) -> str:
-    """What a misspelt class may be."""
-    known = {own.rpartition(".")[2].lower(): own.rpartition(".")[2] for own in CLASSES}
-    found = [known[low] for low in known if len(name) > 2 and name.lower() in low]
-    found = found or [known[low] for low in difflib.get_close_matches(name.lower(), known)]
-    if found:
-        return f"did you mean {' or '.join(found)}?"
-    return "`setrec COMMAND --help` lists this project's; name one of your own with its module, as in my_module.MyClass"
 
 
 @contextmanager

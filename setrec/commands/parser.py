@@ -1,16 +1,15 @@
-"""The parser of the command line: its errors are one sentence, and the arguments of a default are its own class's only."""
+"""The parser of the commands that fit: the arguments of a default are its own class's only."""
 
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from setrec.commands.one_sentence import of_parser
-from setrec.errors import ConfigError
+from setrec.commands.parser_errors import OneSentenceParser
 
 
-class Parser(LightningArgumentParser):
-    """LightningCLI's parser, in which another class starts from its own defaults, and errors do not list all options.
+class Parser(OneSentenceParser, LightningArgumentParser):
+    """LightningCLI's parser, in which another class starts from its own defaults.
 
     jsonargparse carries arguments over when a class is exchanged, defaults included: TableFiles would get the file of items that
     OfficialRelease, the default reader, has by default.
@@ -26,11 +25,3 @@ class Parser(LightningArgumentParser):
                 for name in [name for name, _ in value["init_args"].items() if name not in named]:
                     del value["init_args"][name]
         return defaults
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Refuse the command line.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(of_parser(message)) from ex

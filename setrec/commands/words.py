@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import auto_cli
 
+from setrec.commands.parser_errors import OneSentenceParser
 from setrec.errors import ConfigError
 from setrec.files.yaml_size import check_yaml
 
@@ -19,8 +20,13 @@ def call(function: Callable[..., Any], name: str, words: Sequence[str]) -> Any:
         function: does the work; its parameters are the options, its docstring is the help.
         name: the name of the command.
         words: the words after the name.
+
+    Raises:
+        ConfigError: an option that there is not, or a wrong value.
     """
-    return auto_cli(function, args=list(words), as_positional=False, prog=f"setrec {name}")
+    return auto_cli(
+        function, args=list(words), as_positional=False, prog=f"setrec {name}", parser_class=OneSentenceParser
+    )
 
 
 def call_around_fit(function: Callable[..., Any], name: str, words: Sequence[str]) -> Any:
@@ -29,7 +35,7 @@ def call_around_fit(function: Callable[..., Any], name: str, words: Sequence[str
     auto_cli, which `call` uses, would read --config as a file with arguments of the command itself.
     """
     cut = words.index("--") if "--" in words else len(words)
-    parser = ArgumentParser(prog=f"setrec {name}", description=(function.__doc__ or "").split("\n", 1)[0])
+    parser = OneSentenceParser(prog=f"setrec {name}", description=(function.__doc__ or "").split("\n", 1)[0])
     parser.add_function_arguments(function, as_group=False)
     own = words[:cut]
     if configs := values_of(own, "--config"):  # given once or more, it is one list
