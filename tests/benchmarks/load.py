@@ -183,13 +183,14 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--max_batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="JSON with all figures")
     given = parser.parse_args()
     given.seconds = min(given.seconds, 300)
     with tempfile.TemporaryDirectory() as folder:
         words = [
             "serve", "--ckpt_path", given.ckpt_path, "--port", "0", "--items", f"{folder}/items.jsonl",
-            "--max_batch", str(given.max_batch), "--workers", str(given.workers),
+            "--max_batch", str(given.max_batch), "--workers", str(given.workers), "--device", given.device,
         ]  # fmt: skip
         start = time.perf_counter()
         process = subprocess.Popen(
