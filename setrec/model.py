@@ -46,7 +46,7 @@ class SoftmaxTables(NamedTuple):
     raw: list[
         Tensor | None
     ]  # of every source, (C, W) float: vectors that are not its code, where the model has a memory of them
-    target: Tensor  # (M,) int64: the row of every prefix's target
+    target: Tensor  # (M, A) int64: the rows of every prefix's targets, padded
     log_q: Tensor | None  # (C,) float, subtracted from the logits
 
 
@@ -203,7 +203,7 @@ class SETRec(nn.Module):
             batch: See `Batch`.
             each_slot: With objective `score`, compute every slot's own loss too, for the log; it costs a little.
         """
-        target = batch.target.flatten()[batch.valid]  # (M,)
+        target = batch.target.flatten(0, 1)[batch.valid]  # (M, A)
         distinct, tables = self.softmax_tables(batch, self.negatives(target))  # of (U, C)
         output = self.forward(batch, None, distinct)
         n_prefix = target.new_full((), len(target), dtype=torch.float32)  # ()
@@ -258,7 +258,7 @@ class SETRec(nn.Module):
             if projected.memory is not None and not self.tokens.sources[s].autoencoder:  # of the same vectors
                 queries = queries + projected.memory[s][:, None]  # (M, n, W)
             n = queries.shape[1]
-            target = tables.target.repeat_interleave(n)  # (M * n,)
+            target = tables.target.repeat_interleave(n, dim=0)  # (M * n, A)
             total, each = catalogue_cross_entropy(
                 queries.flatten(0, 1), table, target, log_q=tables.log_q
             )  # (), (M*n,)

@@ -112,6 +112,7 @@ class SETRecModule(RankingModule):
             if self.device_mesh is not None:  # ModelParallelStrategy
                 shard(self.model, self.device_mesh)
         self.data.validation_passes = min(2, len(self.weightings()))
+        self.data.ahead = self.recipe.ahead
 
     def make_model(self, catalogue: Catalogue, targets: Tensor | None = None) -> SETRec:
         """The layers for a catalogue; also for use without a Trainer. targets: see `SETRec`."""

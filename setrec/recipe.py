@@ -39,6 +39,8 @@ class Recipe:
         missing_cf: CF vector of items absent from training: as_is, the vector in the file (paper); zero, a zero vector.
         objective: What the cross-entropy is taken of: slots, each slot alone, then the mean (paper); score, the sum of all
             slots, by which items are ranked.
+        ahead: Targets of a prefix in training: 1, the next item (paper); n, the next n items alike, for data that is split by
+            time, where everything that a user takes later is asked for.
         negatives: Items in the softmax of the loss: all (paper); warm, only items that can be a target.
         sampled: Items drawn for the softmax of every batch, besides its targets, with the logQ correction; null: the whole
             catalogue (paper). For very large catalogues, see docs/scaling.md.
@@ -63,6 +65,7 @@ class Recipe:
     trunk: tuple[int, ...] = (512, 256)
     missing_cf: Literal["as_is", "zero"] = "as_is"
     objective: Literal["slots", "score"] = "slots"
+    ahead: int = 1
     negatives: Literal["all", "warm"] = "all"
     sampled: int | None = None
     sampling: Literal["uniform", "popularity"] = "uniform"
@@ -117,5 +120,7 @@ def check_recipe(recipe: Recipe, catalogue: Catalogue) -> None:
         raise ConfigError("--model.memory true has no loss of its own for each slot: add --model.objective score.")
     if recipe.cf_score_dropout and recipe.objective == "slots":
         raise ConfigError("--model.cf_score_dropout works on the sum of the slots: add --model.objective score.")
+    if recipe.ahead < 1:
+        raise ConfigError(f"ahead is {recipe.ahead}: a prefix needs at least 1 target, the next item.")
     if recipe.sampled is not None and recipe.sampled < 1:
         raise ConfigError(f"sampled is {recipe.sampled}: draw at least 1 item, or null for the whole catalogue.")

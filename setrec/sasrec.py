@@ -238,7 +238,7 @@ class SASRecModule(RankingModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of a batch, averaged over the prefixes of all processes."""
         queries, table = self.with_temperature(self.query_outputs(batch), self.vectors)  # (M, E), (N, E)
-        target = batch.target.flatten()[batch.valid]  # (M,)
+        target = batch.target[..., 0].flatten()[batch.valid]  # (M,)
         if self.loss == "ce":
             total, _ = catalogue_cross_entropy(queries, table, target)
         elif self.loss == "sampled":

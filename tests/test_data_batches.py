@@ -40,7 +40,7 @@ def shown(batch: Batch) -> list[tuple]:
     for place in batch.valid.tolist():
         b, p = divmod(place, batch.prefix.shape[1])
         t = int(batch.prefix[b, p])
-        out.append((int(batch.user[b]), tuple(batch.history[b, :t].tolist()), int(batch.target[b, p])))
+        out.append((int(batch.user[b]), tuple(batch.history[b, :t].tolist()), int(batch.target[b, p, 0])))
     return out
 
 
@@ -57,6 +57,28 @@ def test_every_prefix_exactly_once(train, max_history, prefix_parallel):
     assert set(found) == expected
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("prefix_parallel", [True, 4, False])
+def test_targets_ahead(train, prefix_parallel, wanted):
+    """The next items of the user, or the next wanted ones, in whichever row the prefix stands."""
+    marks = Ragged(train.offsets, np.random.default_rng(2).random(len(train.items)) < 0.4) if wanted else None
+    rows = TrainRows(train, 7, prefix_parallel, wanted=marks, ahead=3)
+    plain = TrainRows(train, 7, prefix_parallel, wanted=marks)
+    several = 0
+    for r in range(len(rows)):
+        batch, before = rows[np.array([r])], plain[np.array([r])]
+        assert torch.equal(batch.prefix, before.prefix)
+        assert torch.equal(batch.target[..., :1], before.target)
+        row = train.row(int(batch.user)).tolist()
+        keep = marks.row(int(batch.user)) if marks is not None else np.ones(len(row), bool)
+        for prefix, target in zip(batch.prefix[0].tolist(), batch.target[0].tolist(), strict=True):
+            place = max(len(row) - 8, 0) + prefix
+            later = [item for item, kept in zip(row[place:], keep[place:], strict=True) if kept][:3]
+            assert [item for item in target if item != PAD] == later
+            several += len(later) == 3
+    assert several > 20
+
+
 @pytest.mark.parametrize("prefix_parallel", [True, 4, False])
 def test_batch_fields(train, prefix_parallel):
     rows = TrainRows(train, 20, prefix_parallel)
@@ -70,7 +92,7 @@ def test_batch_fields(train, prefix_parallel):
         assert torch.equal(batch.unique[batch.position][real], batch.history[real])
         assert (batch.position[~real] == 0).all()
         assert torch.equal(batch.valid, (batch.prefix.flatten() != PAD).nonzero().flatten())
-        assert torch.equal(batch.prefix != PAD, batch.target != PAD)
+        assert torch.equal(batch.prefix != PAD, batch.target[..., 0] != PAD)
         assert batch.seen.shape == (len(batch.user), 0)
         counted = dict.fromkeys(batch.unique.tolist(), 0)
         for _, visible, _ in shown(batch):
@@ -90,7 +112,7 @@ def test_a_long_window_is_shared_out_evenly():
     batch = rows[np.array([1])]  # the middle of the first user
     assert batch.history.tolist() == [[0, 1, 2, 3, 4]]
     assert batch.prefix.tolist() == [[3, 4, 5]]
-    assert batch.target.tolist() == [[3, 4, 5]]
+    assert batch.target.tolist() == [[[3], [4], [5]]]
 
 
 @pytest.mark.parametrize("prefix_parallel", [True, 4, False])

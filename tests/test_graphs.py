@@ -117,7 +117,7 @@ def test_refit_asks_for_the_validation_items_only(prefix_parallel: bool) -> None
     asked = []
     for row in range(len(rows)):
         batch = rows[np.array([row])]
-        for place, target in zip(batch.prefix[0].tolist(), batch.target[0].tolist(), strict=True):
+        for place, target in zip(batch.prefix[0].tolist(), batch.target[0, :, 0].tolist(), strict=True):
             asked.append((int(batch.user), batch.history[0, :place].tolist(), target))
     # c's window holds its last 3 items, [2, 4, 2]: its first validation item is asked for from one item of history
     assert asked == [(0, [0, 1], 4), (2, [2], 4), (2, [2, 4], 2), (3, [3], 3)]

@@ -112,7 +112,7 @@ def test_prefixes_before_other_kinds_are_left_out(prefix_parallel: bool | int) -
         for r in range(len(made)):
             batch = made[np.array([r])]
             shown = batch.history[0].tolist()
-            for prefix, target in zip(batch.prefix[0].tolist(), batch.target[0].tolist(), strict=True):
+            for prefix, target in zip(batch.prefix[0].tolist(), batch.target[0, :, 0].tolist(), strict=True):
                 begin = int(made.begin[r])
                 found[int(batch.user[0]), begin + prefix] = (shown[:prefix], target)
             assert batch.weight.sum() == sum(batch.prefix[0].tolist())

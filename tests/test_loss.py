@@ -8,6 +8,7 @@ from setrec.layers import loss as loss_module
 from setrec.layers.grounding import Index, by_part, part_scores, project_queries, user_vector
 from setrec.layers.loss import catalogue_cross_entropy
 from setrec.layers.tokens import ItemTokens, Source
+from setrec.schemas import PAD
 from setrec.scoring.weights import Weights, factors
 
 N, M, D, E, F, H = 37, 11, 16, 6, 10, 8
@@ -29,6 +30,23 @@ def test_chunked_cross_entropy_equals_torch() -> None:
     theirs = torch.autograd.grad(3 * (plain * weight).sum(), (queries, table))
     torch.testing.assert_close(total, (plain * weight).sum())
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("log_q", [False, True])
+def test_several_targets_are_the_mean_of_their_losses(log_q: bool) -> None:
+    torch.manual_seed(0)
+    queries, table = torch.randn(M, E, requires_grad=True), torch.randn(N, E, requires_grad=True)
+    target, less = torch.randint(N, (M, 3)), torch.rand(N) if log_q else None
+    target[::2, 2] = PAD
+    target[::4, 1] = PAD
+    total, each = catalogue_cross_entropy(queries, table, target, log_q=less)
+    logits = queries @ table.T
+    norm = (logits if less is None else logits - less).logsumexp(dim=1)
+    plain = torch.stack([(norm[m] - logits[m, row[row != PAD]]).mean() for m, row in enumerate(target)])
+    torch.testing.assert_close(each, plain.detach())
+    torch.testing.assert_close(
+        torch.autograd.grad(total, (queries, table)), torch.autograd.grad(plain.sum(), (queries, table))
+    )
 
 
 def test_frozen_columns_get_no_gradient_and_change_no_other() -> None:

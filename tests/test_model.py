@@ -67,8 +67,8 @@ def model(request: pytest.FixtureRequest) -> SETRec:
     return build(request.param)
 
 
-def training(prefix_parallel: bool, which: list[int] | None = None) -> Batch:
-    rows = TrainRows(Ragged.from_rows(ROWS), max_history=50, prefix_parallel=prefix_parallel)
+def training(prefix_parallel: bool, which: list[int] | None = None, ahead: int = 1) -> Batch:
+    rows = TrainRows(Ragged.from_rows(ROWS), max_history=50, prefix_parallel=prefix_parallel, ahead=ahead)
     return rows[np.arange(len(rows)) if which is None else np.array(which)]
 
 
@@ -113,7 +113,7 @@ def test_loss_equals_the_paper_written_out() -> None:
     items = expanded[batch.history.clamp(min=0)]  # (B, L, K, D)
     outputs = model.backbone(items, real, batch.prefix, model.queries)[:, 0]  # (B, K, D)
     logits = torch.einsum("bkd,nkd->bkn", outputs, expanded)  # (B, K, N)
-    slots = [nn.functional.cross_entropy(logits[:, k], batch.target[:, 0]) for k in range(5)]
+    slots = [nn.functional.cross_entropy(logits[:, k], batch.target[:, 0, 0]) for k in range(5)]
     torch.testing.assert_close(sums.ranking / sums.n_prefix, torch.stack(slots).mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sums.slots / sums.n_prefix, torch.stack(slots).detach(), rtol=1e-5, atol=1e-6)
     shown = batch.history[real]  # every history item of every row, as often as it occurs

@@ -38,8 +38,9 @@ def padded(ragged: Ragged, first: np.ndarray, length: np.ndarray, least: int = 0
 class TrainRows(Dataset[Batch]):
     """Training prefixes as rows of batches.
 
-    The window is the last max_history + 1 training items of a user. Its prefix t shows window[:t], and its target is
-    window[t]. Prefix 0, the empty history, exists only if the window begins with the user's first item.
+    The window is the last max_history + 1 training items of a user. Its prefix t shows window[:t], and its targets are
+    window[t] and up to `ahead - 1` items after it. Prefix 0, the empty history, exists only if the window begins with the user's
+    first item.
 
     Args:
         train: each user's training items.
@@ -48,6 +49,7 @@ class TrainRows(Dataset[Batch]):
             rows. False: a row is one prefix, as in the paper. The prefixes are always the same.
         since: (users,) int64, the place in each user's items of the first item that can be a target; None: 0 for all.
         wanted: which of the items can be a target, bool in rows beside theirs; None: all.
+        ahead: the most targets of a prefix.
 
     Attributes:
         user: (rows,) int64, the user of each row.
@@ -64,6 +66,7 @@ class TrainRows(Dataset[Batch]):
         prefix_parallel: bool | int = True,
         since: np.ndarray | None = None,
         wanted: Ragged | None = None,
+        ahead: int = 1,
     ) -> None:
         length = train.lengths  # (users,)
         window = np.minimum(length, max_history + 1)
@@ -84,7 +87,7 @@ class TrainRows(Dataset[Batch]):
         row_user = np.repeat(np.arange(len(user)), n_rows)  # (rows,)
         part = np.arange(len(row_user)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)  # (rows,) 0, 1 .. in each user
         start, stop = ((part + i) * prefixes[row_user] // n_rows[row_user] for i in (0, 1))  # (rows,), (rows,)
-        self.train = train
+        self.train, self.ahead = train, ahead
         self.user, self.begin = user[row_user], begin[user][row_user]  # (rows,), (rows,)
         self.prefixes = stop - start  # (rows,)
         if self.wanted is None:
@@ -98,16 +101,20 @@ class TrainRows(Dataset[Batch]):
         return len(self.user)
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
-        """Return the batch of these row numbers, (B,) int64. target is (B, P), seen (B, 0)."""
+        """Return the batch of these row numbers, (B,) int64. target is (B, P, A), seen (B, 0)."""
         begin, first, count = self.begin[rows], self.first[rows], self.prefixes[rows]  # each (B,)
         history = padded(self.train, begin, self.history[rows], least=1)  # (B, L)
-        if self.wanted is None:
-            target = padded(self.train, begin + first, count)  # (B, P)
-            prefix = np.where(target != PAD, first[:, None] + np.arange(target.shape[1]), PAD)  # (B, P)
-        else:
-            place = padded(self.wanted, first, count)  # (B, P) in the flat items
-            target = np.where(place != PAD, self.train.items[place], PAD)  # (B, P)
-            prefix = np.where(place != PAD, place - begin[:, None], PAD)  # (B, P)
+        column = np.arange(int(count.max(initial=0)))  # (P,)
+        real = column < count[:, None]  # (B, P)
+        # places of the targets among the items that can be one
+        start, items = (begin + first, self.train) if self.wanted is None else (first, self.wanted)
+        place = (start[:, None] + column)[..., None] + np.arange(self.ahead)  # (B, P, A)
+        there = real[..., None] & (place < items.offsets[self.user[rows] + 1][:, None, None])  # (B, P, A)
+        place = np.where(there, place, 0)  # (B, P, A)
+        if self.wanted is not None:
+            place = self.wanted.items[place]  # (B, P, A) in the flat items
+        target = np.where(there, self.train.items[place], PAD)  # (B, P, A)
+        prefix = np.where(real, place[..., 0] - begin[:, None], PAD)  # (B, P)
         seen = np.empty((len(rows), 0), np.int64)
         return _batch(self.user[rows], history, prefix, target, seen)
 

@@ -83,6 +83,7 @@ class SETRecDataModule(LightningDataModule):
     catalogue: Catalogue
     histories: Histories
     validation_passes = 1  # over the users; a model with weights to choose asks for two
+    ahead = 1  # targets of a training prefix, at most; a model may ask for more
     needs_test = False  # a test follows the fit, so a split without test targets is refused before
 
     def __init__(
@@ -196,7 +197,8 @@ class SETRecDataModule(LightningDataModule):
         h = self.histories
         until: EvalSplit = "validation" if self.fit_on == "train" else "test"  # the split that training ends before
         since = self._since() if self.fit_on == "train" else h.train.lengths
-        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, h.beside("wanted", until))
+        wanted = h.beside("wanted", until)
+        rows = TrainRows(h.past(until), self.max_history, self.prefix_parallel, since, wanted, self.ahead)
         plan = TrainPlan(rows.prefixes, rows.history, self.batch_size, self.seed)
         return BatchLoader(rows, plan, self.num_workers, self.pin_memory)
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from setrec.schemas import mask_of
+
 CHUNK_LOGITS = 3 * 1024 * 1024  # logits held at a time: 12 MiB in float32, small enough for the caches
 
 
@@ -22,7 +24,7 @@ def catalogue_cross_entropy(
     Args:
         queries: (R, W) float.
         table: (N, W) float, one row an item.
-        target: (R,) int64, the target's row in `table`.
+        target: (R,) int64, the target's row in `table`; or (R, A), several targets of a query, padded: the mean of their losses.
         weight: (R,) float, the weight of each query in the sum; None: ones.
         trained: Columns of `table` that get a gradient; the other columns are frozen vectors.
         log_q: (N,) float, subtracted from the logits in the sum of the softmax, but not from the target's logit; see
@@ -33,6 +35,8 @@ def catalogue_cross_entropy(
     """
     if weight is None:
         weight = torch.ones(queries.shape[0], device=queries.device)  # (R,)
+    if target.ndim == 1:
+        target = target[:, None]  # (R, 1)
     apply: Callable[..., tuple[Tensor, Tensor]] = _CatalogueCrossEntropy.apply
     return apply(queries, table, target, weight, trained, log_q)  # (), (R,)
 
@@ -43,8 +47,8 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     The softmax is needed for the loss and for the gradient. It is computed for one chunk of queries at a time. The chunk's
     gradients are added to (R, W) and (N, W) at once, and the next chunk overwrites its logits: three matrix products,
     nothing computed twice, O(chunk * N) memory. All chunks share one buffer, since fresh memory costs twice as much time
-    as the arithmetic. The gradient of the logits is (softmax - one hot) * weight; the one hot part needs only the targets'
-    rows, so it is added apart.
+    as the arithmetic. The gradient of the logits is (softmax - share of each target) * weight; the second part needs only the
+    targets' rows, so it is added apart.
     """
 
     @staticmethod
@@ -57,6 +61,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         kind = queries.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
         exact = torch.promote_types(queries.dtype, torch.float32)  # for softmax and sums; `narrow` is for the products
+        share = mask_of(target).to(exact)  # (R, A)
+        share /= share.sum(dim=1, keepdim=True)  # (R, A)
+        target = target.clamp(min=0)  # (R, A): padding has no share
         losses = torch.empty(n_rows, dtype=exact, device=queries.device)  # (R,)
         d_queries = torch.empty_like(queries) if needs_queries else None  # (R, W)
         d_table = torch.zeros_like(table[:, trained], dtype=exact) if needs_table else None  # (N, trained)
@@ -79,7 +86,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                     soft.copy_(logits)
                 if log_q is not None:
                     soft.sub_(log_q)
-                wanted = soft.gather(1, target[rows, None]).to(exact)  # (r, 1)
+                wanted = (soft.gather(1, target[rows]).to(exact) * share[rows]).sum(dim=1, keepdim=True)  # (r, 1)
                 highest = soft.amax(dim=1, keepdim=True).to(exact)  # (r, 1)
                 torch.softmax(soft, dim=1, out=soft)
                 # log of the softmax's sum, since the largest probability is exp(highest - norm)
@@ -91,18 +98,20 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                     logits.copy_(soft)
                 scale = weight[rows, None]  # (r, 1)
                 if d_queries is not None:
-                    d_queries[rows] = (logits @ items - items[target[rows]]).to(d_queries.dtype) * scale  # (r, W)
+                    own = (items[target[rows]] * share[rows, :, None].to(narrow)).sum(dim=1)  # (r, W)
+                    d_queries[rows] = (logits @ items - own).to(d_queries.dtype) * scale  # (r, W)
                 if d_table is not None:
                     torch.mm(logits.T, q[rows, trained] * scale.to(narrow), out=part)
                     d_table += part_exact if narrow == exact else part_exact.copy_(part)
             if d_table is not None:
-                d_table.index_add_(0, target, q[:, trained].to(exact) * weight[:, None].to(exact), alpha=-1)
+                each = q[:, None, trained].to(exact) * (weight[:, None].to(exact) * share)[..., None]  # (R, A, trained)
+                d_table.index_add_(0, target.flatten(), each.flatten(0, 1), alpha=-1)
         if d_table is not None and d_table.shape[1] < table.shape[1]:
             whole = torch.zeros_like(table, dtype=exact)  # (N, W)
             whole[:, trained] = d_table
             d_table = whole  # (N, W)
-        if log_q is not None:  # the target's own logit gets no correction
-            losses -= log_q[target]
+        if log_q is not None:  # the targets' own logits get no correction
+            losses -= (log_q[target] * share).sum(dim=1)
         ctx.save_for_backward(d_queries, d_table)
         ctx.mark_non_differentiable(losses)
         return (losses * weight).sum(), losses

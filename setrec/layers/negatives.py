@@ -13,12 +13,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from setrec.schemas import PAD, mask_of
+
 
 class SoftmaxItems(NamedTuple):
     """The items that one softmax runs over, one column each."""
 
     items: Tensor | None  # (C,) int64 item ids; an item may have several columns; None: every item, in order
-    target: Tensor  # (M,) int64: the column of every prefix's target
+    target: Tensor  # (M, A) int64: the columns of every prefix's targets, padded
     log_q: Tensor | None = None  # (C,) float32, subtracted from the logits; inf: the column is left out; None: zeros
 
 
@@ -64,19 +66,22 @@ class Negatives(nn.Module):
             self.register_buffer("log_expected", expected.log().float(), persistent=False)  # (n,)
 
     def forward(self, target: Tensor) -> SoftmaxItems:
-        """The items for a batch with these targets, (M,) int64 item ids; with sampling the targets come first."""
+        """The items for a batch with these targets, (M, A) int64 item ids, padded; with sampling the targets come first."""
         if self.every:
             return SoftmaxItems(None, target)
+        real = mask_of(target)  # (M, A)
         if self.n_drawn is None:
-            return SoftmaxItems(self.allowed, self.place[target])
+            return SoftmaxItems(self.allowed, torch.where(real, self.place[target.clamp(min=0)], PAD))
         drawn = self.draw(target.device)  # (n_drawn,)
         items = self.allowed[drawn]  # (n_drawn,)
         log_q = self.log_expected[drawn]  # (n_drawn,)
-        ordered = target.sort().values  # (M,)
+        asked = target.clamp(min=0).flatten()  # (M * A,)
+        ordered = torch.where(real, target, len(self.place)).flatten().sort().values  # (M * A,): padding equals no item
         log_q = log_q.masked_fill(_times(items, ordered) > 0, torch.inf)  # (n_drawn,): targets have columns already
-        column = torch.arange(len(target), device=target.device)  # (M,)
-        # a target that occurs n times has n columns: each gets 1/n
-        return SoftmaxItems(torch.cat([target, items]), column, torch.cat([_times(target, ordered).log(), log_q]))
+        # a target that occurs n times has n columns: each gets 1/n; padding is left out
+        own = _times(asked, ordered).log().masked_fill(~real.flatten(), torch.inf)  # (M * A,)
+        column = torch.arange(len(asked), device=target.device).view_as(target).masked_fill(~real, PAD)  # (M, A)
+        return SoftmaxItems(torch.cat([asked, items]), column, torch.cat([own, log_q]))
 
     def draw(self, device: torch.device) -> Tensor:
         """Draw places in `allowed`, (n_drawn,) int64; place v is expected exp(log_expected[v]) times.
@@ -94,7 +99,7 @@ class Negatives(nn.Module):
 
 
 def _times(items: Tensor, ordered: Tensor) -> Tensor:
-    """How often each of some items, (n,) int64, stands in a sorted list, (M,) int64: (n,) float32. Nothing of size N is made."""
+    """How often each of some items, (n,) int64, stands in a sorted list, (any,) int64: (n,) float32. Nothing of size N is made."""
     first, end = (torch.searchsorted(ordered, items, right=right) for right in (False, True))  # (n,), (n,)
     return (end - first).float()
 

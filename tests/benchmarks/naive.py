@@ -45,7 +45,7 @@ def loss(model: SETRec, batch: Batch, alpha: float) -> Tensor:
     outputs = query_outputs(model, catalogue, batch)  # (B, K, D)
     logits = torch.einsum("bkd,knd->bkn", outputs, catalogue)  # (B, K, N)
     n_slots = logits.shape[1]
-    ranking = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target[:, 0].repeat_interleave(n_slots))
+    ranking = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target[:, 0, 0].repeat_interleave(n_slots))
     decoded = model.tokens.reconstruct(model.n_cf, catalogue.transpose(0, 1))  # (N, F)
     shown = batch.history[mask_of(batch.history)]  # every history item of every row
     return ranking + alpha * (decoded[shown] - model.text[shown]).square().mean()
