@@ -146,6 +146,15 @@ def test_one_kind_of_slot(n_cf: int, n_sem: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_prefix_has_the_targets_that_the_model_asks_for(tmp_path: Path) -> None:
+    cli = run([*command("fit", tmp_path, "--trainer.max_epochs=1"), *model(), "--model.ahead=3"])
+    target = next(iter(cli.datamodule.train_dataloader())).target  # (B, P, A)
+    assert target.shape[2] == 3
+    assert (target[..., 2] >= 0).any()
+    with pytest.raises(ConfigError, match="ahead is 0"):
+        run([*command("fit", tmp_path), *model(), "--model.ahead=0"])
+
+
 def test_the_released_codes_encoder_trains_one_prefix_a_row(tmp_path: Path) -> None:
     flags = [*command("fit", tmp_path, "--trainer.max_epochs=1"), *model("--model.backbone.mask=bidirectional")]
     with pytest.raises(ConfigError, match="--data.prefix_parallel false"):
