@@ -204,7 +204,9 @@ class SETRec(nn.Module):
             each_slot: With objective `score`, compute every slot's own loss too, for the log; it costs a little.
         """
         target = batch.target.flatten(0, 1)[batch.valid]  # (M, A)
-        distinct, tables = self.softmax_tables(batch, self.negatives(target))  # of (U, C)
+        # all targets of a row stand side by side in its user's history
+        most = min(target.numel(), len(target) + len(batch.prefix) * (target.shape[1] - 1))
+        distinct, tables = self.softmax_tables(batch, self.negatives(target, most))  # of (U, C)
         output = self.forward(batch, None, distinct)
         n_prefix = target.new_full((), len(target), dtype=torch.float32)  # ()
         if self.recipe.objective == "slots":

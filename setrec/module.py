@@ -36,8 +36,8 @@ class SETRecModule(RankingModule):
         backbone: Reads the histories: T5Backbone or DecoderBackbone (paper: T5-small). Default: a tiny T5 from random weights.
         lr: Peak learning rate of AdamW (paper: 1e-3 for T5, 3e-4 for Qwen).
         alpha: Weight of the reconstruction of the history's text vectors (paper: 0.7 for T5, 0.5 for Qwen).
-        compile: Compile the backbone with torch.compile. On a CPU compiling takes minutes and training gets no faster
-            (docs/scaling.md); on a GPU it has not been measured.
+        compile: Compile the backbone with torch.compile. On a CPU compiling takes minutes and training gets no faster; on a GPU,
+            torch 2.11 refuses to compile the tiny decoder (docs/scaling.md).
         start_from: Checkpoint whose weights a fit starts from; see the command `refit`.
         warmup_steps: Optimiser steps of linear warm-up before the cosine decay (paper: 100).
         weight_decay: Weight decay of AdamW (paper: 0, the default of the released training script).

@@ -22,16 +22,18 @@ def build(recipe: Recipe) -> SETRec:
     return SETRec(catalogue(), T5Backbone(shape="nano"), recipe).eval()
 
 
-@pytest.mark.parametrize("ahead", [1, 3])
+@pytest.mark.parametrize(("ahead", "prefix_parallel"), [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize("recipe", [PAPER, SCORE, replace(PAPER, n_sem=0), replace(PAPER, negatives="warm")])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
-def test_drawing_everything_is_the_exact_softmax(recipe: Recipe, sampling: str, ahead: int) -> None:
+def test_drawing_everything_is_the_exact_softmax(
+    recipe: Recipe, sampling: str, ahead: int, prefix_parallel: bool
+) -> None:
     """Losses and every gradient."""
     exact, drawn = build(recipe), build(replace(recipe, sampled=10 * N, sampling=sampling))
     drawn.load_state_dict(exact.state_dict())
     outcomes = []
     for model in (exact, drawn):
-        sums = model.losses(training(prefix_parallel=True, ahead=ahead))
+        sums = model.losses(training(prefix_parallel, ahead=ahead))
         (sums.ranking + 0.7 * sums.reconstruction).backward()
         outcomes.append((sums, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     (one, grads_one), (two, grads_two) = outcomes

@@ -19,7 +19,7 @@ from setrec.schemas import PAD, mask_of
 class SoftmaxItems(NamedTuple):
     """The items that one softmax runs over, one column each."""
 
-    items: Tensor | None  # (C,) int64 item ids; an item may have several columns; None: every item, in order
+    items: Tensor | None  # (C,) int64 item ids; a column that is left out may hold any; None: every item, in order
     target: Tensor  # (M, A) int64: the columns of every prefix's targets, padded
     log_q: Tensor | None = None  # (C,) float32, subtracted from the logits; inf: the column is left out; None: zeros
 
@@ -65,23 +65,32 @@ class Negatives(nn.Module):
             self.log_expected: Tensor
             self.register_buffer("log_expected", expected.log().float(), persistent=False)  # (n,)
 
-    def forward(self, target: Tensor) -> SoftmaxItems:
-        """The items for a batch with these targets, (M, A) int64 item ids, padded; with sampling the targets come first."""
+    def forward(self, target: Tensor, distinct: int | None = None) -> SoftmaxItems:
+        """The items for a batch; with sampling the targets come first, one column each.
+
+        Args:
+            target: (M, A) int64 item ids, padded.
+            distinct: The most distinct items that the targets can be, so that the device need not be asked; None: M * A.
+        """
         if self.every:
             return SoftmaxItems(None, target)
         real = mask_of(target)  # (M, A)
         if self.n_drawn is None:
             return SoftmaxItems(self.allowed, torch.where(real, self.place[target.clamp(min=0)], PAD))
+        n_items = len(self.place)
+        ordered = torch.where(real, target, n_items).flatten().sort().values  # (M * A,): padding comes last
+        first = torch.ones_like(ordered)  # (M * A,)
+        first[1:] = ordered[1:] != ordered[:-1]
+        # one place more, since padding counts as an item here
+        asked = ordered.new_full(((distinct or len(ordered)) + 1,), n_items)  # (distinct + 1,)
+        asked = asked.scatter_(0, first.cumsum(0) - 1, ordered)[:-1]  # (distinct,): ascending, then padding
         drawn = self.draw(target.device)  # (n_drawn,)
         items = self.allowed[drawn]  # (n_drawn,)
-        log_q = self.log_expected[drawn]  # (n_drawn,)
-        asked = target.clamp(min=0).flatten()  # (M * A,)
-        ordered = torch.where(real, target, len(self.place)).flatten().sort().values  # (M * A,): padding equals no item
-        log_q = log_q.masked_fill(_times(items, ordered) > 0, torch.inf)  # (n_drawn,): targets have columns already
-        # a target that occurs n times has n columns: each gets 1/n; padding is left out
-        own = _times(asked, ordered).log().masked_fill(~real.flatten(), torch.inf)  # (M * A,)
-        column = torch.arange(len(asked), device=target.device).view_as(target).masked_fill(~real, PAD)  # (M, A)
-        return SoftmaxItems(torch.cat([asked, items]), column, torch.cat([own, log_q]))
+        again = asked[torch.searchsorted(asked, items).clamp(max=len(asked) - 1)] == items  # (n_drawn,): is a target
+        log_q = torch.cat([torch.zeros_like(asked, dtype=torch.float32), self.log_expected[drawn]])  # (C,)
+        log_q = log_q.masked_fill(torch.cat([asked == n_items, again]), torch.inf)  # (C,)
+        column = torch.where(real, torch.searchsorted(asked, target), PAD)  # (M, A)
+        return SoftmaxItems(torch.cat([asked.clamp(max=n_items - 1), items]), column, log_q)
 
     def draw(self, device: torch.device) -> Tensor:
         """Draw places in `allowed`, (n_drawn,) int64; place v is expected exp(log_expected[v]) times.
@@ -96,12 +105,6 @@ class Negatives(nn.Module):
         steps = torch.arange(self.n_drawn, device=device, dtype=torch.float64)  # (n_drawn,)
         points = steps + torch.rand(self.n_drawn, device=device, dtype=torch.float64)  # (n_drawn,)
         return torch.searchsorted(self.edges, points, right=True).clamp(max=n - 1)  # (n_drawn,)
-
-
-def _times(items: Tensor, ordered: Tensor) -> Tensor:
-    """How often each of some items, (n,) int64, stands in a sorted list, (any,) int64: (n,) float32. Nothing of size N is made."""
-    first, end = (torch.searchsorted(ordered, items, right=right) for right in (False, True))  # (n,), (n,)
-    return (end - first).float()
 
 
 def expected_draws(weight: Tensor, n_drawn: int) -> Tensor:
