@@ -130,10 +130,10 @@ class _FixedNegatives(nn.Module):
         super().__init__()
         self.drawn = drawn
 
-    def forward(self, target: Tensor) -> SoftmaxItems:
-        """The targets, (M,) int64, and `drawn` other columns."""
-        items = torch.cat([target, target.new_zeros(self.drawn)])  # (M + drawn,)
-        return SoftmaxItems(items, torch.arange(len(target)), torch.zeros(len(items)))
+    def forward(self, target: Tensor, distinct: int) -> SoftmaxItems:
+        """Columns for the targets, (M, A) int64, of which `distinct` differ, and `drawn` other columns."""
+        items = target.new_zeros(distinct + self.drawn)  # (distinct + drawn,)
+        return SoftmaxItems(items, torch.zeros_like(target), torch.zeros(len(items)))
 
 
 @dataclass(frozen=True)
