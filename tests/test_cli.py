@@ -55,8 +55,7 @@ def test_fit_leaves_checkpoint_table_and_tensorboard(fitted: Path) -> None:
 @pytest.mark.slow
 def test_every_epoch_is_validated(tmp_path: Path) -> None:
     """Lightning counts the batches of the first epoch and validates after as many: every epoch must have that number."""
-    words = command("fit", tmp_path, "--trainer.max_epochs=6", "--data.batch_size=64", "--trainer.limit_val_batches=1")
-    run([*words, *model()])
+    run([*command("fit", tmp_path, "--trainer.max_epochs=6", "--data.batch_size=16"), *model()])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "lightning_logs/version_0"))
@@ -156,6 +155,7 @@ def test_a_prefix_has_the_targets_that_the_model_asks_for(tmp_path: Path) -> Non
         run([*command("fit", tmp_path), *model(), "--model.ahead=0"])
 
 
+@pytest.mark.slow
 def test_the_released_codes_encoder_trains_one_prefix_a_row(tmp_path: Path) -> None:
     flags = [*command("fit", tmp_path, "--trainer.max_epochs=1"), *model("--model.backbone.mask=bidirectional")]
     with pytest.raises(ConfigError, match="--data.prefix_parallel false"):
