@@ -198,9 +198,10 @@ def test_misspelt_classes(flag: str, said: str, capsys: pytest.CaptureFixture[st
         ("ablate --config c.yaml --output o --seeds x", "--seeds: needs a list, as in [1, 2]; given is x"),
         ("ablate --config c.yaml", "missing: --output"),
         ("report --nothing", "unrecognized arguments: --nothing"),
+        ("fit --config quickstart --model.backbone.shape=foo", "--model.backbone.shape: needs one of 'nano', 'tiny'"),
     ],
 )
-def test_commands_that_do_not_fit(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_of_every_kind_of_command(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     assert stop.value.code == 2

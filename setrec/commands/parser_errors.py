@@ -61,7 +61,10 @@ def of_parser(message: str) -> str:
     for name in re.findall(r"Expected a dot import path string: (\S+)", message):
         reasons, given = [f"there is no class {name}; {_alike(name)}"], []
     said = "; ".join(reasons or lines[:1]) + (f"; given is {given[-1][:80]}" if given else "")
-    return f"--{option}: {said}" if option else f"{said}; `setrec COMMAND --help` lists the options."
+    if not option:
+        return f"{said}; `setrec COMMAND --help` lists the options."
+    # the parser of a class that is the value of an option has said it of its own option
+    return f"--{option}.{said[2:]}" if said.startswith("--") else f"--{option}: {said}"
 
 
 def _alike(name: str) -> str:
